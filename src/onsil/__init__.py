@@ -1,0 +1,39 @@
+"""onsil (온실): grow a small language model of your own from your own documents.
+
+The verbs of the whole journey live here and load lazily, so that `import onsil` costs nothing
+until one is used. Nothing inside a room imports this module.
+"""
+
+import importlib
+import os
+
+# Two OpenMP threads that spin while waiting are ten times slower than one on a busy machine;
+# this must be set before torch is imported (docs/log.md, "threads").
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "OnsilError": "errors",
+    "Workspace": "lineage",
+    "Artifact": "lineage",
+    "stage": "lineage",
+    "read": "documents",
+    "curate": "corpus",
+    "train_tokenizer": "tokenizer",
+    "make_plan": "training",
+    "pretrain": "training",
+    "finetune": "training",
+    "write_lessons": "instruction",
+    "evaluate": "evaluation",
+    "grow": "grow",
+    "Answerer": "retrieval",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"onsil has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"onsil.{_HOME[name]}"), name)
