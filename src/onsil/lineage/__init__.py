@@ -1,0 +1,34 @@
+"""Every result knows what made it: stages, artefacts, records, names.
+
+Read `spelling.py` (identity and digests), then `workspace.py` (the store and `@stage`), then
+`history.py` (questions to the records).
+"""
+
+from onsil.lineage.history import (
+    affected,
+    children,
+    collect_garbage,
+    diff,
+    drift,
+    file_lineage,
+    history,
+    verify,
+)
+from onsil.lineage.spelling import Artifact, spell
+from onsil.lineage.workspace import Run, Workspace, stage
+
+__all__ = [
+    "Artifact",
+    "Run",
+    "Workspace",
+    "affected",
+    "children",
+    "collect_garbage",
+    "diff",
+    "drift",
+    "file_lineage",
+    "history",
+    "spell",
+    "stage",
+    "verify",
+]

@@ -1,0 +1,323 @@
+"""The workspace: where artefacts, their records and their names live.
+
+    .onsil/
+      format              the layout's number; another number is refused
+      objects/ab/cdef…/   bytes, addressed by their digest, read-only by convention
+      records/KEY.json    what made them: stage, version, arguments, inputs, code, machine, time
+      names/desk/         v1.json, v2.json …, aliases.json
+      work/KEY/           a stage under way: `out/` starts empty, `scratch/` outlives a crash
+      locks/KEY           one holder per stage at a time
+
+Everything is a file finished by one rename, so a killed process leaves either the old state or the
+new one. The key addresses the record, the content addresses the bytes; a name points at both.
+"""
+
+import fcntl
+import inspect
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from onsil.errors import OnsilError
+from onsil.lineage.spelling import (
+    Artifact,
+    canonical,
+    folder_digest,
+    identity_key,
+    spell,
+    sync,
+    sync_folder,
+    write_atomically,
+)
+
+FORMAT = "1"
+NAME = re.compile(r"[\w가-힣][\w가-힣.-]{0,63}")
+
+
+class Run:
+    """Where and how a stage runs: nothing in here may change its bytes.
+
+    `scratch` survives a crash and is handed back on the next attempt; `say` prints progress; the
+    rest is whatever the caller passed in `run={...}`. `ancestry` is what a file made here may
+    carry away: digests, versions and literals of everything upstream, no file names, no clock.
+    """
+
+    def __init__(self, scratch: Path, ancestry: dict[str, Any], place: dict[str, Any]):
+        self.scratch, self.ancestry = scratch, ancestry
+        self.source: Path = Path(place.get("source", "."))
+        self.say: Callable[[str], None] = place.get("say") or (lambda text: None)
+
+
+class Workspace:
+    """A folder of artefacts. Safe to open from several processes at once."""
+
+    def __init__(self, root: str | Path, say: Callable[[str], None] | None = None):
+        self.root, self.say = Path(root), say
+        for part in ("objects", "records", "names", "work", "locks"):
+            (self.root / part).mkdir(parents=True, exist_ok=True)
+        marker = self.root / "format"
+        if not marker.exists():
+            write_atomically(marker, FORMAT + "\n")
+        found = marker.read_text().strip()
+        if found != FORMAT:
+            raise OnsilError(
+                en=(
+                    f"{self.root} is a workspace of format {found!r}; this onsil writes {FORMAT!r}.",
+                    "Reading it with the wrong rules could damage it.",
+                    "Use the onsil version that made it, or set $ONSIL_HOME to a new folder.",
+                ),
+                ko=(
+                    f"{self.root}는 형식 {found!r} 작업 공간이고, 이 onsil의 형식은 {FORMAT!r}입니다.",
+                    "다른 규칙으로 읽으면 내용이 손상될 수 있습니다.",
+                    "만들 때 쓴 onsil 버전을 쓰거나 $ONSIL_HOME을 새 폴더로 지정해 주세요.",
+                ),
+            )
+
+    @classmethod
+    def find(cls, say: Callable[[str], None] | None = None) -> "Workspace":
+        """`$ONSIL_HOME`, else the nearest `.onsil` upwards from here, else a new one here."""
+        if home := os.environ.get("ONSIL_HOME"):
+            return cls(home, say)
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if (folder / ".onsil").is_dir():
+                return cls(folder / ".onsil", say)
+        return cls(here / ".onsil", say)
+
+    # -- artefacts and records ------------------------------------------------------------------
+
+    def artifact(self, digest: str, key: str = "") -> Artifact:
+        return Artifact(digest, self.root / "objects" / digest[:2] / digest[2:], key)
+
+    def record(self, key: str) -> dict[str, Any] | None:
+        path = self.root / "records" / f"{key}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every record, in the order of their keys."""
+        for path in sorted((self.root / "records").glob("*.json")):
+            yield json.loads(path.read_text(encoding="utf-8"))
+
+    def ancestry(self, spelled: dict[str, Any], stage: str, version: int, key: str) -> dict:
+        """Digests, versions and literals of a stage and all its ancestors, by key."""
+        nodes: dict[str, Any] = {}
+        for parent in inputs_of(spelled):
+            if record := self.record(parent["key"]):
+                nodes |= record["ancestry"]["nodes"]
+        nodes[key] = {"stage": f"{stage}@{version}", "arguments": without_paths(spelled)}
+        return {"made_by": key, "nodes": nodes}
+
+    def make(
+        self, fn: Callable, version: int, arguments: dict[str, Any], place: dict[str, Any]
+    ) -> Artifact:
+        """The artefact of `fn(**arguments)`: the one made before, or a new one, exactly once."""
+        stage_name, spelled = fn.__name__, spell(arguments)
+        key = identity_key(stage_name, version, spelled)
+        with self.lock(key):
+            if done := self.record(key):
+                made = self.artifact(done["object"], key)
+                if made.path.exists():
+                    return made
+            work = self.root / "work" / key
+            out, scratch = work / "out", work / "scratch"
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            scratch.mkdir(exist_ok=True)
+            ancestry = self.ancestry(spelled, stage_name, version, key)
+            start, cpu = time.time(), time.process_time()
+            notes = fn(**arguments, out=out, run=Run(scratch, ancestry, {"say": self.say} | place))
+            made = self.keep(out, key)
+            record = {
+                "key": key,
+                "object": made.digest,
+                "stage": stage_name,
+                "version": version,
+                "arguments": spelled,
+                "notes": spell(notes or {}),
+                "ancestry": ancestry,
+                "code": {"module": fn.__module__, "source": source_digest(inspect.getsource(fn))},
+                "seconds": round(time.time() - start, 3),
+                "cpu_seconds": round(time.process_time() - cpu, 3),
+                "finished_at": round(time.time(), 3),
+                "machine": {"python": platform.python_version(), "processor": platform.machine()},
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            }
+            text = json.dumps(record, ensure_ascii=False, indent=1, sort_keys=True)
+            write_atomically(self.root / "records" / f"{key}.json", text + "\n")
+            shutil.rmtree(work, ignore_errors=True)
+            return made
+
+    def keep(self, out: Path, key: str) -> Artifact:
+        """Move a finished folder to its address: fsync all of it, then one rename."""
+        made = self.artifact(folder_digest(out), key)
+        if not made.path.exists():
+            sync_folder(out)
+            made.path.parent.mkdir(exist_ok=True)
+            os.rename(out, made.path)
+            sync(made.path.parent)
+        return made
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold a stage alone, across processes. The kernel lets go when a holder dies."""
+        with (self.root / "locks" / key).open("w") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self.say:
+                    self.say(f"… {key[:12]} 다른 프로세스를 기다립니다 · waiting for another process")
+                fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def register(self, name: str, made: Artifact) -> str:
+        """Give `made` the next version of `name` (`v1`, `v2` …); the same bytes keep theirs."""
+        name = unicodedata.normalize("NFC", name)
+        if not NAME.fullmatch(name):
+            raise OnsilError(
+                en=(
+                    f"{name!r} cannot be a model's name.",
+                    "A name is typed in commands and becomes a folder.",
+                    "Use letters, digits, - _ . and at most 64 characters.",
+                ),
+                ko=(
+                    f"{name!r}는 모델 이름으로 쓸 수 없습니다.",
+                    "이름은 명령에 적고 폴더 이름이 됩니다.",
+                    "글자, 숫자, - _ . 만 써서 64자 안으로 지어 주세요.",
+                ),
+            )
+        folder = self.root / "names" / name
+        folder.mkdir(exist_ok=True)
+        with self.lock(f"name-{name}"):
+            versions = self.versions(name)
+            for version, entry in versions.items():
+                if entry["object"] == made.digest:
+                    return version
+            version = f"v{len(versions) + 1}"
+            entry = {"object": made.digest, "key": made.key, "at": round(time.time(), 3)}
+            write_atomically(folder / f"{version}.json", json.dumps(entry) + "\n")
+            return version
+
+    def versions(self, name: str) -> dict[str, dict[str, Any]]:
+        """`{version: entry}` of one name, oldest first."""
+        files = (self.root / "names" / name).glob("v*.json")
+        ordered = sorted(files, key=lambda p: int(p.stem[1:]))
+        return {p.stem: json.loads(p.read_text()) for p in ordered}
+
+    def aliases(self, name: str) -> dict[str, str]:
+        path = self.root / "names" / name / "aliases.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        self.resolve(f"{name}@{version}")
+        with self.lock(f"name-{name}"):
+            aliases = self.aliases(name) | {alias: version}
+            path = self.root / "names" / name / "aliases.json"
+            write_atomically(path, json.dumps(aliases, sort_keys=True) + "\n")
+
+    def names(self) -> list[str]:
+        found = (p.name for p in (self.root / "names").iterdir() if p.is_dir())
+        return sorted(n for n in found if self.versions(n))
+
+    def resolve(self, reference: str) -> tuple[str, str, Artifact]:
+        """`desk`, `desk@v3` or `desk@champion` → (name, version, artefact); a bare name is the
+        champion, else the newest version."""
+        name, _, wanted = unicodedata.normalize("NFC", reference).partition("@")
+        versions = self.versions(name) if NAME.fullmatch(name) else {}
+        if not versions:
+            known = self.names()
+            near = get_close_matches(name, known, n=1)
+            raise OnsilError(
+                en=(
+                    f"Nothing here is called {name!r}.",
+                    f"Known names: {', '.join(known) or 'none yet'}.",
+                    f"Did you mean {near[0]!r}?"
+                    if near
+                    else f"Grow one: onsil grow FOLDER --name {name}",
+                ),
+                ko=(
+                    f"{name!r}라는 이름이 없습니다.",
+                    f"있는 이름: {', '.join(known) or '아직 없음'}.",
+                    f"혹시 {near[0]!r}인가요?"
+                    if near
+                    else f"새로 만들려면: onsil grow 폴더 --name {name}",
+                ),
+            )
+        aliases = self.aliases(name)
+        version = aliases.get(wanted or "champion", wanted or list(versions)[-1])
+        if version not in versions:
+            choices = ", ".join([*versions, *aliases])
+            raise OnsilError(
+                en=(f"{name} has no version {wanted!r}.", "", f"It has: {choices}."),
+                ko=(f"{name}에는 {wanted!r} 버전이 없습니다.", "", f"있는 버전: {choices}."),
+            )
+        entry = versions[version]
+        return name, version, self.artifact(entry["object"], entry["key"])
+
+
+def stage(version: int) -> Callable[[Callable], Callable[..., Artifact]]:
+    """Mark a function as a stage: `fn(*, literals and artefacts, out, run)`.
+
+    Bump `version` when what it means changes, not when it is tidied. Call it as
+    `fn(workspace, **arguments, run={...})`; defaults count as if they were written out.
+    """
+
+    def mark(fn: Callable) -> Callable[..., Artifact]:
+        signature = inspect.signature(fn)
+
+        @wraps(fn)
+        def call(ws: Workspace, *, run: dict[str, Any] | None = None, **arguments) -> Artifact:
+            given = signature.bind(**arguments, out=None, run=None)
+            given.apply_defaults()
+            own = {k: v for k, v in given.arguments.items() if k not in ("out", "run")}
+            return ws.make(fn, version, own, run or {})
+
+        return call
+
+    return mark
+
+
+def inputs_of(spelled: Any) -> Iterator[dict[str, str]]:
+    """Every input artefact in spelled arguments, in order."""
+    if isinstance(spelled, dict):
+        if spelled.keys() == {"artifact", "key"}:
+            yield spelled
+        else:
+            for value in spelled.values():
+                yield from inputs_of(value)
+    elif isinstance(spelled, list):
+        for value in spelled:
+            yield from inputs_of(value)
+
+
+def without_paths(spelled: Any) -> Any:
+    """Spelled arguments fit to travel: a FileRef keeps its digest and loses its path."""
+    if isinstance(spelled, dict):
+        if spelled.keys() == {"FileRef"}:
+            return {"sha256": spelled["FileRef"]["sha256"]}
+        return {k: without_paths(v) for k, v in spelled.items()}
+    return [without_paths(v) for v in spelled] if isinstance(spelled, list) else spelled
+
+
+def source_digest(source: str) -> str:
+    """Digest of a function's source, by its syntax: comments and layout do not count."""
+    import ast
+    import hashlib
+    import textwrap
+
+    return hashlib.sha256(ast.dump(ast.parse(textwrap.dedent(source))).encode()).hexdigest()
+
+
+__all__ = ["Artifact", "Run", "Workspace", "canonical", "stage"]
