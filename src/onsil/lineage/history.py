@@ -60,7 +60,7 @@ def drift(ws: Workspace, key: str) -> list[str]:
 
 def _current_source(module: str, name: str) -> str | None:
     """The text of a stage function, decorator and all, without importing its module."""
-    spec = importlib.util.find_spec(module)
+    spec = None if module == "__main__" else importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return None
     text = Path(spec.origin).read_text(encoding="utf-8")
@@ -168,7 +168,9 @@ def collect_garbage(ws: Workspace, delete: bool) -> dict[str, list[str]]:
         for entry in ws.versions(name).values():
             roots = [entry["key"]]
             model = ws.artifact(entry["object"])
-            roots += [r["key"] for s in ("evaluate", "write_report") for r in children(ws, model, s)]
+            roots += [
+                r["key"] for s in ("evaluate", "write_report") for r in children(ws, model, s)
+            ]
             for root in roots:
                 live |= {record["key"] for _, record in history(ws, root)}
     records = list(ws.records())

@@ -176,7 +176,9 @@ class Workspace:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if self.say:
-                    self.say(f"… {key[:12]} 다른 프로세스를 기다립니다 · waiting for another process")
+                    self.say(
+                        f"… {key[:12]} 다른 프로세스를 기다립니다 · waiting for another process"
+                    )
                 fcntl.flock(f, fcntl.LOCK_EX)
             yield
 

@@ -1,0 +1,85 @@
+"""The one transformer against the published classes, and against itself."""
+
+import pytest
+import torch
+
+from onsil.models.families import config_of, load, save
+from onsil.models.shape import Shape, decoder_shape, encoder_shape
+from onsil.models.transformer import Transformer
+
+DECODER = Shape(97, 48, 3, heads=4, kv_heads=2, head_width=16, hidden=56, context=64)
+ENCODER = encoder_shape(97, 128, 2, context=64)
+
+
+def perturbed(shape: Shape) -> Transformer:
+    model = Transformer(shape).initialise(seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("shape", [DECODER, ENCODER], ids=["qwen3", "bert"])
+@torch.no_grad()
+def test_parity_with_transformers_and_the_same_bits_back(shape, tmp_path):
+    import transformers
+
+    model = perturbed(shape)
+    save(model, tmp_path, ancestry={"made_by": "test"})
+    kind = transformers.Qwen3ForCausalLM if shape.causal else transformers.BertForMaskedLM
+    oracle, info = kind.from_pretrained(
+        tmp_path, attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ids = torch.randint(0, 97, (3, 40), generator=torch.Generator().manual_seed(3))
+    arguments, oracle_arguments = {}, {}
+    if not shape.causal:
+        segments = ids % 3
+        arguments, oracle_arguments = {"segments_BT": segments}, {"token_type_ids": segments}
+    wanted = oracle.eval()(ids, **oracle_arguments).logits
+    got = model(ids, **arguments)
+    assert (got - wanted).abs().max() < 1e-5 * max(1.0, float(wanted.abs().max()))
+
+    again, rest = load(tmp_path)
+    assert not rest
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@torch.no_grad()
+def test_cached_decode_equals_the_full_forward():
+    model = perturbed(DECODER)
+    ids = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(4))
+    full = model(ids)
+    cache = model.new_cache()
+    steps = [model(ids[:, :7], cache=cache)]
+    steps += [model(ids[:, t : t + 1], cache=cache) for t in range(7, 20)]
+    assert torch.allclose(torch.cat(steps, 1), full, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [DECODER, ENCODER], ids=["causal", "bidirectional"])
+@torch.no_grad()
+def test_documents_in_one_row_do_not_see_each_other(shape):
+    model = perturbed(shape)
+    ids = torch.randint(0, 97, (1, 30), generator=torch.Generator().manual_seed(5))
+    together = model(ids, lengths=[11, 4, 15])
+    alone = torch.cat([model(part) for part in ids.split([11, 4, 15], 1)], 1)
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_causal_stack_cannot_see_ahead_and_an_encoder_can():
+    ids = torch.randint(1, 97, (1, 12), generator=torch.Generator().manual_seed(6))
+    changed = ids.clone()
+    changed[0, -1] = 0
+    for shape, sees in [(DECODER, False), (ENCODER, True)]:
+        model = perturbed(shape)
+        same = torch.equal(model(ids)[0, :-1], model(changed)[0, :-1])
+        assert same is not sees
+
+
+def test_the_grown_shapes_survive_their_own_config():
+    from onsil.models.families import shape_of
+
+    for shape in (decoder_shape(500, 128, 2), encoder_shape(500, 128, 2)):
+        assert shape_of(config_of(shape)) == shape
