@@ -73,12 +73,12 @@ class Workspace:
         if found != FORMAT:
             raise OnsilError(
                 en=(
-                    f"{self.root} is a workspace of format {found!r}; this onsil writes {FORMAT!r}.",
+                    f"{self.root} is a workspace of format {found!r}, not {FORMAT!r}.",
                     "Reading it with the wrong rules could damage it.",
                     "Use the onsil version that made it, or set $ONSIL_HOME to a new folder.",
                 ),
                 ko=(
-                    f"{self.root}는 형식 {found!r} 작업 공간이고, 이 onsil의 형식은 {FORMAT!r}입니다.",
+                    f"{self.root}는 형식 {FORMAT!r}이 아니라 {found!r}인 작업 공간입니다.",
                     "다른 규칙으로 읽으면 내용이 손상될 수 있습니다.",
                     "만들 때 쓴 onsil 버전을 쓰거나 $ONSIL_HOME을 새 폴더로 지정해 주세요.",
                 ),

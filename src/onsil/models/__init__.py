@@ -1,0 +1,1 @@
+"""Shape to model: one transformer, its families on disk, and the n-gram floor below it."""

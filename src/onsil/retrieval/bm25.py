@@ -1,0 +1,78 @@
+"""Okapi BM25 over Korean-aware terms.
+
+Korean glues particles to words, so a term is a pair of neighbouring syllables inside a word
+(«연차를» → 연차, 차를): a two-syllable word is found whatever follows it, without an analyser.
+Latin words and numbers are terms as they stand. Headings count as often as the text.
+Robertson & Zaragoza (2009), k1 = 1.2, b = 0.75.
+"""
+
+import math
+import re
+from collections import Counter
+
+from onsil.retrieval.passages import Passage
+
+K1, B = 1.2, 0.75
+WORD = re.compile(r"[가-힣]+|[a-z]+|\d+|[一-鿿]+")
+STOP = frozenset(
+    "있나 나요 인가 가요 니까 습니 무엇 엇인 어떻 떻게 알려 려주 주세 세요 얼마 마인 하나 되나 "
+    "는지 언제 누가 어디 디서 해야 야하 하는 입니 있는 경우 우에 대해 하면 되는 면되 며칠 몇".split()
+)
+
+
+def terms(text: str) -> list[str]:
+    """Searchable terms of a text, in order, repeats kept."""
+    found: list[str] = []
+    for word in WORD.findall(text.lower()):
+        if "가" <= word[0] <= "힣" and len(word) > 2:
+            found += [word[i : i + 2] for i in range(len(word) - 1)]
+        else:
+            found.append(word)
+    return found
+
+
+class BM25:
+    """An index over passages; `search` gives (score, position) pairs, best first."""
+
+    def __init__(self, passages: list[Passage]):
+        self.passages = passages
+        self.counts = [
+            Counter(terms(p.text) + 2 * terms(p.heading) + terms(p.trail)) for p in passages
+        ]
+        self.lengths = [sum(c.values()) for c in self.counts]
+        self.mean = sum(self.lengths) / max(1, len(self.lengths))
+        self.postings: dict[str, list[int]] = {}
+        for i, count in enumerate(self.counts):
+            for term in count:
+                self.postings.setdefault(term, []).append(i)
+
+    def idf(self, term: str) -> float:
+        """How telling a term is; one that occurs nowhere tells most. Question words tell little."""
+        n, df = len(self.passages), len(self.postings.get(term, ()))
+        weight = math.log(1 + (n - df + 0.5) / (df + 0.5))
+        return 0.1 * weight if term in STOP else weight
+
+    def search(
+        self, question: str, limit: int = 5, without: str | None = None
+    ) -> list[tuple[float, int]]:
+        """Best passages for a question; `without` leaves one document out (to make questions
+        that nothing here answers). Passages of superseded rules lose half their score."""
+        scores: dict[int, float] = {}
+        for term in set(terms(question)):
+            idf = self.idf(term)
+            for i in self.postings.get(term, ()):
+                tf = self.counts[i][term]
+                norm = K1 * (1 - B + B * self.lengths[i] / self.mean)
+                scores[i] = scores.get(i, 0.0) + idf * tf * (K1 + 1) / (tf + norm)
+        ranked = [
+            (score * (0.5 if self.passages[i].superseded else 1.0), i)
+            for i, score in scores.items()
+            if self.passages[i].document != without
+        ]
+        return sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:limit]
+
+    def coverage(self, question: str, text: str) -> float:
+        """Share of the question's information (Σ idf of its terms) that `text` also has."""
+        asked, there = set(terms(question)), set(terms(text))
+        total = sum(self.idf(t) for t in asked)
+        return sum(self.idf(t) for t in asked & there) / total if total else 0.0

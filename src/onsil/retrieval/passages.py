@@ -1,0 +1,109 @@
+"""Documents to passages: the unit that is found, read and cited.
+
+A passage is what stands under one heading, cut at sentence ends when it is long; its heading is
+the innermost one (the citation), and the whole path of headings helps to find it. A table row
+becomes a sentence of its own, «row · column: cell», so that a cell can be found by its labels.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onsil.documents.types import Block, Document
+
+LONGEST = 450
+SENTENCE = re.compile(r"(?<=[.!?。])\s+|\n+")
+DATE = r"(\d{4})\s*[.년-]\s*(\d{1,2})\s*[.월-]\s*(\d{1,2})"
+IN_FORCE = re.compile(r"(?:시행일?|개정일?)\s*[:：]?\s*\(?\s*" + DATE)
+EDITION = re.compile(r"[\s_\-()]*(?:v\d+|\d{4}|개정|구|신|최종|전부개정|일부개정)[\s_\-()년판]*")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """`document` path, innermost `heading`, `trail` of all headings with the title, `text`."""
+
+    document: str
+    heading: str
+    trail: str
+    text: str
+    superseded: bool = False
+
+
+def sentences(text: str) -> list[str]:
+    return [s.strip() for s in SENTENCE.split(text) if s.strip()]
+
+
+def in_force(document: Document) -> tuple[int, int, int]:
+    """The latest date a document says it came into force on; (0, 0, 0) when it names none."""
+    text = "\n".join(block.text for block in document.blocks)
+    return max(
+        (tuple(int(x) for x in found.groups()) for found in IN_FORCE.finditer(text)),
+        default=(0, 0, 0),
+    )  # type: ignore[return-value]
+
+
+def rule_name(document: Document) -> str:
+    """The title without its edition: two versions of one rule share it."""
+    return re.sub(r"\W+", "", EDITION.sub(" ", document.title)).lower()
+
+
+def passages_of(documents: tuple[Document, ...]) -> list[Passage]:
+    """Every passage in document order; those of a rule with a newer version are `superseded`."""
+    newest: dict[str, tuple[int, int, int]] = {}
+    for document in documents:
+        name = rule_name(document)
+        newest[name] = max(newest.get(name, (0, 0, 0)), in_force(document))
+    found = []
+    for document in documents:
+        date = in_force(document)
+        old = (0, 0, 0) < date < newest[rule_name(document)]
+        found += [
+            Passage(document.path, heading, trail, text, old)
+            for heading, trail, text in _sections(document)
+        ]
+    return found
+
+
+def _sections(document: Document) -> Iterator[tuple[str, str, str]]:
+    trail: list[tuple[int, str]] = []
+    lines: list[str] = []
+    for block in (*document.blocks, Block("heading", "", 0)):
+        if block.kind != "heading":
+            lines += table_lines(block.rows) if block.kind == "table" else sentences(block.text)
+            continue
+        heading = trail[-1][1] if trail else document.title
+        path = " > ".join([document.title, *(t for _, t in trail if t != document.title)])
+        for text in _packed(lines):
+            yield heading, path, text
+        lines = []
+        trail = [(level, text) for level, text in trail if level < block.level]
+        trail.append((block.level, block.text))
+
+
+def _packed(lines: list[str]) -> Iterator[str]:
+    """Lines joined up to `LONGEST` characters; a longer line is cut."""
+    held = ""
+    for line in lines:
+        for piece in (line[i : i + LONGEST] for i in range(0, len(line), LONGEST)):
+            if held and len(held) + len(piece) > LONGEST:
+                yield held
+                held = ""
+            held = f"{held}\n{piece}" if held else piece
+    if held:
+        yield held
+
+
+def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
+    """«label · column: cell / column: cell» for each row under the first, which names columns."""
+    if len(rows) < 2:
+        return [" / ".join(row) for row in rows]
+    names = rows[0]
+    lines = []
+    for row in rows[1:]:
+        cells = [
+            f"{name}: {cell}" if name else cell
+            for name, cell in zip(names[1:], row[1:], strict=False)
+            if cell
+        ]
+        lines.append(f"{row[0]} · {' / '.join(cells)}" if row else "")
+    return [line for line in lines if line]

@@ -1,0 +1,132 @@
+"""An objective is a sampler from token documents to (inputs, targets); batches never drop text.
+
+A batch is a run of documents laid end to end with their lengths; the model keeps them apart. The
+whole schedule is a pure function of (documents, seed): step k is the same batch in every run, which
+is what makes a resumed run equal to one that was never killed.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onsil.models.transformer import Transformer
+from onsil.tokenizer.template import NO_TARGET, Rendered
+from onsil.tokenizer.train import END, MASK, SPECIALS
+
+LOSS_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`ids` and `targets` 1×T, `lengths` of the documents in it; `spans` n×2 for reading tasks."""
+
+    ids: Tensor
+    lengths: list[int]
+    targets: Tensor | None = None
+    segments: Tensor | None = None
+    spans: Tensor | None = None
+
+
+def pieces_of(documents: list[list[int]], context: int) -> list[list[int]]:
+    """Each document closed by <|end|> and cut into pieces of at most `context` tokens.
+
+    Neighbouring pieces share one token, so that every token after the first is a target once.
+    """
+    pieces = []
+    for ids in documents:
+        ids = [*ids, END]
+        for start in range(0, max(1, len(ids) - 1), context - 1):
+            pieces.append(ids[start : start + context])
+    return pieces
+
+
+def schedule(sizes: list[int], batch_tokens: int, epochs: int, seed: int) -> list[list[int]]:
+    """Which pieces make up which step: every epoch a new order, packed to about `batch_tokens`."""
+    steps: list[list[int]] = []
+    for epoch in range(epochs):
+        order = list(range(len(sizes)))
+        random.Random(f"{seed}-{epoch}").shuffle(order)
+        step: list[int] = []
+        for i in order:
+            if step and sum(sizes[j] for j in step) + sizes[i] > batch_tokens:
+                steps.append(step)
+                step = []
+            step.append(i)
+        steps.append(step)
+    return steps
+
+
+def causal_batch(pieces: list[list[int]]) -> Batch:
+    """Predict each next token (Radford et al. 2018)."""
+    inputs = [piece[:-1] or piece for piece in pieces]
+    targets = [piece[1:] or [NO_TARGET] for piece in pieces]
+    return Batch(_row(inputs), [len(p) for p in inputs], targets=_row(targets))
+
+
+def masked_batch(pieces: list[list[int]], vocabulary: int, seed: str) -> Batch:
+    """Guess 15 % of the tokens: 80 % hidden, 10 % replaced, 10 % left (Devlin et al. 2019)."""
+    draw = random.Random(seed)
+    inputs, targets = [], []
+    for piece in pieces:
+        hidden, wanted = list(piece), [NO_TARGET] * len(piece)
+        for i in draw.sample(range(len(piece)), max(1, round(0.15 * len(piece)))):
+            wanted[i], dice = piece[i], draw.random()
+            if dice < 0.8:
+                hidden[i] = MASK
+            elif dice < 0.9:
+                hidden[i] = draw.randrange(len(SPECIALS), vocabulary)
+        inputs.append(hidden)
+        targets.append(wanted)
+    return Batch(_row(inputs), [len(p) for p in inputs], targets=_row(targets))
+
+
+def span_batch(tasks: list[Rendered]) -> Batch:
+    """Point at the answer's first and last token, or at <|cls|> when there is none."""
+    return Batch(
+        _row([t.ids for t in tasks]),
+        [len(t.ids) for t in tasks],
+        segments=_row([t.segments for t in tasks]),
+        spans=torch.tensor([t.target for t in tasks]),
+    )
+
+
+def _row(parts) -> Tensor:
+    return torch.tensor([[x for part in parts for x in part]])
+
+
+def token_loss(model: Transformer, batch: Batch) -> tuple[Tensor, int]:
+    """(Σ cross-entropy, number of targets). Only rows with a target meet the vocabulary, in
+    chunks, each recomputed on the way back so that one chunk's logits live at a time."""
+    from torch.utils.checkpoint import checkpoint
+
+    assert batch.targets is not None
+    hidden_TD = model.encode(batch.ids, batch.segments, batch.lengths)[0]
+    rows = (batch.targets[0] != NO_TARGET).nonzero()[:, 0]
+    wanted, hidden_ND = batch.targets[0][rows], hidden_TD[rows]
+
+    def chunk_loss(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model.logits(x), y, reduction="sum")
+
+    total = hidden_TD.new_zeros((), dtype=torch.float32)
+    for x, y in zip(hidden_ND.split(LOSS_CHUNK), wanted.split(LOSS_CHUNK), strict=True):
+        total = total + checkpoint(partial(chunk_loss), x, y, use_reentrant=False)
+    return total, len(rows)
+
+
+def span_scores(model: Transformer, head: torch.nn.Linear, batch: Batch) -> list[Tensor]:
+    """Per document T×2: how well each token starts and ends the answer, in float32."""
+    hidden_TD = model.encode(batch.ids, batch.segments, batch.lengths)[0]
+    return list(head(hidden_TD.float()).split(batch.lengths))
+
+
+def span_loss(model: Transformer, head: torch.nn.Linear, batch: Batch) -> tuple[Tensor, int]:
+    """(Σ start and end cross-entropy ÷ 2, number of documents)."""
+    assert batch.spans is not None
+    total = torch.zeros(())
+    for scores_T2, span in zip(span_scores(model, head, batch), batch.spans, strict=True):
+        total = total + F.cross_entropy(scores_T2.T, span, reduction="sum") / 2
+    return total, len(batch.lengths)
