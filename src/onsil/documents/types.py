@@ -23,6 +23,14 @@ class Block:
 
 
 @dataclass(frozen=True)
+class FileRef:
+    """A file as it was found: `path` relative to the folder (NFC, /), `sha256` of its bytes."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Document:
     """One file read whole: `path` relative to the folder (NFC, /), `sha256` of its bytes."""
 

@@ -1,0 +1,48 @@
+"""Cells that span rows and columns, laid out as a plain grid.
+
+A merged cell is repeated in every place it covers, so that each row can be read alone: the row
+still says which group it belongs to when a passage is cut out of the table.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+WIDEST_SPAN = 200  # a span beyond this is a broken file, not a table
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    columns: int = 1
+    rows: int = 1
+
+
+def grid(source: Iterable[Iterable[Cell]]) -> tuple[tuple[str, ...], ...]:
+    """Rows of texts, all equally long; rows and columns without any text are dropped."""
+    below: dict[int, tuple[str, int]] = {}  # column -> text that still covers it, rows left
+    rows: list[list[str]] = []
+    for line in source:
+        row: dict[int, str] = {column: text for column, (text, _) in below.items()}
+        below = {column: (text, left - 1) for column, (text, left) in below.items() if left > 1}
+        column = 0
+        for cell in line:
+            while column in row:
+                column += 1
+            for covered in range(column, column + _span(cell.columns)):
+                row[covered] = cell.text
+                if cell.rows > 1:
+                    below[covered] = (cell.text, _span(cell.rows) - 1)
+            column += _span(cell.columns)
+        rows.append([row.get(i, "") for i in range(max(row, default=-1) + 1)])
+    return _trim(rows)
+
+
+def _span(count: int) -> int:
+    return min(max(count, 1), WIDEST_SPAN)
+
+
+def _trim(rows: list[list[str]]) -> tuple[tuple[str, ...], ...]:
+    columns = max((len(row) for row in rows), default=0)
+    padded = [row + [""] * (columns - len(row)) for row in rows]
+    kept = [i for i in range(columns) if any(row[i] for row in padded)]
+    return tuple(tuple(row[i] for i in kept) for row in padded if any(row))
