@@ -72,8 +72,7 @@ class _Walk:
         self.text: list[str] = []
 
     def children(self, tag: "Tag") -> None:
-        from bs4 import NavigableString, Tag
-        from bs4.element import PreformattedString
+        from bs4.element import NavigableString, PreformattedString, Tag
 
         for child in tag.children:
             if isinstance(child, Tag):

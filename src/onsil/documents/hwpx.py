@@ -3,9 +3,9 @@
 `Contents/section*.xml` holds the body: a paragraph `hp:p` has runs, a run has texts `hp:t` and
 objects (tables, shapes, notes). Objects stand inside the paragraph they are anchored in, so a
 paragraph becomes its own text followed by what its objects hold. `Contents/header.xml` says which
-paragraph shapes are outline levels. Korean office documents draw many tables that are only frames: where no
-row has two cells with text, the contents are read as if the frame were not there. The title in the
-package is often left over from a template, so it counts only if the document says it too.
+paragraph shapes are outline levels. Korean office documents draw many tables that only frame text:
+where no row has two cells with text, the contents are read as if the frame were not there. The
+title in the package is often left over from a template, so it counts only if the document says it.
 
 Left out: page headers and footers, hidden comments, memos, equations (a notation of their own),
 and the numbers and bullets that 한글 draws itself. Binary HWP 5 is another format.
@@ -81,7 +81,7 @@ def _part(package: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _parsed(package: zipfile.ZipFile, name: str) -> "Element":
-    from lxml import etree
+    import lxml.etree as etree
 
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
     return etree.fromstring(_part(package, name), parser)

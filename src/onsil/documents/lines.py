@@ -45,7 +45,7 @@ def full_width(lines: Iterable[str]) -> int:
     """How wide a full line is here: the width only one line in twenty exceeds."""
     parts = (part.strip() for line in lines for part in SOFT_HYPHEN.split(line))
     widths = sorted(width(part) for part in parts if part)
-    return widths[int(0.95 * (len(widths) - 1))] if widths else 0
+    return widths[round(0.95 * (len(widths) - 1))] if widths else 0
 
 
 def words(lines: Iterable[str]) -> frozenset[str]:
@@ -60,9 +60,9 @@ def continues(line: str, following: str, full: int) -> bool:
         return False
     if full < NARROWEST or SENTENCE_END.search(line):
         return False
-    return (
-        width(SOFT_HYPHEN.split(line)[-1]) >= WRAPPED_AT * full or SOFT_END.search(line) is not None
-    )
+    *before, last = SOFT_HYPHEN.split(line)
+    broken = bool(before) and " " not in last  # the rest of a hyphenated word was drawn up here
+    return broken or width(last) >= WRAPPED_AT * full
 
 
 def join(line: str, following: str, known: frozenset[str], keeps_spaces: bool) -> str:

@@ -43,10 +43,14 @@ OTHER_SIZE = 1.12  # times the type size
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its text (with a trailing space if there is one), height on the page, type size."""
+    """One line: its text (a trailing space kept), where it starts and ends in height, type size.
+
+    PDFium draws the rest of a hyphenated word up to its beginning, so a line may end lower.
+    """
 
     text: str
     top: float
+    end: float
     size: float
 
 
@@ -86,11 +90,13 @@ def _lines(page: "PdfPage") -> list[Line]:
         for part in text.split("\n"):
             body = part.rstrip("\r")
             first = start + len(body) - len(body.lstrip())
-            top, size = 0.0, 0.0
+            top, end, size = 0.0, 0.0, 0.0
             if exact and body.strip():
                 top = textpage.get_charbox(first, loose=True)[1]
+                last = start + len(body.rstrip()) - 1
+                end = textpage.get_charbox(last, loose=True)[1]
                 size = raw.FPDFText_GetFontSize(textpage.raw, first)
-            lines.append(Line(body.replace("\u00a0", " ").replace("\x00", ""), top, size))
+            lines.append(Line(body.replace("\u00a0", " ").replace("\x00", ""), top, end, size))
             start += len(part) + 1
         return lines
     finally:
@@ -145,7 +151,7 @@ def _paragraphs(pages: list[list[Line]]) -> list[str]:
 
 
 def _usual_gap(pages: list[list[Line]]) -> float:
-    gaps = [a.top - b.top for page in pages for a, b in pairwise(page)]
+    gaps = [a.end - b.top for page in pages for a, b in pairwise(page)]
     downward = sorted(gap for gap in gaps if gap > 1)
     return downward[len(downward) // 2] if downward else 0.0
 
@@ -156,8 +162,8 @@ def _goes_on(previous: Line, line: Line, full: int, gap: float) -> bool:
         ratio = max(previous.size, line.size) / min(previous.size, line.size)
         if ratio > OTHER_SIZE:
             return False
-    step = previous.top - line.top
-    if gap and step > WIDE_GAP * gap and line.top and previous.top:
+    step = previous.end - line.top
+    if gap and step > WIDE_GAP * gap and line.top and previous.end:
         return False
     return continues(previous.text, line.text, full)
 

@@ -1,0 +1,516 @@
+"""What the readers keep, what they refuse, and that one bad file never stops the rest."""
+
+import io
+import json
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import docx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onsil.documents import Block, Document, read, read_documents, read_folder, scan
+from onsil.documents.docx import read_docx
+from onsil.documents.html import read_html
+from onsil.documents.hwpx import read_hwpx
+from onsil.documents.lines import join, paragraphs
+from onsil.documents.markdown import read_markdown
+from onsil.documents.pdf import read_pdf
+from onsil.documents.structure import promote_headings
+from onsil.documents.tables import Cell, grid
+from onsil.documents.text import decode
+from onsil.errors import OnsilError
+from onsil.lineage import Workspace
+
+RULE = "제1조(목적) 이 규정은 직원의 연차 휴가를 정함을 목적으로 한다.\n"
+# Sentences that no other encoding explains follow the generated text: a lone syllable is ambiguous.
+KOREAN = st.text(st.sampled_from("가각힣규정휴가연차의을를 ,.()0123abcXYZ\n「」○※·"), max_size=80)
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+@given(KOREAN)
+def test_cp949_comes_back(text: str):
+    assert decode((text + RULE).encode("cp949")) == (text + RULE, "cp949")
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="\ufeff")))
+def test_utf8_comes_back_with_and_without_mark(text: str):
+    assert decode(text.encode("utf-8")) == (text, "utf-8")
+    assert decode(text.encode("utf-8-sig")) == (text, "utf-8")
+
+
+@given(KOREAN, st.sampled_from(["utf-16-le", "utf-16-be"]))
+def test_utf16_comes_back_with_and_without_mark(text: str, encoding: str):
+    assert decode((text + RULE).encode(encoding)) == (text + RULE, encoding)
+    assert decode(("\ufeff" + text).encode(encoding)) == (text, encoding)
+
+
+@pytest.mark.parametrize("data", [bytes(range(256)) * 4, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_binary_is_refused_with_its_first_bytes(data: bytes):
+    with pytest.raises(OnsilError) as caught:
+        decode(data)
+    assert data[:4].hex(" ") in caught.value.en[0]
+
+
+def test_wrapped_lines_become_paragraphs_and_items_stay_apart():
+    lines = [
+        "이 규정은 회사에 근무하는 모든 직원의 휴가와 휴직에 관한 사항을 정하여",
+        "근무 조건을 분명히 함을 목적으로 한다.",
+        "① 직원은 회사가 정한 절차에 따라 휴가를 미리 신청하여야 하며 부서장은",
+        "이를 승인한다.",
+        "② 다음과 같다",
+    ]
+    assert paragraphs(lines) == [" ".join(lines[:2]), " ".join(lines[2:4]), lines[4]]
+
+
+@pytest.mark.parametrize(
+    ("line", "following", "joined"),
+    [
+        ("사용하지 않은 연차 휴", "가는 이월한다", "사용하지 않은 연차 휴가는 이월한다"),
+        ("부서장의 승인", "을 받는다", "부서장의 승인을 받는다"),
+        ("사용하지 않은", "연차를 이월한다", "사용하지 않은 연차를 이월한다"),
+        ("the annu-", "al leave", "the annual leave"),
+    ],
+)
+def test_a_broken_word_is_mended_and_no_space_is_lost(line: str, following: str, joined: str):
+    assert join(line, following, frozenset(["휴가는"]), keeps_spaces=False) == joined
+
+
+# --- markdown -----------------------------------------------------------------------------------
+
+
+def test_markdown_blocks():
+    text = """---
+title: "연차 규정"
+---
+총칙
+====
+
+# 제목 **굵게** `a*b*` #
+본문은 [링크](http://x.kr/a_(b))와 \\*별표\\*, snake_case_name
+이어진 줄.
+
+- 첫째
+- [x] 둘째
+1. 번호
+
+| 구분 | 일수 |
+|---|:-:|
+| 1년 | `15\\|16` |
+| 2년 |
+
+```
+# 코드는 그대로 **둔다**
+```
+"""
+    title, blocks = read_markdown(text.encode())
+    assert title == "연차 규정"
+    assert blocks == [
+        Block("heading", "총칙", 1),
+        Block("heading", "제목 굵게 a*b*", 1),
+        Block("paragraph", "본문은 링크와 *별표*, snake_case_name 이어진 줄."),
+        Block("paragraph", "첫째"),
+        Block("paragraph", "둘째"),
+        Block("paragraph", "1. 번호"),
+        Block("table", rows=(("구분", "일수"), ("1년", "15|16"), ("2년", ""))),
+        Block("paragraph", "# 코드는 그대로 **둔다**"),
+    ]
+
+
+# --- html ---------------------------------------------------------------------------------------
+
+PAGE = """<html><head><meta charset="euc-kr"><title>휴가 안내</title><style>p{}</style></head><body>
+<nav>메뉴</nav><header>머리</header><article><header><h1>휴가</h1></header>
+<p>연차는 <b>15일</b>입니다.<br>이월됩니다.</p><ul><li>하나<ul><li>둘</li></ul></li></ul>
+<table><tr><th colspan="2">구분</th><th>일수</th></tr>
+<tr><td rowspan="2">정규</td><td>1년</td><td>15
+<table><tr><td>ㄱ</td><td>ㄴ</td></tr></table></td></tr>
+<tr><td>2년</td><td>16</td></tr></table></article>
+<p style="display: none">숨김</p><script>x()</script>
+<aside>광고</aside><footer>꼬리</footer></body></html>"""
+
+
+def test_html_blocks_in_the_declared_charset():
+    title, blocks = read_html(PAGE.encode("cp949"))
+    assert title == "휴가 안내"
+    assert blocks == [
+        Block("heading", "휴가", 1),
+        Block("paragraph", "연차는 15일입니다.\n이월됩니다."),
+        Block("paragraph", "하나"),
+        Block("paragraph", "둘"),
+        Block(
+            "table",
+            rows=(("구분", "구분", "일수"), ("정규", "1년", "15"), ("정규", "2년", "16")),
+        ),
+        Block("table", rows=(("ㄱ", "ㄴ"),)),
+    ]
+
+
+def test_html_with_a_wrong_charset_is_still_read():
+    assert read_html(PAGE.encode("utf-8"))[1] == read_html(PAGE.encode("cp949"))[1]
+
+
+def test_grid_survives_absurd_spans():
+    assert grid([[Cell("가", columns=10**9, rows=10**9)]]) == (("가",) * 200,)
+    assert grid([[Cell("")], [Cell("", 3)]]) == ()
+
+
+# --- docx ---------------------------------------------------------------------------------------
+
+
+def word_file() -> bytes:
+    document = docx.Document()
+    document.core_properties.title = "인사 규정"
+    document.add_heading("총칙", 1)
+    document.styles.add_style("제목 2", 1)
+    document.add_paragraph("휴가", style="제목 2")
+    table = document.add_table(2, 3)
+    table.cell(0, 0).merge(table.cell(0, 1)).text = "구분"
+    table.cell(0, 2).text = "일수"
+    table.cell(1, 0).text, table.cell(1, 2).text = "1년", "15"
+    document.add_paragraph("첫째 항목", style="List Bullet")
+    document.add_paragraph("탭\t과\n줄")
+    out = io.BytesIO()
+    document.save(out)
+    return out.getvalue()
+
+
+def test_docx_blocks_in_order():
+    title, blocks = read_docx(word_file())
+    assert title == "인사 규정"
+    assert blocks == [
+        Block("heading", "총칙", 1),
+        Block("heading", "휴가", 2),
+        Block("table", rows=(("구분", "구분", "일수"), ("1년", "", "15"))),
+        Block("paragraph", "첫째 항목"),
+        Block("paragraph", "탭\t과\n줄"),
+    ]
+
+
+def test_encrypted_and_old_word_files_are_named():
+    ole = bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600)
+    with pytest.raises(OnsilError, match="not a DOCX"):
+        read_docx(ole)
+    with pytest.raises(OnsilError, match="encrypted"):
+        read_docx(ole + "EncryptedPackage".encode("utf-16-le"))
+
+
+# --- hwpx ---------------------------------------------------------------------------------------
+
+NS = (
+    'xmlns:hp="http://www.hancom.co.kr/hwpml/2011/paragraph" '
+    'xmlns:hs="http://www.hancom.co.kr/hwpml/2011/section" '
+    'xmlns:hh="http://www.hancom.co.kr/hwpml/2011/head"'
+)
+
+
+def p(inside: str, shape: int = 0) -> str:
+    return f'<hp:p paraPrIDRef="{shape}"><hp:run>{inside}</hp:run></hp:p>'
+
+
+def t(text: str) -> str:
+    return f"<hp:t>{text}</hp:t>"
+
+
+def tc(inside: str, columns: int = 1) -> str:
+    span = f'<hp:cellSpan colSpan="{columns}" rowSpan="1"/>'
+    return f"<hp:tc><hp:subList>{inside}</hp:subList>{span}</hp:tc>"
+
+
+def tbl(*rows: str) -> str:
+    return "<hp:tbl>" + "".join(f"<hp:tr>{row}</hp:tr>" for row in rows) + "</hp:tbl>"
+
+
+def hwpx_file(*sections: str, doctype: str = "", **parts: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as package:
+        for i, body in enumerate(sections):
+            package.writestr(f"Contents/section{i}.xml", f"{doctype}<hs:sec {NS}>{body}</hs:sec>")
+        package.writestr(
+            "Contents/header.xml",
+            f'<hh:head {NS}><hh:paraPr id="7"><hh:heading type="OUTLINE" level="1"/></hh:paraPr>'
+            "</hh:head>",
+        )
+        for name, text in parts.items():
+            package.writestr(name, text)
+    return out.getvalue()
+
+
+def test_hwpx_blocks_in_order():
+    first = (
+        p(t("개요"), shape=7)
+        + p(t("앞<hp:tab/>뒤<hp:lineBreak/>줄<hp:deleteBegin/>지움<hp:deleteEnd/>끝"))
+        + p(
+            "<hp:ctrl><hp:header><hp:subList>"
+            + p(t("머리말"))
+            + "</hp:subList></hp:header></hp:ctrl>"
+            + tbl(
+                tc(p(t("구분")), 2) + tc(p(t("일수"))),
+                tc(p(t("가"))) + tc("") + tc(p(t("나")) + p(t("다"))),
+            )
+        )
+        + p(tbl(tc(p(t("액자 속")) + p(t("글")))))
+        + p(
+            "<hp:rect><hp:drawText><hp:subList>"
+            + p(t("도형 글"))
+            + "</hp:subList></hp:drawText></hp:rect>"
+        )
+    )
+    sections = [first] + [p(t(f"구역 {i}")) for i in range(1, 11)]
+    _, blocks = read_hwpx(hwpx_file(*sections))
+    assert blocks[:6] == [
+        Block("heading", "개요", 2),
+        Block("paragraph", "앞\t뒤\n줄끝"),
+        Block("table", rows=(("구분", "구분", "일수"), ("가", "", "나\n다"))),
+        Block("paragraph", "액자 속"),
+        Block("paragraph", "글"),
+        Block("paragraph", "도형 글"),
+    ]
+    assert [b.text for b in blocks[6:]] == [f"구역 {i}" for i in range(1, 11)]  # 10 after 9
+
+
+def test_hwpx_title_counts_only_if_the_text_has_it():
+    hpf = "<package><title>휴가 규정</title></package>"
+    assert (
+        read_hwpx(hwpx_file(p(t("휴가  규정")), **{"Contents/content.hpf": hpf}))[0] == "휴가 규정"
+    )
+    assert read_hwpx(hwpx_file(p(t("다른 글")), **{"Contents/content.hpf": hpf}))[0] == ""
+
+
+def test_hwpx_entities_are_not_expanded(tmp_path: Path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("비밀", encoding="utf-8")
+    doctype = f'<!DOCTYPE x [<!ENTITY leak SYSTEM "{secret.as_uri()}">]>'
+    _, blocks = read_hwpx(hwpx_file(p(t("앞&leak;뒤")), doctype=doctype))
+    assert "비밀" not in blocks[0].text
+
+
+def test_hwpx_that_is_encrypted_or_something_else_is_named():
+    manifest = {"META-INF/manifest.xml": "<m><encryption-data/></m>"}
+    with pytest.raises(OnsilError, match="encrypted"):
+        read_hwpx(hwpx_file(p(t("글")), **manifest))
+    with pytest.raises(OnsilError, match="no HWPX body"):
+        read_hwpx(b"\xd0\xcf\x11\xe0")
+
+
+# --- pdf ----------------------------------------------------------------------------------------
+
+
+def pdf_file(*pages: list[tuple[int, int, str]], title: str = "") -> bytes:
+    """A PDF written by hand: on each page (height, type size, text), in Helvetica."""
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    ]
+    for i, lines in enumerate(pages):
+        drawn = "".join(f"BT /F {size} Tf 50 {y} Td ({text}) Tj ET\n" for y, size, text in lines)
+        objects.append(
+            "<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]"
+            f"/Resources<</Font<</F 3 0 R>>>>/Contents {5 + 2 * i} 0 R>>"
+        )
+        objects.append(f"<</Length {len(drawn)}>>stream\n{drawn}endstream")
+    objects.append(f"<</Title({title})>>")
+    body, places = "%PDF-1.4\n", []
+    for number, text in enumerate(objects, 1):
+        places.append(len(body))
+        body += f"{number} 0 obj\n{text}\nendobj\n"
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    count = len(objects) + 1
+    return (
+        f"{body}xref\n0 {count}\n0000000000 65535 f \n{table}"
+        f"trailer<</Size {count}/Root 1 0 R/Info {count - 1} 0 R>>\nstartxref\n{len(body)}\n%%EOF"
+    ).encode("latin-1")
+
+
+def test_pdf_paragraphs_go_over_lines_and_pages():
+    def page(number: int, *lines: str) -> list[tuple[int, int, str]]:
+        body = [(700 - 14 * i, 12, line) for i, line in enumerate(lines)]
+        return [(760, 9, "Annual Leave Rules"), *body, (30, 9, f"- {number} -")]
+
+    title, blocks = read_pdf(
+        pdf_file(
+            page(
+                1, "Leave that was not used within the year may be carried", "over once. So it is."
+            ),
+            page(
+                2, "A request is made in writing to the head of the depart-", "ment, who may refuse"
+            ),
+            page(3, "it only for a reason that is given in writing as well,", "within two days."),
+            title="Microsoft Word - rules.docx",
+        )
+    )
+    assert title == ""
+    texts = [block.text for block in blocks]
+    assert texts[0] == "Leave that was not used within the year may be carried over once. So it is."
+    assert texts[1].startswith(
+        "A request is made in writing to the head of the department, who may"
+    )
+    assert not any("Annual Leave" in text or "- 2 -" in text for text in texts)
+
+
+def test_pdf_without_text_says_so_and_keeps_a_sensible_title():
+    with pytest.raises(OnsilError, match="no text layer"):
+        read_pdf(pdf_file([]))
+    assert read_pdf(pdf_file([(700, 12, "Body.")], title="Leave Rules"))[0] == "Leave Rules"
+
+
+# --- structure ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "heading", "level", "rest"),
+    [
+        ("제1편 총칙", "제1편 총칙", 1, ""),
+        ("제1장 총칙", "제1장 총칙", 2, ""),
+        ("제 2 절 휴가 <개정 2024. 1. 1.>", "제 2 절 휴가 <개정 2024. 1. 1.>", 3, ""),
+        ("제12조(연차의 이월)", "제12조(연차의 이월)", 4, ""),
+        ("제12조의2 (이월의 한도) ① 열흘", "제12조의2 (이월의 한도)", 4, "① 열흘"),
+        ("제3조(정의 (약칭))① 이 법", "제3조(정의 (약칭))", 4, "① 이 법"),
+        ("제4조(에너지) 에너지는 아껴 쓴다.", "제4조(에너지)", 4, "에너지는 아껴 쓴다."),
+        ("제5조【벌칙】 과료", "제5조【벌칙】", 4, "과료"),
+        ("부칙", "부칙", 2, ""),
+        ("부 칙 <제10호, 2024. 1. 1.>", "부 칙 <제10호, 2024. 1. 1.>", 2, ""),
+    ],
+)
+def test_korean_headings_are_promoted(line: str, heading: str, level: int, rest: str):
+    expected = [Block("heading", heading, level)] + [Block("paragraph", rest)] * bool(rest)
+    assert promote_headings([Block("paragraph", line)]) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "제3조(정의)에 따라 처리한다.",
+        "제3조(정의)의 규정",
+        "제3조(정의) 및 제4조(범위)에 따라 처리한다.",
+        "제3조(정의) 제1항에 따라 처리한다.",
+        "제3조에 따라 처리한다.",
+        "제1장의 규정에 따른다.",
+        "제1장 및 제2장의 규정은 임원에게 적용하지 아니한다.",
+        "부칙에서 정한다.",
+        "1. 목적",
+    ],
+)
+def test_sentences_that_cite_stay_sentences(line: str):
+    assert promote_headings([Block("paragraph", line)]) == [Block("paragraph", line)]
+
+
+def test_articles_inside_one_paragraph_are_parted():
+    text = "머리글\n제1조(목적) 하나\n② 둘\n제2조(정의) 셋"
+    assert [(b.kind, b.text) for b in promote_headings([Block("paragraph", text)])] == [
+        ("paragraph", "머리글"),
+        ("heading", "제1조(목적)"),
+        ("paragraph", "하나\n② 둘"),
+        ("heading", "제2조(정의)"),
+        ("paragraph", "셋"),
+    ]
+
+
+# --- the folder ---------------------------------------------------------------------------------
+
+
+def a_folder(root: Path) -> Path:
+    folder = root / "docs"
+    (folder / "하위").mkdir(parents=True)
+    (folder / unicodedata.normalize("NFD", "규정.txt")).write_bytes(RULE.encode("cp949"))
+    (folder / "하위" / "b.MD").write_text("# 안내\n본문", encoding="utf-8")
+    (folder / "a.docx").write_bytes(word_file())
+    (folder / "broken.docx").write_bytes(word_file()[:900])
+    (folder / "bad.hwpx").write_bytes(hwpx_file("<hp:p>"))
+    (folder / "empty.txt").write_bytes(b" \n")
+    (folder / "old.hwp").write_bytes(b"x")
+    (folder / "gold.jsonl").write_text("{}")
+    (folder / ".hidden.md").write_text("숨김")
+    (folder / "~$a.docx").write_bytes(b"lock")
+    (root / "outside.md").write_text("밖")
+    (folder / "link.md").symlink_to(root / "outside.md")
+    (folder / "하위" / "loop").symlink_to(folder)
+    return folder
+
+
+def test_scan_is_sorted_nfc_and_leaves_out_what_is_no_document(tmp_path: Path):
+    paths = [ref.path for ref in scan(a_folder(tmp_path))]
+    expected = "a.docx bad.hwpx broken.docx empty.txt old.hwp 규정.txt 하위/b.MD".split()  # noqa: SIM905
+    assert paths == sorted(expected)
+
+
+def test_one_bad_file_never_stops_the_rest(tmp_path: Path):
+    folder = a_folder(tmp_path)
+    documents, skipped = read_folder(folder, scan(folder))
+    assert [(d.path, d.format, d.title) for d in documents] == [
+        ("a.docx", "docx", "인사 규정"),
+        ("규정.txt", "text", "제1조(목적)"),
+        ("하위/b.MD", "markdown", "안내"),
+    ]
+    reasons = {row["path"]: row["reason_en"] for row in skipped}
+    assert set(reasons) == {"bad.hwpx", "broken.docx", "empty.txt", "old.hwp"}
+    assert "XMLSyntaxError" in reasons["bad.hwpx"]
+    assert "no text" in reasons["empty.txt"] and "한글" in reasons["old.hwp"]
+    assert all(row["reason_ko"] for row in skipped)
+
+
+def test_a_file_that_changes_is_not_read(tmp_path: Path):
+    folder = a_folder(tmp_path)
+    refs = scan(folder)
+    (folder / "하위" / "b.MD").write_text("# 바뀐 글", encoding="utf-8")
+    (folder / "a.docx").unlink()
+    _, skipped = read_folder(folder, refs)
+    changed = [r["path"] for r in skipped if "changed while being read" in r["reason_en"]]
+    assert changed == ["a.docx", "하위/b.MD"]
+
+
+def test_read_makes_an_artifact_that_depends_on_the_bytes_alone(tmp_path: Path):
+    ws = Workspace(tmp_path / "ws")
+    first = read(ws, a_folder(tmp_path / "one"))
+    assert [d.path for d in read_documents(first / "documents.jsonl")][-1] == "하위/b.MD"
+    rows = (first / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(row)["path"] for row in rows} >= {"old.hwp", "broken.docx"}
+    plain = tmp_path / "plain", tmp_path / "moved"
+    for folder in plain:
+        folder.mkdir()
+        (folder / "a.md").write_text("# 같은 글", encoding="utf-8")
+    assert read(ws, plain[0]).digest == read(ws, plain[1]).digest != first.digest
+
+
+def test_a_missing_or_empty_folder_is_refused(tmp_path: Path):
+    for folder in (tmp_path / "없음", tmp_path):
+        with pytest.raises(OnsilError) as caught:
+            scan(folder)
+        assert str(folder) in caught.value.en[0] and str(folder) in caught.value.ko[0]
+
+
+# --- real files ---------------------------------------------------------------------------------
+
+
+def hangul(document: Document) -> int:
+    texts = [b.text for b in document.blocks] + [
+        c for b in document.blocks for r in b.rows for c in r
+    ]
+    return sum("가" <= c <= "힣" for text in texts for c in text)
+
+
+def test_real_office_files_are_read_or_skipped_by_name(onsil_data: Path):
+    folder = onsil_data / "documents"
+    documents, skipped = read_folder(folder, scan(folder))
+    named = {row["path"]: row["reason_en"] for row in skipped}
+    known = [path for path in named if path.endswith((".docx", ".pdf", ".hwpx"))]
+    assert all("holds no text" in named[path] for path in known)
+    assert len(known) == 3 and len(documents) >= 25
+    found = {Path(document.path).stem: document for document in documents}
+    assert hangul(found["gangnam-notice"]) >= 450
+    assert hangul(found["public-data-standard"]) > 3_500
+    rfp = found["rfp-concert-44tables"]
+    tables = [block.rows for block in rfp.blocks if block.kind == "table"]
+    # 44 are drawn; those that only frame text, and empty forms, are not tables to a reader.
+    assert 24 <= len(tables) <= 44
+    assert hangul(rfp) > 10_000
+    assert ("음악축제 1부", "18:30 ~ 19:20", "뮤지컬, 오페라 갈라쇼 등 2팀") in [
+        r for t in tables for r in t
+    ]
+    assert all(len(set(map(len, rows))) == 1 for rows in tables)
