@@ -1,0 +1,97 @@
+"""The report's vocabulary: what readers, stages, settings and kinds of personal data are called.
+
+Each pair is Korean, English. A name that is not listed is shown as it is, so a new stage or kind
+appears in the report before anyone has found words for it.
+"""
+
+from onsil.evaluation.report_html import Pair
+
+READERS: dict[str, Pair] = {
+    "best_sentence": ("가장 가까운 문장 (신경망 아님)", "Best sentence (not neural)"),
+    "typed_sentence": ("묻는 종류만 남긴 문장 (신경망 아님)", "Typed sentence (not neural)"),
+    "span_encoder": ("학습한 구간 읽기 모델", "Trained span encoder"),
+    "span_encoder_random": (
+        "무작위 가중치 구간 읽기 모델 (대조군)",
+        "Span encoder with random weights (control)",
+    ),
+}
+NON_NEURAL = ("best_sentence", "typed_sentence")
+
+STAGES: dict[str, Pair] = {
+    "read_files": ("문서 읽기", "Read documents"),
+    "curate": ("말뭉치 정제", "Curate the corpus"),
+    "train_tokenizer": ("토크나이저 만들기", "Train the tokenizer"),
+    "write_lessons": ("학습 문제 만들기", "Write lessons"),
+    "gather_questions": ("시험 문제 모으기", "Gather questions"),
+    "make_plan": ("계획 세우기", "Make the plan"),
+    "adopt_plan": ("주어진 계획 따르기", "Adopt a plan"),
+    "pretrain": ("사전학습", "Pretrain"),
+    "finetune": ("미세조정", "Finetune"),
+    "evaluate": ("평가", "Evaluate"),
+    "assemble": ("모델 묶기", "Assemble the model"),
+}
+
+PLAN: dict[str, Pair] = {
+    "vocabulary": ("어휘 크기", "Vocabulary"),
+    "width": ("너비", "Width"),
+    "depth": ("깊이(층)", "Depth (layers)"),
+    "context": ("문맥 길이(토큰)", "Context (tokens)"),
+    "batch_tokens": ("배치 크기(토큰)", "Batch (tokens)"),
+    "learning_rate": ("학습률", "Learning rate"),
+    "decoder_epochs": ("언어 모델 에폭(회)", "Decoder epochs"),
+    "encoder_epochs": ("읽기 모델 사전학습 에폭(회)", "Encoder epochs"),
+    "reader_epochs": ("읽기 미세조정 에폭(회)", "Reader epochs"),
+    "decoder_steps": ("언어 모델 단계", "Decoder steps"),
+    "encoder_steps": ("읽기 모델 사전학습 단계", "Encoder steps"),
+    "reader_steps": ("읽기 미세조정 단계", "Reader steps"),
+    "compute": ("계산 자료형", "Compute type"),
+    "threads": ("스레드", "Threads"),
+    "compiled": ("컴파일한 코드", "Compiled code"),
+    "seed": ("난수 시드", "Seed"),
+    "minutes": ("예산(분)", "Budget (minutes)"),
+    "tokens_per_second": ("측정한 속도(토큰/초)", "Measured speed (tokens/s)"),
+    "predicted_seconds": ("예상 학습 시간(초)", "Predicted training (s)"),
+}
+
+PERSONAL: dict[str, Pair] = {
+    "rrn": ("주민등록번호", "Resident registration number"),
+    "resident": ("주민등록번호", "Resident registration number"),
+    "foreigner": ("외국인등록번호", "Foreigner registration number"),
+    "phone": ("전화번호", "Phone number"),
+    "email": ("전자우편 주소", "E-mail address"),
+    "account": ("계좌번호", "Bank account"),
+    "card": ("카드번호", "Card number"),
+    "business": ("사업자등록번호", "Business registration number"),
+    "passport": ("여권번호", "Passport number"),
+    "licence": ("운전면허번호", "Driving licence"),
+    "license": ("운전면허번호", "Driving licence"),
+    "vehicle": ("차량번호", "Vehicle number"),
+}
+
+REASONS: dict[str, Pair] = {
+    "exact": ("내용이 같은 문서", "Same content as another"),
+    "duplicate": ("내용이 같은 문서", "Same content as another"),
+    "near": ("거의 같은 문서", "Nearly the same as another"),
+    "near_duplicate": ("거의 같은 문서", "Nearly the same as another"),
+    "empty": ("글자가 없는 문서", "No text in it"),
+}
+
+SAMPLES: dict[str, Pair] = {
+    "good": ("○ 맞힌 답", "Good answer"),
+    "bad": ("✕ 틀린 답", "Bad answer"),
+    "abstained": ("— 답하지 않음", "Abstained"),
+}
+
+TYPES: dict[str, Pair] = {
+    "none": ("분류 없음", "Unclassified"),
+    "number": ("수", "Number"),
+    "date": ("날짜", "Date"),
+    "definition": ("뜻", "Definition"),
+    "table": ("표", "Table"),
+    "person": ("담당", "Who"),
+}
+
+
+def called(names: dict[str, Pair], name: str) -> Pair:
+    """The words for a name, or the name itself."""
+    return names.get(name, (name, name))
