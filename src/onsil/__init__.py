@@ -26,7 +26,6 @@ _HOME = {
     "finetune": "training",
     "write_lessons": "instruction",
     "evaluate": "evaluation",
-    "grow": "grow",
     "Answerer": "retrieval",
 }
 

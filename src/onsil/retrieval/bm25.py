@@ -14,10 +14,13 @@ from onsil.retrieval.passages import Passage
 
 K1, B = 1.2, 0.75
 WORD = re.compile(r"[가-힣]+|[a-z]+|\d+|[一-鿿]+")
-STOP = frozenset(
-    "있나 나요 인가 가요 니까 습니 무엇 엇인 어떻 떻게 알려 려주 주세 세요 얼마 마인 하나 되나 "
-    "는지 언제 누가 어디 디서 해야 야하 하는 입니 있는 경우 우에 대해 하면 되는 면되 며칠 몇".split()
-)
+# Syllable pairs of asking («있나요», «어떻게», «얼마인가요»): they say nothing about the subject.
+ASKING = """
+있나 나요 인가 가요 니까 습니 무엇 엇인 어떻 떻게 알려 려주 주세 세요 얼마 마인 하나 되나 
+는지 언제 누가 어디 디서 해야 야하 하는 입니 있는 경우
+우에 대해 하면 되는 면되 며칠 몇
+"""
+STOP = frozenset(ASKING.split())
 
 
 def terms(text: str) -> list[str]:

@@ -29,6 +29,11 @@ class Passage:
     superseded: bool = False
 
 
+def reading_text(passage: Passage) -> str:
+    """What a reader sees of a passage: its innermost headings, then its text."""
+    return f"{' > '.join(passage.trail.split(' > ')[-2:])}\n{passage.text}"
+
+
 def sentences(text: str) -> list[str]:
     return [s.strip() for s in SENTENCE.split(text) if s.strip()]
 

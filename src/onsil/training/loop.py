@@ -8,7 +8,7 @@ alone and nothing else is random.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(
-    parameters: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
     loss_of: Callable[[int], tuple[Tensor, int]],
     steps: int,
     peak: float,
@@ -70,9 +70,10 @@ def train(
             raise _stopped(step, float(loss.detach()), norm, targets)
         optimizer.step()
         optimizer.zero_grad()
+        yield Step(step + 1, float(loss.detach()), targets, norm)
+        # After the yield: whatever the caller wrote down about this step is on disk by now.
         if (step + 1) % every == 0 and step + 1 < steps:
             _save(parameters, optimizer, scratch, step + 1)
-        yield Step(step + 1, float(loss.detach()), targets, norm)
 
 
 def _stopped(step: int, loss: float, norm: float, targets: int) -> OnsilError:
@@ -92,7 +93,7 @@ def _stopped(step: int, loss: float, norm: float, targets: int) -> OnsilError:
     )
 
 
-def _save(parameters: dict[str, Tensor], optimizer, scratch: Path, step: int) -> None:
+def _save(parameters: Mapping[str, Tensor], optimizer, scratch: Path, step: int) -> None:
     """Weights and both moments in one safetensors file, then the pointer to it, each atomic."""
     tensors = {f"weight/{name}": p.detach() for name, p in parameters.items()}
     for name, p in parameters.items():
@@ -107,7 +108,7 @@ def _save(parameters: dict[str, Tensor], optimizer, scratch: Path, step: int) ->
             old.unlink()
 
 
-def _restore(parameters: dict[str, Tensor], optimizer, scratch: Path) -> int:
+def _restore(parameters: Mapping[str, Tensor], optimizer, scratch: Path) -> int:
     pointer = scratch / "latest.json"
     if not pointer.exists():
         return 0

@@ -1,0 +1,62 @@
+"""The same thing twice teaches nothing: exact copies, near copies, and lines on every page.
+
+Near copies are proposed by MinHash (rensa) over character 5-grams and confirmed by the exact
+Jaccard similarity; an amended rule resembles its older version almost to the letter, so documents
+whose numbers differ are never copies of each other.
+"""
+
+import hashlib
+import re
+from collections import Counter
+
+from onsil.documents.types import Document
+
+SIMILAR, PERMUTATIONS, BANDS, SHINGLE = 0.9, 128, 32, 5
+REPEATED_SHARE, REPEATED_LEAST, REPEATED_LONGEST = 0.3, 3, 80
+
+
+def _bare(document: Document) -> str:
+    cells = (c for b in document.blocks for r in b.rows for c in r)
+    return re.sub(r"\s+", "", "".join([*(b.text for b in document.blocks), *cells]))
+
+
+def repeated_lines(documents: list[Document]) -> Counter[str]:
+    """Short paragraphs that stand in at least three and 30 % of the documents, with how many."""
+    seen: Counter[str] = Counter()
+    for document in documents:
+        seen.update({b.text.strip() for b in document.blocks if b.kind == "paragraph"})
+    least = max(REPEATED_LEAST, REPEATED_SHARE * len(documents))
+    return Counter(
+        {t: n for t, n in seen.items() if t and n >= least and len(t) < REPEATED_LONGEST}
+    )
+
+
+def copies(documents: list[Document]) -> dict[str, tuple[str, str]]:
+    """`{path: (reason, path of the one kept)}` for every document that repeats an earlier one."""
+    from rensa import RMinHash, RMinHashLSH
+
+    removed: dict[str, tuple[str, str]] = {}
+    exact: dict[str, str] = {}
+    index = RMinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS, num_bands=BANDS)
+    kept: list[tuple[str, set[str], Counter[str]]] = []
+    for document in sorted(documents, key=lambda d: d.path):
+        bare = _bare(document)
+        digest = hashlib.sha256(bare.encode()).hexdigest()
+        if digest in exact:
+            removed[document.path] = ("exact copy", exact[digest])
+            continue
+        exact[digest] = document.path
+        shingles = {bare[i : i + SHINGLE] for i in range(max(1, len(bare) - SHINGLE + 1))}
+        numbers = Counter(re.findall(r"\d+", bare))
+        sketch = RMinHash(num_perm=PERMUTATIONS, seed=42)
+        sketch.update(sorted(shingles))
+        for candidate in sorted(index.query(sketch)):
+            path, theirs, their_numbers = kept[candidate]
+            alike = len(shingles & theirs) / len(shingles | theirs)
+            if alike >= SIMILAR and numbers == their_numbers:
+                removed[document.path] = ("near copy", path)
+                break
+        else:
+            index.insert(len(kept), sketch)
+            kept.append((document.path, shingles, numbers))
+    return removed

@@ -1,0 +1,136 @@
+"""Gold questions, and asking them: one row per question and reader.
+
+`gold.jsonl` in the folder of documents (never read as a document) holds questions with a `dev` and
+a `test` half. Choices — which reader, where its gate stands — see dev only. A folder without gold
+gets questions from the rule teacher's held-out lessons: the same question with its document left
+out is the unanswerable one.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onsil.errors import OnsilError
+from onsil.evaluation.metrics import exact, f1
+from onsil.retrieval.bm25 import BM25
+from onsil.retrieval.gate import Gate
+from onsil.retrieval.readers import Reading
+
+Ask = Callable[[BM25, str, list[tuple[float, int]]], Reading | None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """`places`: every (document, heading) that answers; `without`: a document to leave out."""
+
+    id: str
+    split: str
+    text: str
+    answers: tuple[str, ...]
+    places: tuple[tuple[str, str], ...]
+    kind: str
+    without: str | None = None
+
+    @property
+    def answerable(self) -> bool:
+        return bool(self.answers)
+
+
+def load_gold(path: Path) -> list[Question]:
+    """Questions of a gold.jsonl. Raises OnsilError naming the line that is not one."""
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            places = [row, *row.get("also", [])] if row["answerable"] else []
+            questions.append(
+                Question(
+                    row["id"],
+                    row["split"],
+                    row["question"],
+                    tuple(row["answers"]) if row["answerable"] else (),
+                    tuple((p["document"], p["heading"]) for p in places),
+                    row.get("type", "none"),
+                )
+            )
+        except (ValueError, KeyError, TypeError) as e:
+            raise OnsilError(
+                en=(
+                    f"{path.name} line {number} is not a question ({type(e).__name__}: {e}).",
+                    "The report would be about other questions than you think.",
+                    "Each line needs id, split, question, answerable, answers, document, heading.",
+                ),
+                ko=(
+                    f"{path.name} {number}번째 줄을 질문으로 읽지 못했습니다"
+                    f"({type(e).__name__}: {e}).",
+                    "이대로면 성적표가 다른 질문으로 매겨집니다.",
+                    "줄마다 id, split, question, answerable, answers, document, heading을 "
+                    "적어 주세요.",
+                ),
+            ) from e
+    return questions
+
+
+def same_heading(a: str, b: str) -> bool:
+    def bare(text: str) -> str:
+        return "".join(c for c in text if c.isalnum())
+
+    return bare(a) == bare(b)
+
+
+def cited_right(reading: Reading, question: Question) -> bool:
+    """The passage stands in an accepted document under an accepted heading."""
+    passage = reading.passage
+    return any(
+        passage.document.rsplit("/", 1)[-1] == document.rsplit("/", 1)[-1]
+        and (
+            same_heading(passage.heading, heading)
+            or any(same_heading(part, heading) for part in passage.trail.split(" > "))
+        )
+        for document, heading in question.places
+    )
+
+
+def ask_all(index: BM25, reader: Ask, questions: Iterable[Question]) -> list[dict]:
+    """What a reader would answer to each question, before any gate."""
+    rows = []
+    for question in questions:
+        hits = index.search(question.text, limit=5, without=question.without)
+        reading = reader(index, question.text, hits) if hits else None
+        right = reading is not None and question.answerable and cited_right(reading, question)
+        rows.append(
+            {
+                "question": question,
+                "reading": reading,
+                "right": right,
+                "would_f1": f1(reading.answer, question.answers) if reading else 0.0,
+                "would_exact": exact(reading.answer, question.answers) if reading else 0.0,
+            }
+        )
+    return rows
+
+
+def gated(rows: Iterable[dict], gate: Gate) -> list[dict]:
+    """The rows with the gate's decision in them, ready for `metrics.scorecard`."""
+    done = []
+    for row in rows:
+        reading, question = row["reading"], row["question"]
+        confidence = gate.confidence(reading.features) if reading else 0.0
+        answered = reading is not None and confidence >= gate.threshold
+        done.append(
+            row
+            | {
+                "confidence": confidence,
+                "answerable": question.answerable,
+                "unanswerable": not question.answerable,
+                "answered": answered,
+                "abstained": not answered,
+                "cited": row["right"],
+                "f1": row["would_f1"] if answered else 0.0,
+                "exact": row["would_exact"] if answered else 0.0,
+            }
+        )
+    return done

@@ -1,0 +1,192 @@
+"""The rule teacher: questions, answers and citations read off the documents' own structure.
+
+Office rules say in their structure what is worth asking: a definition article, a row and a column
+of a table, a number with its unit in a sentence under a heading. Each becomes a question whose
+answer is a range of characters in a passage. Nothing is invented: the question is the sentence
+with the answer replaced by the word that asks for it, then worn down (words dropped, endings
+changed) the way people type. Lessons follow their document's split, so held-out documents teach
+nothing.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from onsil.corpus import load_corpus
+from onsil.lineage import Artifact, Run, stage
+from onsil.retrieval.bm25 import BM25
+from onsil.retrieval.passages import Passage, passages_of, reading_text, sentences
+
+NUMBER = r"\d[\d,.]*(?:만|천|억)?\s?"
+# What a span of text is, and how a person asks for it. First match wins, so longer units lead.
+KINDS = [
+    (r"\d{4}[.년-]\s?\d{1,2}[.월-]\s?\d{1,2}일?", ("언제", "며칟날", "날짜가 언제")),
+    (r"\d{1,2}:\d{2}|\d{1,2}시(?:\s?\d{1,2}분)?", ("몇 시", "언제")),
+    (NUMBER + r"(?:만\s?원|천\s?원|원)", ("얼마", "금액이 얼마", "몇 원", "한도가 얼마")),
+    (
+        NUMBER + r"(?:영업일|근무일|일)(?:\s(?:이내|전))?",
+        ("며칠", "언제", "며칠 이내", "기한이 언제"),
+    ),
+    (NUMBER + r"(?:개월|주일|주)(?:\s(?:이내|전))?", ("몇 개월", "얼마 동안", "기간이 얼마")),
+    (NUMBER + r"시간(?:\s(?:이내|전))?", ("몇 시간", "얼마")),
+    (NUMBER + r"년(?!\s?\d)", ("몇 년", "얼마 동안", "기간이 얼마")),
+    (NUMBER + r"(?:명|인)(?![가-힣])", ("몇 명", "몇 인")),
+    (NUMBER + r"(?:퍼센트|%)", ("몇 퍼센트", "몇 %", "비율이 얼마")),
+    (NUMBER + r"(?:회|차례|번)(?![가-힣])", ("몇 번", "몇 회")),
+    (NUMBER + r"(?:자리|자|개|점|급|매|부|층|대)(?![가-힣])", ("몇 개", "몇")),
+]
+KIND_PATTERN = re.compile("|".join(f"(?P<k{i}>{pattern})" for i, (pattern, _) in enumerate(KINDS)))
+DEFINITION = re.compile(
+    r"[\"“«「']([^\"”»」']{2,30})[\"”»」'](?:이란|란|이라 함은|라 함은)\s*(.{6,200}?)(?:을|를)\s*말한다"
+)
+DOER = re.compile(
+    r"([가-힣]{2,12}(?:장|부서|위원회|담당자|책임자|관리자|감사|팀|실|과|부))(?:이|가|은|는)\s"
+)
+ENDINGS = ("나요?", "나요", "는지 알려 주세요", "니까?", "?", "", "는지", "죠?")
+STATEMENT = re.compile(
+    r"(?:하여야 한다|해야 한다|한다|된다|할 수 있다|으로 한다|로 한다|이다|다)\.?$"
+)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A question on `passage` (its trail and text joined): `answer` is (first, last + 1) character,
+    None when this passage does not answer it."""
+
+    question: str
+    passage: str
+    answer: tuple[int, int] | None
+    document: str
+    heading: str
+    kind: str
+    split: str
+
+
+def _worn(words: list[str], keep: set[str], draw: random.Random) -> str:
+    """A question as typed: some words dropped (never those in `keep`), the ending changed."""
+    rate = draw.choice((0.0, 0.2, 0.4, 0.6))
+    left = [w for w in words if w in keep or draw.random() >= rate]
+    text = STATEMENT.sub("", " ".join(left)).strip(" .,;")
+    return text + draw.choice(ENDINGS)
+
+
+def _from_sentence(
+    sentence: str, heading: str, draw: random.Random
+) -> Iterator[tuple[str, str, str]]:
+    """(question, answer, kind) for everything askable in one sentence."""
+    topic = re.sub(r"^제\d+조(?:의\d+)?\s*\(?|\)$", "", heading).strip()
+    for match in KIND_PATTERN.finditer(sentence):
+        index = next(i for i in range(len(KINDS)) if match.group(f"k{i}"))
+        asking = draw.choice(KINDS[index][1])
+        around = sentence[: match.start()] + f" {asking} " + sentence[match.end() :]
+        words = around.split()
+        at = words.index(asking.split()[0])
+        near = words[max(0, at - draw.randint(3, 8)) : at + draw.randint(1, 5)]
+        question = _worn(near, set(asking.split()), draw)
+        if draw.random() < 0.6:
+            question = f"{topic} {question}"
+        yield question, match.group().strip(), "number" if index else "date"
+    if found := DEFINITION.search(sentence):
+        term, meaning = found.groups()
+        ask = draw.choice(
+            ("{}이란?", "{}의 뜻은 무엇인가요?", "{}은 무엇을 말하나요?", "{} 정의", "{}이 뭐예요?")
+        )
+        yield ask.format(term), meaning, "definition"
+    if found := DOER.search(sentence):
+        words = sentence[found.end() :].split()[:8]
+        who = draw.choice(("누가", "어느 부서가", "담당은 누구인가요", "누구한테"))
+        yield f"{_worn([*words], set(), draw)} {who}?", found.group(1), "who"
+
+
+def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Lesson]:
+    """Every lesson one passage gives, each with its answer's place in `reading_text`."""
+    read = reading_text(passage)
+    lead = len(read) - len(passage.text)
+
+    def lesson(question: str, answer: str, near: int, kind: str) -> Iterator[Lesson]:
+        at = read.find(answer, lead + near)
+        if at >= 0 and len(question) > 4:
+            place = (at, at + len(answer))
+            yield Lesson(question, read, place, passage.document, passage.heading, kind, split)
+
+    lines = sentences(passage.text)
+    for line in lines:
+        near = passage.text.find(line)
+        if " · " in line and ": " in line:
+            label, cells = line.split(" · ", 1)
+            for cell in cells.split(" / "):
+                column, _, value = cell.partition(": ")
+                if value and column:
+                    ask = draw.choice(
+                        (
+                            "{} {} 얼마인가요?",
+                            "{} {}",
+                            "{}의 {}은?",
+                            "{} {} 알려 주세요",
+                            "{}은 {}이 어떻게 되나요?",
+                        )
+                    )
+                    at = near + line.find(cell) + len(column)
+                    yield from lesson(ask.format(label, column), value.strip(), at, "table")
+            continue
+        for question, answer, kind in _from_sentence(line, passage.heading, draw):
+            yield from lesson(question, answer, near, kind)
+    if lines and len(lines[0]) > 15 and " · " not in lines[0]:
+        topic = re.sub(r"^제\d+조(?:의\d+)?\s*", "", passage.heading).strip("() ")
+        ask = draw.choice(
+            ("{}은 어떻게 하나요?", "{} 절차", "{} 기준이 뭐예요?", "{}에 대해 알려 주세요")
+        )
+        yield from lesson(ask.format(topic), lines[0], 0, "procedure")
+
+
+def _elsewhere(lesson: Lesson, index: BM25) -> Lesson | None:
+    """The same question on the best passage of another document: not answered there."""
+    hits = index.search(lesson.question, limit=1, without=lesson.document)
+    if not hits:
+        return None
+    passage = index.passages[hits[0][1]]
+    read = reading_text(passage)
+    return Lesson(
+        lesson.question, read, None, passage.document, passage.heading, "none", lesson.split
+    )
+
+
+@stage(version=1)
+def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path, run: Run) -> dict:
+    """lessons.jsonl: `rounds` wordings of every askable thing, and for every other one the same
+    question on a passage that does not answer it."""
+    held = load_corpus(corpus)
+    passages = [p for p in passages_of(held.documents) if not p.superseded]
+    indexes = {
+        split: BM25([p for p in passages if held.split[p.document] == split])
+        for split in ("train", "heldout")
+    }
+    counts: dict[str, int] = {}
+    seen: set[tuple[str, str]] = set()
+    with (out / "lessons.jsonl").open("w", encoding="utf-8") as f:
+        for round_ in range(rounds):
+            for number, passage in enumerate(passages):
+                draw = random.Random(f"{seed}-{round_}-{number}")
+                split = held.split[passage.document]
+                for lesson in lessons_of(passage, split, draw):
+                    if (lesson.question, lesson.passage) in seen:
+                        continue
+                    seen.add((lesson.question, lesson.passage))
+                    both = [lesson]
+                    if draw.random() < 0.5:
+                        both += [x for x in [_elsewhere(lesson, indexes[split])] if x]
+                    for one in both:
+                        counts[f"{one.split}/{one.kind}"] = (
+                            counts.get(f"{one.split}/{one.kind}", 0) + 1
+                        )
+                        f.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+    return {"lessons": counts}
+
+
+def load_lessons(folder: Path | Artifact) -> list[Lesson]:
+    with (folder / "lessons.jsonl").open(encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    return [Lesson(**(r | {"answer": tuple(r["answer"]) if r["answer"] else None})) for r in rows]

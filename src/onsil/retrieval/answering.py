@@ -1,0 +1,103 @@
+"""A grown model at work: question → passages → reading → gate → cited answer or abstention."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onsil.corpus import load_corpus
+from onsil.errors import say
+from onsil.retrieval.bm25 import BM25
+from onsil.retrieval.gate import Gate
+from onsil.retrieval.passages import Passage, passages_of
+from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
+
+GREETINGS = (
+    "안녕",
+    "반가",
+    "hello",
+    "hi",
+    "ㅎㅇ",
+    "누구",
+    "뭐 할 수",
+    "뭘 할 수",
+    "도움말",
+    "help",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` None means: not in the documents; `citations` are then the nearest passages."""
+
+    question: str
+    text: str | None
+    citations: tuple[Passage, ...]
+    confidence: float
+    greeting: bool = field(default=False)
+
+
+def load_reader_named(name: str, folder: Path) -> Reader:
+    """The reader a model was kept with; only a trained one wakes torch."""
+    if name == "best_sentence":
+        return best_sentence
+    if name == "typed_sentence":
+        return typed_sentence
+    from onsil.retrieval.span_reader import span_reader
+
+    return span_reader(folder / "reader", folder / "tokenizer")
+
+
+class Answerer:
+    """The model folder `grow` assembled, ready to be asked."""
+
+    def __init__(self, folder: Path):
+        settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        self.settings = settings
+        self.index = BM25(passages_of(load_corpus(folder / "corpus").documents))
+        self.reader = load_reader_named(settings["reader"], folder)
+        self.gate = Gate(**settings["gate"])
+
+    def ask(self, question: str) -> Answer:
+        """Raises nothing for any text: an empty or foreign question is an abstention."""
+        question = question.strip()[:1000]
+        if len(question) < 20 and any(word in question.lower() for word in GREETINGS):
+            return Answer(question, self.greet(), (), 1.0, greeting=True)
+        hits = self.index.search(question, limit=5)
+        reading = self.reader(self.index, question, hits) if hits else None
+        if reading is None:
+            return Answer(question, None, (), 0.0)
+        confidence = self.gate.confidence(reading.features)
+        if confidence < self.gate.threshold:
+            near = tuple(self.index.passages[i] for _, i in hits[:3])
+            return Answer(question, None, near, confidence)
+        return Answer(question, reading.answer, (reading.passage,), confidence)
+
+    def topics(self, limit: int = 6) -> list[str]:
+        """Titles of the documents it can answer from."""
+        titles = dict.fromkeys(p.trail.split(" > ")[0] for p in self.index.passages)
+        return list(titles)[:limit]
+
+    def greet(self) -> str:
+        topics, documents = self.topics(), len({p.document for p in self.index.passages})
+        return say(
+            en=f"Hello. I answer from {documents} documents and name the passage: "
+            f"{', '.join(topics)} … What would you like to know?",
+            ko=f"안녕하세요. 문서 {documents}건에서 찾아 근거와 함께 답합니다: "
+            f"{', '.join(topics)} … 무엇이 궁금하신가요?",
+        )
+
+    def stream(self, answer: Answer) -> Iterator[str]:
+        """An answer word by word, its citation last."""
+        if answer.greeting:
+            yield from (w + " " for w in (answer.text or "").split(" "))
+            return
+        if answer.text is None:
+            yield say("Not in the documents.", "문서에서 찾지 못했습니다.")
+            if answer.citations:
+                yield say(" The nearest passages:", " 가장 가까운 대목:")
+        else:
+            yield from (w + " " for w in answer.text.split(" "))
+        for passage in answer.citations:
+            yield f"\n  [{passage.document} · {passage.heading}] "
+            yield passage.text.replace("\n", " ")[:160]

@@ -1,0 +1,70 @@
+"""The gate: answer, or say that it is not in the documents.
+
+A logistic model over a reading's features, fitted on dev questions only. With few questions its
+own fit would flatter it, so the threshold is chosen on predictions made out of fold: the lowest one
+that still turns away `ABSTAIN` of the questions nothing here answers.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ABSTAIN = 0.88
+FOLDS, RIDGE = 5, 1.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Standardised features × weights + bias → confidence in (0, 1); answer from `threshold` up."""
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    weights: tuple[float, ...]
+    bias: float
+    threshold: float
+
+    def confidence(self, features: Sequence[float]) -> float:
+        z = (np.array(features) - self.mean) / self.scale @ np.array(self.weights) + self.bias
+        return float(1 / (1 + np.exp(-z)))
+
+
+def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Ridge logistic regression by Newton's method; the bias is not shrunk."""
+    x1 = np.hstack([x, np.ones((len(x), 1))])
+    w = np.zeros(x1.shape[1])
+    penalty = np.diag([RIDGE] * x.shape[1] + [1e-6])
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-x1 @ w))
+        hessian = x1.T @ (x1 * (p * (1 - p))[:, None]) + penalty
+        w -= np.linalg.solve(hessian, x1.T @ (p - y) + penalty @ w)
+    return w[:-1], float(w[-1])
+
+
+def calibrate(features: Sequence[Sequence[float]], good: Sequence[bool]) -> Gate:
+    """Fit on (features, was it right to answer). Needs both kinds; otherwise a gate that always
+    answers (threshold 0) comes back."""
+    x, y = np.array(features, dtype=float), np.array(good, dtype=float)
+    mean, scale = x.mean(0), x.std(0) + 1e-9
+    z = (x - mean) / scale
+    if len(set(good)) < 2:
+        return Gate(tuple(mean), tuple(scale), (0.0,) * x.shape[1], 0.0, 0.0)
+    order = list(range(len(y)))
+    random.Random(0).shuffle(order)
+    held_out = np.zeros(len(y))
+    for fold in range(FOLDS):
+        test = order[fold::FOLDS]
+        train = [i for i in order if i not in set(test)]
+        weights, bias = _fit(z[train], y[train])
+        held_out[test] = 1 / (1 + np.exp(-(z[test] @ weights + bias)))
+    weights, bias = _fit(z, y)
+    bad = np.sort(held_out[y == 0])
+    threshold = float(bad[min(len(bad) - 1, int(np.ceil(ABSTAIN * len(bad))))]) + 1e-6
+    return Gate(
+        tuple(map(float, mean)),
+        tuple(map(float, scale)),
+        tuple(map(float, weights)),
+        bias,
+        round(threshold, 6),
+    )

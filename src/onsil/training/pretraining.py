@@ -1,0 +1,118 @@
+"""Corpus to language model: a causal decoder, or a masked encoder, on the one loop.
+
+The curve is in bits per byte of held-out documents, so that it can stand beside an n-gram model and
+survive a change of tokenizer. The held-out documents are scored, never trained on.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from onsil.corpus import document_text, load_corpus
+from onsil.lineage import Artifact, Run, stage
+from onsil.lineage.spelling import write_atomically
+from onsil.models.families import save
+from onsil.models.ngram import NGram
+from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.transformer import Transformer
+from onsil.tokenizer import load_tokenizer
+from onsil.tokenizer.train import END
+from onsil.training.loop import report_progress, train
+from onsil.training.objectives import (
+    causal_batch,
+    masked_batch,
+    pieces_of,
+    schedule,
+    token_loss,
+)
+from onsil.training.plan import load_plan
+
+CURVE_POINTS = 8
+
+
+@torch.no_grad()
+def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> float | None:
+    """Σ −log2 P(token) over the pieces ÷ bytes of text they stand for; None without any."""
+    if not size:
+        return None
+    nats = sum(float(token_loss(model, causal_batch([piece]))[0]) for piece in pieces)
+    return round(nats / math.log(2) / size, 4)
+
+
+@stage(version=1)
+def pretrain(
+    *, corpus: Artifact, tokenizer: Artifact, plan: Artifact, kind: str, out: Path, run: Run
+) -> dict:
+    """A model folder and curve.json; `kind` is "decoder" or "encoder"."""
+    settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
+    torch.set_num_threads(settings.threads)
+    held = load_corpus(corpus)
+    texts = {"train": held.train, "heldout": held.heldout}
+    sizes, ids = {}, {}
+    for split, documents in texts.items():
+        rendered = [document_text(d) for d in documents]
+        sizes[split] = sum(len(t.encode()) for t in rendered)
+        ids[split] = [e.ids for e in words.encode_batch(rendered)]
+    context, vocabulary = settings.context, words.get_vocab_size()
+    pieces = pieces_of(ids["train"], context)
+    heldout = pieces_of(ids["heldout"], context)
+    make = decoder_shape if kind == "decoder" else encoder_shape
+    shape = make(vocabulary, settings.width, settings.depth, context)
+    model = Transformer(shape, settings.compute).initialise(settings.seed)
+    epochs = settings.decoder_epochs if kind == "decoder" else settings.encoder_epochs
+    steps = schedule([len(p) for p in pieces], settings.batch_tokens, epochs, settings.seed)
+
+    def loss_of(k: int):
+        chosen = [pieces[i] for i in steps[k]]
+        if kind == "decoder":
+            return token_loss(model, causal_batch(chosen))
+        return token_loss(model, masked_batch(chosen, vocabulary, f"{settings.seed}-{k}"))
+
+    notes: dict = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": len(steps),
+        "tokens": sum(map(len, pieces)) * epochs,
+    }
+    tokens_per_byte = sum(map(len, ids["train"])) / max(1, sizes["train"])
+    if kind == "decoder":
+        notes["untrained_bits_per_byte"] = bits_per_byte(model, heldout, sizes["heldout"])
+        notes["ngram_bits_per_byte"] = ngram_bits(ids, sizes["heldout"], vocabulary)
+    label = {"decoder": "언어 모델 사전학습", "encoder": "읽기 모델 사전학습"}[kind]
+    curve = kept_curve(run.scratch)
+    loop = train(
+        dict(model.named_parameters()), loss_of, len(steps), settings.learning_rate, run.scratch
+    )
+    for step in report_progress(loop, len(steps), run.say, label, notes["tokens"]):
+        due = step.number % max(1, len(steps) // CURVE_POINTS) == 0 or step.number == len(steps)
+        if due and not any(point[0] == step.number for point in curve):
+            if kind == "decoder":
+                train_bits = step.loss / math.log(2) * tokens_per_byte
+                held_bits = bits_per_byte(model, heldout, sizes["heldout"])
+                curve.append([step.number, round(train_bits, 4), held_bits])
+            else:
+                curve.append([step.number, round(step.loss, 4)])
+            write_atomically(run.scratch / "curve.json", json.dumps(curve))
+    save(model, out, run.ancestry)
+    (out / "curve.json").write_text(json.dumps(curve) + "\n")
+    if kind == "decoder":
+        notes["heldout_bits_per_byte"] = curve[-1][2]
+    (out / "notes.json").write_text(json.dumps(notes, sort_keys=True) + "\n")
+    return notes
+
+
+def kept_curve(scratch: Path) -> list[list]:
+    """Points up to the last checkpoint; later ones are measured again when their step comes."""
+    if not (scratch / "latest.json").exists() or not (scratch / "curve.json").exists():
+        return []
+    done = json.loads((scratch / "latest.json").read_text())["step"]
+    return [point for point in json.loads((scratch / "curve.json").read_text()) if point[0] <= done]
+
+
+def ngram_bits(ids: dict[str, list[list[int]]], size: int, vocabulary: int) -> float | None:
+    """Held-out bits per byte of a Kneser-Ney trigram on the same tokens."""
+    if not size:
+        return None
+    baseline = NGram([[*d, END] for d in ids["train"]], 3, vocabulary)
+    return round(sum(baseline.bits([*d, END]) for d in ids["heldout"]) / size, 4)
