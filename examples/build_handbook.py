@@ -126,9 +126,7 @@ def hwpx(source: str) -> bytes:
     body = "".join(
         _hp_table(part) if isinstance(part, list) else _hp_p(part[1], part[0]) for part in blocks
     )
-    section = (
-        f'{XML}<hs:sec xmlns:hs="{OWPML}section" xmlns:hp="{OWPML}paragraph">{body}</hs:sec>'
-    )
+    section = f'{XML}<hs:sec xmlns:hs="{OWPML}section" xmlns:hp="{OWPML}paragraph">{body}</hs:sec>'
     files = {
         "mimetype": "application/hwp+zip",
         "version.xml": VERSION,
