@@ -312,7 +312,7 @@ def test_the_graph_has_a_box_for_each_stage_below_its_inputs():
     assert len(boxes) == len(STAGES)
     for y in {b["y"] for b in boxes}:
         xs = sorted(float(b["x"]) for b in boxes if b["y"] == y)
-        assert all(b - a >= 208 for a, b in pairwise(xs))
+        assert all(b - a >= 256 for a, b in pairwise(xs))
 
 
 def test_a_waypoint_leads_no_arrow_through_a_box():
@@ -325,7 +325,7 @@ def test_a_waypoint_leads_no_arrow_through_a_box():
             x = float(a["d"].split(" V ")[0].split()[-2])
             for b in boxes:
                 if abs(float(b["y"]) + 50 - bottom) < 1:
-                    assert not float(b["x"]) <= x <= float(b["x"]) + 208
+                    assert not float(b["x"]) <= x <= float(b["x"]) + 256
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1.2, 4.3), (0, 0), (5, 5), (0, 83211)])

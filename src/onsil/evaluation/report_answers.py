@@ -144,7 +144,11 @@ def questions_section(card: dict) -> Markup:
                 continue
             if name == card.get("chosen"):
                 chosen = len(rows)
-            mark = Markup(" ← 고른 방식 · chosen") if name == card.get("chosen") else Markup("")
+            mark = (
+                Markup('<span class="mark">← 고른 방식 · chosen</span>')
+                if name == card.get("chosen")
+                else Markup("")
+            )
             rows.append(
                 (
                     Markup(pair(called(READERS, name)) + mark),

@@ -18,7 +18,7 @@ STYLE = """
 html{color-scheme:light dark}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.7 "Pretendard",
 "Apple SD Gothic Neo","Noto Sans KR","Noto Sans CJK KR","Malgun Gothic","NanumGothic",
-system-ui,sans-serif;word-break:keep-all;overflow-wrap:anywhere}
+system-ui,sans-serif;word-break:keep-all;overflow-wrap:break-word}
 main{max-width:1040px;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.75rem;line-height:1.35;margin:0 0 1rem}
 h2{font-size:1.3rem;line-height:1.45;margin:3rem 0 .75rem;padding-top:.6rem;
@@ -39,7 +39,13 @@ table{border-collapse:collapse;width:100%;margin:0 0 1.25rem;font-size:.94rem;li
 th,td{text-align:left;vertical-align:top;padding:.4rem .7rem;border-bottom:1px solid var(--line)}
 thead th{border-bottom:2px solid var(--ink);vertical-align:bottom}
 th [lang=en],td [lang=en]{display:block;font-weight:400;color:var(--soft);font-size:.9em}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}
+td:first-child{min-width:9rem}td{overflow-wrap:anywhere}
+table.short{width:auto;min-width:min(32rem,100%)}
+.short [lang=en]{display:inline;margin-left:.3em}
+.duo{display:grid;grid-template-columns:1fr 1fr;gap:0 1.5rem}.duo svg{min-width:0}
+table{font-size:8.5pt}th,td{padding:.2rem .4rem}td:first-child{min-width:7rem}
+svg text{font-size:12px}.mark{display:block;font-weight:400}
 .ci{display:block;color:var(--soft);font-size:.9em;white-space:nowrap}
 tr.chosen td{background:var(--shade);font-weight:600}
 code{font:.88em/1.6 ui-monospace,"D2Coding","NanumGothicCoding",Consolas,monospace;
@@ -69,13 +75,14 @@ padding:.7rem 1rem;margin:.8rem 0}
 .sample dt{color:var(--soft)}.sample dd{margin:0}
 .passage{color:var(--soft);border-left:2px solid var(--line);padding-left:.8rem;margin:.25rem 0 0}
 footer{margin-top:3rem}
-@media screen and (max-width:44rem){.both,.headlines,.sample dl{grid-template-columns:1fr}
+@media screen and (max-width:44rem){.both,.headlines,.duo,.sample dl{grid-template-columns:1fr}
 .both p+p{margin-top:.2rem}}
 @page{size:A4;margin:16mm 14mm}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}h1{font-size:17pt}
 h2{font-size:13pt;margin-top:1.6rem}h2,h3,figcaption,caption{break-after:avoid}
 figure,.sample,.headline,tr{break-inside:avoid}.wide{overflow:visible}svg{min-width:0}
-thead{display:table-header-group}}
+table{font-size:8.5pt}th,td{padding:.2rem .4rem}td:first-child{min-width:7rem}
+svg text{font-size:12px}thead{display:table-header-group}}
 """
 
 
@@ -135,8 +142,9 @@ def table(
         cells = "".join(f"<td{css(i)}>{put(cell)}</td>" for i, cell in enumerate(row))
         mark = ' class="chosen"' if r == chosen else ""
         body.append(f"<tr{mark}>{cells}</tr>")
+    short = ' class="short"' if len(head) - len(numbers) == 1 and len(head) <= 3 else ""
     return Markup(
-        f'<div class="wide"><table><caption>{pair(caption)}</caption>'
+        f'<div class="wide"><table{short}><caption>{pair(caption)}</caption>'
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -168,9 +176,9 @@ def plain_measure(value: Measure, form: Any) -> str:
 
 
 def measure(value: Measure, form: Any) -> Markup:
-    """The same for a table: the interval on its own line."""
-    text, bracket, rest = plain_measure(value, form).partition(" [")
-    interval = f'<span class="ci">{put(bracket.strip() + rest)}</span>' if rest else ""
+    """The same for a table: the interval on its own line, its unit said once."""
+    text, _, rest = plain_measure(value, form).partition(" [")
+    interval = f'<span class="ci">[{put(rest.replace(" %", ""))}</span>' if rest else ""
     return Markup(put(text) + interval)
 
 

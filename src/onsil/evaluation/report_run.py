@@ -200,13 +200,16 @@ def training_section(card: dict) -> Markup:
         [("n그램 기준(학습하지 않은 글) · n-gram baseline, held-out", floor)] if floor else [],
     )
     losses = [
-        line_chart(title, x, "손실 · loss", [Line(title[0], [(p[0], p[1]) for p in points])])
+        line_chart(
+            title, x, "손실 · loss", [Line(title[0], [(p[0], p[1]) for p in points])], width=460
+        )
         for title, points in (
             (("읽기 모델 사전학습 손실", "Encoder loss"), model.get("encoder_curve") or []),
             (("읽기 미세조정 손실", "Reader loss"), model.get("reader_curve") or []),
         )
     ]
-    return join([heading(("학습", "Training")), _bits_in_words(model), chart, *losses])
+    beside = Markup(f'<div class="duo">{join(losses)}</div>') if any(losses) else Markup("")
+    return join([heading(("학습", "Training")), _bits_in_words(model), chart, beside])
 
 
 def _bits_in_words(model: dict) -> Markup:

@@ -84,13 +84,14 @@ def line_chart(
     lines: Sequence[Line],
     rules: Sequence[tuple[str, float]] = (),
     from_zero: bool = False,
+    width: int = WIDTH,
 ) -> Markup:
     """A chart of one or more lines and horizontal rules; empty when there is nothing to draw."""
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup("")
     parts, legend = _legend(lines, rules) if len(lines) + len(rules) > 1 else ([], 0.0)
-    top, bottom = TOP + legend, TOP + legend + HEIGHT - BOTTOM - TOP
+    top, bottom = TOP + legend, TOP + legend + HEIGHT * min(1, (width + 200) / WIDTH) - BOTTOM - TOP
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + [y for _, y in rules]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(0 if from_zero else min(ys), max(ys))
@@ -98,34 +99,34 @@ def line_chart(
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), bottom - up * (bottom - top)
+        return LEFT + across * (width - LEFT - RIGHT), bottom - up * (bottom - top)
 
     for y in y_ticks:
         py = at(x_ticks[0], y)[1]
-        parts.append(f'<path class="grid" d="M {LEFT} {py:.1f} H {WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="grid" d="M {LEFT} {py:.1f} H {width - RIGHT}"/>')
         parts.append(f'<text class="end" x="{LEFT - 8}" y="{py + 4:.1f}">{y:g}</text>')
     for x in x_ticks:
         px = at(x, y_ticks[0])[0]
         parts.append(f'<path class="axis" d="M {px:.1f} {bottom:.1f} v 5"/>')
         parts.append(f'<text class="mid" x="{px:.1f}" y="{bottom + 20:.1f}">{x:,g}</text>')
-    parts.append(f'<path class="axis" d="M {LEFT} {bottom:.1f} H {WIDTH - RIGHT}"/>')
+    parts.append(f'<path class="axis" d="M {LEFT} {bottom:.1f} H {width - RIGHT}"/>')
     for _, y in rules:
         py = at(x_ticks[0], y)[1]
-        parts.append(f'<path class="rule" d="M {LEFT} {py:.1f} H {WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="rule" d="M {LEFT} {py:.1f} H {width - RIGHT}"/>')
     for i, line in enumerate(lines):
         placed = [at(x, y) for x, y in line.points]
         path = " L ".join(f"{x:.1f} {y:.1f}" for x, y in placed)
         parts.append(f'<path class="line s{i % 4}" d="M {path}"/>')
         every = max(1, len(placed) // 8)
         parts += [_marker(i % 4, x, y) for x, y in placed[every // 2 :: every]]
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + width - RIGHT) / 2
     height = bottom + BOTTOM
     parts.append(f'<text class="mid" x="{middle}" y="{bottom + 42:.1f}">{put(x_label)}</text>')
     parts.append(
         f'<text class="mid" transform="translate(14 {(top + bottom) / 2:.1f}) rotate(-90)">'
         f"{put(y_label)}</text>"
     )
-    return _svg(title, WIDTH, height, parts)
+    return _svg(title, width, height, parts)
 
 
 def _svg(title: Pair, width: float, height: float, parts: Sequence[str]) -> Markup:
