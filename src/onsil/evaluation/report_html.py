@@ -44,8 +44,7 @@ td:first-child{min-width:9rem}td{overflow-wrap:anywhere}
 table.short{width:auto;min-width:min(32rem,100%)}
 .short [lang=en]{display:inline;margin-left:.3em}
 .duo{display:grid;grid-template-columns:1fr 1fr;gap:0 1.5rem}.duo svg{min-width:0}
-table{font-size:8.5pt}th,td{padding:.2rem .4rem}td:first-child{min-width:7rem}
-svg text{font-size:12px}.mark{display:block;font-weight:400}
+.mark{display:block;font-weight:400}
 .ci{display:block;color:var(--soft);font-size:.9em;white-space:nowrap}
 tr.chosen td{background:var(--shade);font-weight:600}
 code{font:.88em/1.6 ui-monospace,"D2Coding","NanumGothicCoding",Consolas,monospace;
@@ -82,7 +81,9 @@ footer{margin-top:3rem}
 h2{font-size:13pt;margin-top:1.6rem}h2,h3,figcaption,caption{break-after:avoid}
 figure,.sample,.headline,tr{break-inside:avoid}.wide{overflow:visible}svg{min-width:0}
 table{font-size:8.5pt}th,td{padding:.2rem .4rem}td:first-child{min-width:7rem}
-svg text{font-size:12px}thead{display:table-header-group}}
+svg text{font-size:12px}
+thead{display:table-header-group}
+tbody tr:first-child{break-before:avoid}}
 """
 
 

@@ -309,7 +309,7 @@ def skipped_section(card: dict) -> Markup:
             heading(("읽지 못한 파일", "Files not read")),
             none,
             table(
-                (f"{len(rows):,}개", f"{len(rows):,} files"),
+                (f"{len(rows):,}개", "1 file" if len(rows) == 1 else f"{len(rows):,} files"),
                 [("파일", "File"), ("까닭", "Reason")],
                 rows,
             ),

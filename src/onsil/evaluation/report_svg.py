@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from onsil.evaluation.report_html import Markup, Pair, put
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 64, 20, 14, 52
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE = 208, 50, 26, 40, 12
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE = 256, 50, 18, 38, 4
 
 
 @dataclass(frozen=True)
