@@ -123,10 +123,10 @@ CARD = {
         "characters": 1_204_332,
         "bytes": 2_911_004,
         "removed": [
-            {"path": "복무 규정 (사본).hwpx", "reason": "exact", "of": "복무 규정.hwpx"},
-            {"path": "여비 규정_최종.docx", "reason": "near", "of": "여비 규정.pdf"},
+            {"path": "복무 규정 (사본).hwpx", "reason": "exact copy", "of": "복무 규정.hwpx"},
+            {"path": "여비 규정_최종.docx", "reason": "near copy", "of": "여비 규정.pdf"},
         ],
-        "boilerplate": ["사내 한정 문서입니다."],
+        "boilerplate": [{"text": "사내 한정 문서입니다.", "documents": 31}],
         "normalisation": {"nfc": 812, "fullwidth": 96, "middle_dot": 44},
         "pii": {
             "by_kind": {"rrn": 12, "phone": 340},

@@ -190,11 +190,3 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """`3분 20초 · 3 min 20 s`"""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}분 {rest}초 · {minutes} min {rest} s"

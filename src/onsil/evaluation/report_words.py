@@ -69,11 +69,8 @@ PERSONAL: dict[str, Pair] = {
 }
 
 REASONS: dict[str, Pair] = {
-    "exact": ("내용이 같은 문서", "Same content as another"),
-    "duplicate": ("내용이 같은 문서", "Same content as another"),
-    "near": ("거의 같은 문서", "Nearly the same as another"),
-    "near_duplicate": ("거의 같은 문서", "Nearly the same as another"),
-    "empty": ("글자가 없는 문서", "No text in it"),
+    "exact copy": ("내용이 같은 문서", "Same content as another"),
+    "near copy": ("거의 같은 문서", "Nearly the same as another"),
 }
 
 SAMPLES: dict[str, Pair] = {
