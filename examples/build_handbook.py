@@ -139,7 +139,7 @@ def hwpx(source: str) -> bytes:
 
 
 def _hp_header() -> str:
-    """Paragraph shapes: 0 is body text, 1 to 3 are outline levels; one font, one character shape."""
+    """Paragraph shapes: 0 is body text, 1 to 3 are outline levels."""
     shapes = '<hh:paraPr id="0"><hh:heading type="NONE" idRef="0" level="0"/></hh:paraPr>'
     for level in (1, 2, 3):
         heading = f'<hh:heading type="OUTLINE" idRef="0" level="{level - 1}"/>'

@@ -83,3 +83,19 @@ def test_the_grown_shapes_survive_their_own_config():
 
     for shape in (decoder_shape(500, 128, 2), encoder_shape(500, 128, 2)):
         assert shape_of(config_of(shape)) == shape
+
+
+def test_a_weights_file_has_the_same_bytes_in_every_process(tmp_path):
+    """The library orders metadata by a per-process hash seed; two processes must still agree."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch; from pathlib import Path\n"
+        "from onsil.models.families import stable_bytes\n"
+        "names = {k: str(i) for i, k in enumerate('abcdefgh')}\n"
+        "Path(sys.argv[1]).write_bytes(stable_bytes({'t': torch.ones(3)}, names))"
+    )
+    for n in range(4):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / str(n))], check=True)
+    assert len({(tmp_path / str(n)).read_bytes() for n in range(4)}) == 1

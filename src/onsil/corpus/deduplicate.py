@@ -33,7 +33,7 @@ def repeated_lines(documents: list[Document]) -> Counter[str]:
 
 def copies(documents: list[Document]) -> dict[str, tuple[str, str]]:
     """`{path: (reason, path of the one kept)}` for every document that repeats an earlier one."""
-    from rensa import RMinHash, RMinHashLSH
+    from rensa import RMinHash, RMinHashLSH  # pyright: ignore[reportAttributeAccessIssue]
 
     removed: dict[str, tuple[str, str]] = {}
     exact: dict[str, str] = {}

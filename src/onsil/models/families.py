@@ -6,13 +6,14 @@ grew here; `load` reads it back to the same bits. Two families today: qwen3 (dec
 """
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from onsil.errors import OnsilError
 from onsil.lineage.history import METADATA_KEY
@@ -181,7 +182,20 @@ def save(
     config = json.dumps(config_of(model.shape), indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n")
     metadata = {"format": "pt", METADATA_KEY: canonical(ancestry)}
-    save_file(tensors | (extra or {}), folder / "model.safetensors", metadata=metadata)
+    (folder / "model.safetensors").write_bytes(stable_bytes(tensors | (extra or {}), metadata))
+
+
+def stable_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on its contents alone.
+
+    The library writes its metadata in the order of a hash table that is seeded anew in every
+    process; the header is written again here with sorted keys, padded to 8 bytes as it was.
+    """
+    data = serialise(tensors, metadata)
+    (length,) = struct.unpack("<Q", data[:8])
+    header = canonical(json.loads(data[8 : 8 + length])).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
 def load(folder: Path, compute: str = "fp32") -> tuple[Transformer, dict[str, torch.Tensor]]:

@@ -61,7 +61,7 @@ class BM25:
         """Best passages for a question; `without` leaves one document out (to make questions
         that nothing here answers). Passages of superseded rules lose half their score."""
         scores: dict[int, float] = {}
-        for term in set(terms(question)):
+        for term in sorted(set(terms(question))):  # a set has another order in every process
             idf = self.idf(term)
             for i in self.postings.get(term, ()):
                 tf = self.counts[i][term]
@@ -77,5 +77,9 @@ class BM25:
     def coverage(self, question: str, text: str) -> float:
         """Share of the question's information (Σ idf of its terms) that `text` also has."""
         asked, there = set(terms(question)), set(terms(text))
-        total = sum(self.idf(t) for t in asked)
-        return sum(self.idf(t) for t in asked & there) / total if total else 0.0
+        total = self.information(asked)
+        return self.information(asked & there) / total if total else 0.0
+
+    def information(self, found: set[str]) -> float:
+        """Σ idf, rounded once, so that the order of a set cannot show."""
+        return math.fsum(self.idf(t) for t in found)

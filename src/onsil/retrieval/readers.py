@@ -31,7 +31,7 @@ def evidence(
 ) -> tuple[float, ...]:
     """Five lexical features: question covered by passage, by passage + headings, by sentence;
     BM25 per unit of question information; lead of the best passage over the next."""
-    information = sum(index.idf(t) for t in set(terms(question))) or 1.0
+    information = index.information(set(terms(question))) or 1.0
     lead = (hits[0][0] - hits[1][0]) / hits[0][0] if len(hits) > 1 else 1.0
     around = f"{passage.trail}\n{passage.text}"
     return (

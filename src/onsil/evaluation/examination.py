@@ -1,0 +1,201 @@
+"""The examination: every reader asked every question, the choice made on dev, test scored once.
+
+Writes card.json (everything a report shows) and choice.json (the reader and its gate, all a model
+needs to answer). The control reader has the winner's architecture with random weights: what it
+still scores is what the search and the gate do without training.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from onsil.corpus import load_corpus
+from onsil.documents.types import FileRef, read_documents
+from onsil.evaluation.metrics import paired_difference, risk_coverage, scorecard
+from onsil.evaluation.questions import Question, ask_all, gated, load_gold
+from onsil.lineage import Artifact, Run, stage
+from onsil.models.transformer import Transformer
+from onsil.retrieval.bm25 import BM25
+from onsil.retrieval.gate import calibrate
+from onsil.retrieval.passages import passages_of
+from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
+from onsil.retrieval.span_reader import reader_of
+from onsil.tokenizer import load_tokenizer
+from onsil.training.finetuning import load_reader, new_head
+from onsil.training.plan import load_plan
+
+NON_NEURAL = ("best_sentence", "typed_sentence")
+FROM_LESSONS = 240
+
+
+@stage(version=1)
+def gather_questions(
+    *, lessons: Artifact, gold: FileRef | None = None, out: Path, run: Run
+) -> dict:
+    """questions.jsonl: the folder's gold, or held-out lessons when it has none."""
+    if gold is not None:
+        questions, source = load_gold(run.source / gold.path), "gold.jsonl"
+    else:
+        questions, source = questions_from_lessons(lessons), "lessons"
+    with (out / "questions.jsonl").open("w", encoding="utf-8") as f:
+        for question in questions:
+            f.write(json.dumps(asdict(question), ensure_ascii=False) + "\n")
+    return {"source": source, "questions": len(questions)}
+
+
+def questions_from_lessons(lessons: Artifact) -> list[Question]:
+    """Up to `FROM_LESSONS` held-out lessons, each asked twice: with its document, and without."""
+    with (lessons / "lessons.jsonl").open(encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    rows = [r for r in rows if r["answer"]]
+    held = [r for r in rows if r["split"] == "heldout"] or rows
+    held = held[:: max(1, len(held) // FROM_LESSONS)][:FROM_LESSONS]
+    questions = []
+    for n, row in enumerate(held):
+        answer = row["passage"][slice(*row["answer"])]
+        place = ((row["document"], row["heading"]),)
+        split = "dev" if n % 2 else "test"
+        common = (split, row["question"])
+        questions.append(Question(f"l{n}", *common, (answer,), place, row["kind"]))
+        questions.append(Question(f"l{n}x", *common, (), (), "none", row["document"]))
+    return questions
+
+
+def load_questions(folder: Artifact) -> list[Question]:
+    with (folder / "questions.jsonl").open(encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    return [
+        Question(
+            **row | {"answers": tuple(row["answers"]), "places": tuple(map(tuple, row["places"]))}
+        )
+        for row in rows
+    ]
+
+
+def examine(
+    index: BM25, readers: dict[str, Reader], questions: Sequence[Question]
+) -> tuple[dict, dict, dict]:
+    """(rows by reader and split, gates, scorecards). Gates are calibrated on dev alone."""
+    rows, gates, cards = {}, {}, {}
+    for name, reader in readers.items():
+        asked = {
+            s: ask_all(index, reader, [q for q in questions if q.split == s])
+            for s in ("dev", "test")
+        }
+        read = [r for r in asked["dev"] if r["reading"]]
+        gates[name] = calibrate([r["reading"].features for r in read], [r["right"] for r in read])
+        rows[name] = {s: gated(asked[s], gates[name]) for s in asked}
+        cards[name] = {s: scorecard(rows[name][s]) for s in asked}
+    return rows, gates, cards
+
+
+def best_on_dev(cards: dict, names: Sequence[str]) -> str:
+    return max(names, key=lambda n: (cards[n]["dev"]["f1"] or [0.0])[0])
+
+
+@stage(version=1)
+def evaluate(
+    *,
+    corpus: Artifact,
+    documents: Artifact,
+    questions: Artifact,
+    tokenizer: Artifact,
+    reader: Artifact,
+    decoder: Artifact,
+    encoder: Artifact,
+    plan: Artifact,
+    out: Path,
+    run: Run,
+) -> dict:
+    """card.json and choice.json for one grown reader against the non-neural ones."""
+    torch.set_num_threads(load_plan(plan).threads)
+    index = BM25(passages_of(load_corpus(corpus).documents))
+    words = load_tokenizer(tokenizer.path)
+    model, head = load_reader(reader.path)
+    blank = Transformer(model.shape).initialise(1).eval()
+    readers = {
+        "best_sentence": best_sentence,
+        "typed_sentence": typed_sentence,
+        "span_encoder": reader_of(model, head, words),
+        "span_encoder_random": reader_of(blank, new_head(model.shape.width, 1), words),
+    }
+    asked = load_questions(questions)
+    rows, gates, cards = examine(index, readers, asked)
+    chosen = best_on_dev(cards, [*NON_NEURAL, "span_encoder"])
+    rival = best_on_dev(cards, NON_NEURAL)
+    difference = paired_difference(rows["span_encoder"]["test"], rows[rival]["test"])
+    notes = json.loads((decoder / "notes.json").read_text())
+    skipped = (documents / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    card = {
+        "chosen": chosen,
+        "threshold": gates[chosen].threshold,
+        "gold": {
+            "source": "gold.jsonl" if not any(q.id.startswith("l") for q in asked) else "lessons",
+            "dev": sum(q.split == "dev" for q in asked),
+            "test": sum(q.split == "test" for q in asked),
+        },
+        "readers": cards,
+        "difference": {"f1": difference, "against": rival, "of": "span_encoder"},
+        "risk_coverage": {name: risk_coverage(rows[name]["test"]) for name in readers},
+        "by_type": by_type(rows[chosen]["test"]),
+        "samples": samples(rows[chosen]["test"]),
+        "language_model": {k: v for k, v in notes.items() if k.endswith("bits_per_byte")}
+        | {
+            f"{part}_curve": json.loads((made / "curve.json").read_text())
+            for part, made in (("decoder", decoder), ("encoder", encoder), ("reader", reader))
+        },
+        "plan": asdict(load_plan(plan)),
+        "corpus": json.loads((corpus / "report.json").read_text(encoding="utf-8")),
+        "documents": {
+            "read": sum(1 for _ in read_documents(documents / "documents.jsonl")),
+            "skipped": [json.loads(line) for line in skipped],
+        },
+    }
+    _write(out / "card.json", card)
+    _write(out / "choice.json", {"reader": chosen, "gate": asdict(gates[chosen])})
+    return {"chosen": chosen, "dev_f1": cards[chosen]["dev"]["f1"]}
+
+
+def _write(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def by_type(rows: Sequence[dict]) -> dict:
+    """Mean F1 of answerable questions by their type."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["answerable"]:
+            found.setdefault(row["question"].kind, []).append(row["f1"])
+    return {k: {"n": len(v), "f1": round(sum(v) / len(v), 4)} for k, v in sorted(found.items())}
+
+
+def samples(rows: Sequence[dict], each: int = 5) -> list[dict]:
+    """Some good answers, some bad ones, some abstentions, in the order of the questions."""
+    kinds = {
+        "good": [r for r in rows if r["answered"] and r["answerable"] and r["f1"] >= 0.8],
+        "bad": [r for r in rows if r["answered"] and (not r["answerable"] or r["f1"] < 0.4)],
+        "abstained": [r for r in rows if r["abstained"]],
+    }
+    return [
+        {
+            "kind": kind,
+            "question": row["question"].text,
+            "answer": row["reading"].answer if row["answered"] else None,
+            "gold": list(row["question"].answers),
+            "f1": round(row["f1"], 3),
+            "citations": [
+                {
+                    "document": row["reading"].passage.document,
+                    "heading": row["reading"].passage.heading,
+                    "passage": row["reading"].passage.text,
+                }
+            ]
+            if row["reading"]
+            else [],
+        }
+        for kind, found in kinds.items()
+        for row in found[:: max(1, len(found) // each)][:each]
+    ]
