@@ -1,0 +1,260 @@
+"""Commands: parse, call one verb, print. Nothing here wakes torch unless a model has to think."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onsil.errors import OnsilError, say
+from onsil.lineage import (
+    Workspace,
+    affected,
+    children,
+    collect_garbage,
+    diff,
+    drift,
+    file_lineage,
+    history,
+    verify,
+)
+
+app = typer.Typer(
+    name="onsil",
+    help="Grow a small language model of your own from your own documents, offline.\n\n"
+    "내 문서로 나만의 작은 언어 모델을 기릅니다. 네트워크가 필요 없습니다.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Name = Annotated[str, typer.Argument(help="model: desk, desk@v3, desk@champion · 모델 이름")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON · JSON으로 출력")]
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+@app.command("grow")
+def grow_command(
+    folder: Annotated[Path, typer.Argument(help="documents · 문서 폴더")],
+    name: Annotated[str, typer.Option(help="name of the model · 모델 이름")],
+    minutes: Annotated[float, typer.Option(help="budget for training · 학습 시간(분)")] = 6.0,
+    plan: Annotated[Path | None, typer.Option(help="repeat this plan.json exactly")] = None,
+) -> None:
+    """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
+    from onsil.evaluation.report import summary
+    from onsil.grow import grow
+
+    text = plan.read_text(encoding="utf-8") if plan else None
+    grown = grow(Workspace.find(), folder, name, minutes, text, tell=typer.echo)
+    card = json.loads((grown.card / "card.json").read_text(encoding="utf-8"))
+    typer.echo(summary(card | {"name": f"{grown.name}@{grown.version}"}))
+    typer.echo(
+        say(f"Report: {grown.report / 'report.html'}", f"성적표: {grown.report / 'report.html'}")
+    )
+    example = next((s["question"] for s in card["samples"] if s["kind"] == "good"), "안녕?")
+    typer.echo(f'\n  onsil ask {grown.name} "{example}"\n')
+
+
+def _cited(passage) -> dict[str, str]:
+    return {"document": passage.document, "heading": passage.heading, "passage": passage.text}
+
+
+@app.command()
+def ask(
+    name: Name,
+    question: Annotated[str, typer.Argument(help="question · 질문")],
+    as_json: Json = False,
+) -> None:
+    """One question: an answer with its citation, or "not in the documents". · 한 번 묻기."""
+    from onsil.retrieval import Answerer
+
+    called, version, model = Workspace.find().resolve(name)
+    answerer = Answerer(model.path)
+    answer = answerer.ask(question)
+    if as_json:
+        found = [_cited(p) for p in answer.citations]
+        _print(
+            {
+                "question": question,
+                "answer": answer.text,
+                "citations": found if answer.text is not None else [],
+                "nearest": [] if answer.text is not None else found,
+                "confidence": round(answer.confidence, 4),
+                "reader": answerer.settings["reader"],
+                "model": {"name": called, "version": version, "digest": model.digest},
+            }
+        )
+        return
+    for piece in answerer.stream(answer):
+        typer.echo(piece, nl=False)
+    typer.echo("\n" + _notice(called, version))
+
+
+def _notice(name: str, version: str) -> str:
+    return say(
+        f"({name}@{version} · answered by a machine: check the source for anything important)",
+        f"({name}@{version} · 이 답변은 인공지능이 생성했습니다. 중요한 내용은 원문을 확인하세요.)",
+    )
+
+
+@app.command()
+def chat(name: Name) -> None:
+    """The same as a conversation in the terminal. · 터미널에서 대화하기."""
+    import time
+
+    from onsil.retrieval import Answerer
+
+    called, version, model = Workspace.find().resolve(name)
+    answerer = Answerer(model.path)
+    typer.echo(answerer.greet() + "\n" + _notice(called, version))
+    typer.echo(say("(an empty line or Ctrl-D ends)", "(빈 줄이나 Ctrl-D로 끝냅니다)"))
+    while True:
+        try:
+            question = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not question:
+            break
+        for piece in answerer.stream(answerer.ask(question)):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            if sys.stdout.isatty():
+                time.sleep(0.02)
+        sys.stdout.write("\n")
+
+
+@app.command()
+def report(name: Name) -> None:
+    """Where the report of a model is, and its summary. · 성적표 보기."""
+    from onsil.evaluation.report import summary
+
+    ws = Workspace.find()
+    called, version, model = ws.resolve(name)
+    found = children(ws, model, "write_report")
+    card = next(r for _, r in history(ws, model.key) if r["stage"] == "evaluate")
+    text = (ws.artifact(card["object"]) / "card.json").read_text(encoding="utf-8")
+    typer.echo(summary(json.loads(text) | {"name": f"{called}@{version}"}))
+    if found:
+        typer.echo(str(ws.artifact(found[0]["object"]) / "report.html"))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """Every model with its versions. · 모델 목록."""
+    ws = Workspace.find()
+    rows = []
+    for name in ws.names():
+        aliases = {v: k for k, v in ws.aliases(name).items()}
+        for version, entry in ws.versions(name).items():
+            record = ws.record(entry["key"]) or {}
+            rows.append(
+                {
+                    "name": name,
+                    "version": version,
+                    "alias": aliases.get(version),
+                    "digest": entry["object"],
+                    "reader": record.get("notes", {}).get("reader"),
+                }
+            )
+    if as_json:
+        return _print(rows)
+    for row in rows:
+        star = f" ({row['alias']})" if row["alias"] else ""
+        typer.echo(f"{row['name']}@{row['version']}{star}  {row['digest'][:12]}  {row['reader']}")
+    if not rows:
+        typer.echo(
+            say(
+                "No models yet: onsil grow FOLDER --name NAME",
+                "아직 모델이 없습니다: onsil grow 폴더 --name 이름",
+            )
+        )
+
+
+@app.command()
+def lineage(
+    target: Annotated[str, typer.Argument(help="model name or .safetensors · 이름 또는 파일")],
+    as_json: Json = False,
+) -> None:
+    """What made this: stages, digests, times. · 무엇으로 만들었는지."""
+    if target.endswith(".safetensors") or Path(target).is_file():
+        said = file_lineage(Path(target))
+        if as_json:
+            return _print(said)
+        typer.echo(f"sha256 {said['sha256']}")
+        for key, node in said["nodes"].items():
+            typer.echo(f"{key[:12]}  {node['stage']}")
+        return
+    ws = Workspace.find()
+    _, _, model = ws.resolve(target)
+    rows = list(history(ws, model.key))
+    changed = drift(ws, model.key)
+    if as_json:
+        return _print({"records": [r for _, r in rows], "drift": changed})
+    for depth, record in rows:
+        typer.echo(
+            f"{'  ' * depth}{record['stage']}@{record['version']}  {record['object'][:12]}  "
+            f"{record['seconds']:.1f} s"
+        )
+    for name in changed:
+        typer.echo(say(f"source changed since: {name}", f"만든 뒤 소스가 바뀜: {name}"))
+
+
+@app.command("diff")
+def diff_command(a: Name, b: Name) -> None:
+    """What differs between two models. · 두 모델의 차이."""
+    ws = Workspace.find()
+    rows = diff(ws, ws.resolve(a)[2].key, ws.resolve(b)[2].key)
+    for row in rows:
+        typer.echo(json.dumps(row, ensure_ascii=False)[:2000])
+    if not rows:
+        typer.echo(say("The same bytes.", "바이트까지 같습니다."))
+
+
+@app.command("verify")
+def verify_command(name: Name, as_json: Json = False) -> None:
+    """Re-hash a model and everything it was made from. · 다시 해시해 확인합니다."""
+    ws = Workspace.find()
+    rows = verify(ws, ws.resolve(name)[2].key)
+    if as_json:
+        _print(rows)
+    else:
+        for row in rows:
+            mark = "ok     " if row["ok"] else row["reason"].ljust(7)
+            typer.echo(f"{mark}  {row['stage']}  {row['object'][:12]}")
+    if not all(row["ok"] for row in rows):
+        raise typer.Exit(1)
+
+
+@app.command("affected")
+def affected_command(
+    document: Annotated[str, typer.Argument(help="path, file name or SHA-256 · 문서")],
+    as_json: Json = False,
+) -> None:
+    """Every corpus, model and report that saw a document. · 이 문서를 본 것 모두."""
+    rows = affected(Workspace.find(), document)
+    if as_json:
+        return _print(rows)
+    for row in rows:
+        typer.echo(f"{row['stage']}  {row['object'][:12]}  {' '.join(row['names'])}")
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="remove, not only list")] = False,
+) -> None:
+    """What no name reaches any more. · 어떤 이름도 가리키지 않는 것."""
+    dead = collect_garbage(Workspace.find(), delete)
+    for kind, found in dead.items():
+        typer.echo(f"{kind}: {len(found)}")
+
+
+def main() -> None:
+    """The `onsil` command: an expected error is three lines and exit code 1, never a trace."""
+    try:
+        app(standalone_mode=True)
+    except OnsilError as e:
+        typer.echo(str(e), err=True)
+        sys.exit(1)

@@ -1,0 +1,183 @@
+"""The whole journey in one function: a folder of documents becomes a model that can be asked.
+
+Read it top to bottom and you know the company. Each line is a stage: done once, kept under its
+digest, and free the second time, so a killed run continues where it was.
+"""
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onsil.corpus import curate
+from onsil.documents import read
+from onsil.documents.types import FileRef
+from onsil.errors import say
+from onsil.lineage import Artifact, Run, Workspace, history, stage
+from onsil.lineage.spelling import file_digest
+
+GOLD = "gold.jsonl"
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What a grow leaves behind: the model, its name and version, its report card and page."""
+
+    name: str
+    version: str
+    model: Artifact
+    card: Artifact
+    report: Artifact
+
+
+@stage(version=1)
+def assemble(
+    *,
+    corpus: Artifact,
+    tokenizer: Artifact,
+    decoder: Artifact,
+    reader: Artifact,
+    card: Artifact,
+    out: Path,
+    run: Run,
+) -> dict:
+    """One folder with everything that answers: corpus, tokenizer, models, chosen reader, gate."""
+    parts = {"corpus": corpus, "tokenizer": tokenizer, "decoder": decoder, "reader": reader}
+    for name, part in parts.items():
+        shutil.copytree(part.path, out / name)
+    shutil.copyfile(card / "choice.json", out / "model.json")
+    choice = json.loads((out / "model.json").read_text())
+    return {"reader": choice["reader"]}
+
+
+def grow(
+    ws: Workspace,
+    folder: Path,
+    name: str,
+    minutes: float = 6.0,
+    plan_text: str | None = None,
+    tell: Callable[[str], None] = print,
+) -> Grown:
+    """Folder to model. `plan_text` (a plan.json) repeats a run exactly instead of planning one.
+
+    Raises OnsilError when nothing in the folder can be read or the name cannot be one.
+    """
+    import torch  # before any stage, so that its import is not counted as theirs
+
+    from onsil.evaluation.examination import evaluate, gather_questions
+    from onsil.evaluation.report import write_report
+    from onsil.instruction import write_lessons
+    from onsil.tokenizer import train_tokenizer
+    from onsil.training.finetuning import finetune
+    from onsil.training.plan import adopt_plan, make_plan
+    from onsil.training.pretraining import pretrain
+
+    start, folder = time.monotonic(), Path(folder)
+    ws.say = tell
+
+    tell(say("Reading documents …", "문서를 읽습니다 …"))
+    documents = read(ws, folder)
+    corpus = curate(ws, documents=documents)
+    tokenizer = train_tokenizer(ws, corpus=corpus)
+    lessons = write_lessons(ws, corpus=corpus)
+    gold = folder / GOLD
+    ref = FileRef(GOLD, file_digest(gold)) if gold.is_file() else None
+    questions = gather_questions(ws, lessons=lessons, gold=ref, run={"source": folder})
+
+    if plan_text is None:
+        parts = {"corpus": corpus, "tokenizer": tokenizer, "lessons": lessons}
+        plan = make_plan(ws, **parts, minutes=float(minutes))
+    else:
+        plan = adopt_plan(ws, text=plan_text)
+    tell(describe_plan(json.loads((plan / "plan.json").read_text())))
+
+    both = {"corpus": corpus, "tokenizer": tokenizer, "plan": plan}
+    decoder = pretrain(ws, **both, kind="decoder")
+    encoder = pretrain(ws, **both, kind="encoder")
+    reader = finetune(ws, encoder=encoder, tokenizer=tokenizer, lessons=lessons, plan=plan)
+
+    tell(say("Examining the readers …", "읽기 모델을 시험합니다 …"))
+    card = evaluate(
+        ws,
+        **both,
+        documents=documents,
+        questions=questions,
+        reader=reader,
+        decoder=decoder,
+        encoder=encoder,
+    )
+    model = assemble(
+        ws, corpus=corpus, tokenizer=tokenizer, decoder=decoder, reader=reader, card=card
+    )
+    report = write_report(ws, model=model, card=card, outcome=outcome(ws, model))
+    version = ws.register(name, model)
+    crown(ws, name, version, card)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    tell(
+        say(
+            f"{name}@{version} is ready: {time.monotonic() - start:.0f} s, peak {peak:,.0f} MB, "
+            f"torch {torch.__version__}.",
+            f"{name}@{version} 준비됨: {time.monotonic() - start:.0f}초, "
+            f"최대 메모리 {peak:,.0f} MB, torch {torch.__version__}.",
+        )
+    )
+    return Grown(name, version, model, card, report)
+
+
+def crown(ws: Workspace, name: str, version: str, card: Artifact) -> None:
+    """`name@champion` is the newest version, unless the one before did better on the same dev
+    questions."""
+    aliases = ws.aliases(name)
+    if "champion" in aliases and aliases["champion"] != version:
+        _, _, old = ws.resolve(f"{name}@champion")
+        before = next((r for _, r in history(ws, old.key) if r["stage"] == "evaluate"), None)
+        now = ws.record(card.key)
+        if before and now and same_questions(before, now):
+            was, found = before["notes"]["dev_f1"], now["notes"]["dev_f1"]
+            if was and found and was[0] > found[0]:
+                return
+    ws.set_alias(name, "champion", version)
+
+
+def same_questions(a: dict, b: dict) -> bool:
+    asked = "questions"
+    return a["arguments"][asked]["artifact"] == b["arguments"][asked]["artifact"]
+
+
+def outcome(ws: Workspace, model: Artifact) -> dict:
+    """What the stages of a model took, from their records: the clock's side of the report."""
+    stages = [
+        {
+            "stage": record["stage"],
+            "key": record["key"],
+            "object": record["object"],
+            "seconds": record["seconds"],
+            "cpu_seconds": record["cpu_seconds"],
+            "inputs": sorted(
+                {v["artifact"] for v in record["arguments"].values() if _is_artifact(v)}
+            ),
+            "notes": record["notes"],
+        }
+        for _, record in history(ws, model.key)
+    ]
+    return {"total_seconds": round(sum(s["seconds"] for s in stages), 1), "stages": stages}
+
+
+def _is_artifact(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"artifact", "key"}
+
+
+def describe_plan(plan: dict) -> str:
+    """The plan as a person reads it before the run."""
+    epochs = " · ".join(f"{p} {plan[f'{p}_epochs']}" for p in ("decoder", "encoder", "reader"))
+    return say(
+        f"Plan: {plan['width']} wide × {plan['depth']} deep, {plan['compute']}, "
+        f"{plan['threads']} threads; epochs: {epochs}; measured "
+        f"{plan['tokens_per_second']:,} tokens/s, about {plan['predicted_seconds']} s of training.",
+        f"계획: 너비 {plan['width']} × 깊이 {plan['depth']}, {plan['compute']}, "
+        f"스레드 {plan['threads']}개, 에폭(회): {epochs}. 측정 속도 "
+        f"{plan['tokens_per_second']:,} tokens/s, 학습 예상 시간 약 {plan['predicted_seconds']}초.",
+    )

@@ -1,0 +1,97 @@
+"""Encoder and lessons to a reader: a span head that points at the answer, or at nothing.
+
+The head is BERT's question-answering head (Devlin et al. 2019, §4.2–4.3): one start and one end
+score per token; the <|cls|> token stands for "this passage does not answer". Only lessons of the
+training split are seen.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from onsil.lineage import Artifact, Run, stage
+from onsil.lineage.spelling import write_atomically
+from onsil.models.families import load, save
+from onsil.models.transformer import Transformer
+from onsil.tokenizer import load_tokenizer
+from onsil.tokenizer.template import Rendered, render_pair
+from onsil.training.loop import report_progress, train
+from onsil.training.objectives import schedule, span_batch, span_loss
+from onsil.training.plan import load_plan
+from onsil.training.pretraining import CURVE_POINTS, kept_curve
+
+HEAD = "qa_outputs"
+
+
+def new_head(width: int, seed: int) -> torch.nn.Linear:
+    head = torch.nn.Linear(width, 2)
+    generator = torch.Generator().manual_seed(seed)
+    torch.nn.init.normal_(head.weight, 0.0, 0.02, generator=generator)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def load_reader(folder: Path, compute: str = "fp32") -> tuple[Transformer, torch.nn.Linear]:
+    """The encoder and its span head, from a folder that `finetune` made."""
+    model, extra = load(folder, compute)
+    head = new_head(model.shape.width, 0)
+    head.load_state_dict({leaf: extra[f"{HEAD}.{leaf}"] for leaf in ("weight", "bias")})
+    return model.eval(), head.eval()
+
+
+def tasks_of(lessons: Path, tokenizer, split: str, context: int) -> list[Rendered]:
+    """Every lesson of a split as ids and target."""
+    tasks = []
+    with lessons.open(encoding="utf-8") as f:
+        for line in f:
+            row = json.loads(line)
+            if row["split"] == split:
+                answer = tuple(row["answer"]) if row["answer"] else None
+                tasks.append(
+                    render_pair(tokenizer, row["question"], row["passage"], answer, True, context)
+                )
+    return tasks
+
+
+@stage(version=1)
+def finetune(
+    *,
+    encoder: Artifact,
+    tokenizer: Artifact,
+    lessons: Artifact,
+    plan: Artifact,
+    out: Path,
+    run: Run,
+) -> dict:
+    """A reader: the encoder tuned on the lessons, with `qa_outputs` beside it, and curve.json."""
+    settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
+    torch.set_num_threads(settings.threads)
+    model, _ = load(encoder.path, settings.compute)
+    head = new_head(model.shape.width, settings.seed)
+    tasks = tasks_of(lessons / "lessons.jsonl", words, "train", model.shape.context)
+    sizes = [len(t.ids) for t in tasks]
+    steps = schedule(sizes, 2 * settings.batch_tokens, settings.reader_epochs, settings.seed)
+    if not tasks:
+        steps = []
+    parameters = dict(model.named_parameters()) | {
+        f"{HEAD}.{name}": p for name, p in head.named_parameters()
+    }
+    trained = {n: p for n, p in parameters.items() if not n.startswith(("head.", "transform"))}
+
+    def loss_of(k: int):
+        return span_loss(model, head, span_batch([tasks[i] for i in steps[k]]))
+
+    curve = kept_curve(run.scratch)
+    loop = train(trained, loss_of, len(steps), settings.learning_rate / 2, run.scratch)
+    total = sum(sizes) * settings.reader_epochs
+    for step in report_progress(loop, len(steps), run.say, "읽기 미세조정", total):
+        due = step.number % max(1, len(steps) // CURVE_POINTS) == 0 or step.number == len(steps)
+        if due and not any(point[0] == step.number for point in curve):
+            curve.append([step.number, round(step.loss, 4)])
+            write_atomically(run.scratch / "curve.json", json.dumps(curve))
+    extra = {f"{HEAD}.{name}": p.detach() for name, p in head.named_parameters()}
+    save(model, out, run.ancestry, extra)
+    (out / "curve.json").write_text(json.dumps(curve) + "\n")
+    answered = sum(t.target != (0, 0) for t in tasks)
+    return {"lessons": len(tasks), "with_answer": answered, "steps": len(steps), "tokens": total}
