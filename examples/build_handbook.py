@@ -192,7 +192,7 @@ def page(source: str, intranet: bool) -> str:
             "<footer>한빛기록원 사내망 · 이 화면은 내부망에서만 열립니다.</footer>"
         )
     style = (
-        "body{font-family:'NanumGothic',sans-serif;font-size:10.5pt;line-height:1.6}"
+        "body{font-family:'NanumGothic',sans-serif;font-size:10.5pt;line-height:1.6;word-break:keep-all}"
         "h1{font-size:17pt}h2{font-size:13pt}table{border-collapse:collapse}"
         "td,th{border:1px solid #444;padding:3px 9px}@page{margin:22mm 20mm}"
     )

@@ -13,12 +13,18 @@ from collections import Counter
 from onsil.retrieval.passages import Passage
 
 K1, B = 1.2, 0.75
+# «X가 뭐예요», «X의 뜻», «X란»: the passage that defines X is wanted.
+DEFINES = re.compile(
+    r"뭔가|뭐예|뭐야|뭔지|무엇|뜻|정의|이란|란\?|말하나|말해|무슨|어떤 (?:것|걸|제도)|라는 게"
+)
+TERM = re.compile(r"[\"“«「']([^\"”»」']{2,30})[\"”»」'](?:이란|란|이라|라)")
 WORD = re.compile(r"[가-힣]+|[a-z]+|\d+|[一-鿿]+")
 # Syllable pairs of asking («있나요», «어떻게», «얼마인가요»): they say nothing about the subject.
 ASKING = """
-있나 나요 인가 가요 니까 습니 무엇 엇인 어떻 떻게 알려 려주 주세 세요 얼마 마인 하나 되나 
-는지 언제 누가 어디 디서 해야 야하 하는 입니 있는 경우
-우에 대해 하면 되는 면되 며칠 몇
+있나 나요 인가 가요 니까 습니 무엇 엇인 어떻 떻게 어떤 알려 려주 주세 세요 얼마 마인 마예 하나 되나
+는지 언제 제까 누가 누구 어디 디서 해야 야하 하는 입니 있는 경우 우에 대해 하면 되는 면되 며칠 칠까
+까지 지가 부터 려면 려고 하려 싶은 은데 되죠 하죠 까요 예요 에요 뭔가 뭐예 뭐라 이에 거나 가능 능한
+몇 뭐 뭘 좀 저 그 이 수 것 게 때 후 중
 """
 STOP = frozenset(ASKING.split())
 
@@ -49,6 +55,11 @@ class BM25:
             for term in count:
                 self.postings.setdefault(term, []).append(i)
 
+        self.terms_defined: dict[str, list[int]] = {}
+        for i, passage in enumerate(passages):
+            for term in TERM.findall(passage.text):
+                self.terms_defined.setdefault(re.sub(r"\s", "", term), []).append(i)
+
     def idf(self, term: str) -> float:
         """How telling a term is; one that occurs nowhere tells most. Question words tell little."""
         n, df = len(self.passages), len(self.postings.get(term, ()))
@@ -59,7 +70,8 @@ class BM25:
         self, question: str, limit: int = 5, without: str | None = None
     ) -> list[tuple[float, int]]:
         """Best passages for a question; `without` leaves one document out (to make questions
-        that nothing here answers). Passages of superseded rules lose half their score."""
+        that nothing here answers). Passages of superseded rules lose half their score; the one
+        that defines what a question asks the meaning of gains as much."""
         scores: dict[int, float] = {}
         for term in sorted(set(terms(question))):  # a set has another order in every process
             idf = self.idf(term)
@@ -67,12 +79,25 @@ class BM25:
                 tf = self.counts[i][term]
                 norm = K1 * (1 - B + B * self.lengths[i] / self.mean)
                 scores[i] = scores.get(i, 0.0) + idf * tf * (K1 + 1) / (tf + norm)
+        defined = self._defined(question)
         ranked = [
-            (score * (0.5 if self.passages[i].superseded else 1.0), i)
+            (
+                score
+                * (0.5 if self.passages[i].superseded else 1.0)
+                * (2.0 if i in defined else 1.0),
+                i,
+            )
             for i, score in scores.items()
             if self.passages[i].document != without
         ]
         return sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:limit]
+
+    def _defined(self, question: str) -> set[int]:
+        """Passages that define a term of a question that asks what something is."""
+        if not DEFINES.search(question):
+            return set()
+        bare = re.sub(r"\s", "", question)
+        return {i for term, places in self.terms_defined.items() if term in bare for i in places}
 
     def coverage(self, question: str, text: str) -> float:
         """Share of the question's information (Σ idf of its terms) that `text` also has."""

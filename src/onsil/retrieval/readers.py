@@ -47,7 +47,7 @@ def best_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> 
     """Among the passages found, the sentence that covers most of the question; the passage's own
     rank counts as much as its words."""
     best: tuple[float, str, Passage] | None = None
-    for score, i in hits[:3]:
+    for score, i in hits[:5]:
         passage = index.passages[i]
         for sentence in sentences(passage.text):
             fit = score / hits[0][0] + index.coverage(question, f"{passage.heading}\n{sentence}")
