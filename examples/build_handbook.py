@@ -9,6 +9,9 @@ The built files are committed and tests never rebuild them. DOCX, HWPX, HTML and
 same to the byte on every machine; a PDF depends on the browser that printed it, so PDFs are only
 rebuilt on request: `python examples/build_handbook.py --pdf` needs chromium and the Nanum fonts.
 
+Everyone and everything in it is invented. The personal data planted for the masking to find is
+listed in `handbook_pii.json`; resident numbers carry wrong check digits, so they are nobody's.
+
 Left out: everything the sources do not use. A line is a heading (`#`), a row of a table (`|`) or
 a paragraph.
 """
