@@ -1,8 +1,8 @@
 """One spelling for one text: NFC and a few logged mappings, never NFKC.
 
 NFKC would turn ㅋㅋㅋ into conjoining jamo and break chat and official text. NFC joins the
-syllables that macOS takes apart; then full-width ASCII becomes half-width, the many middle dots become one,
-invisible characters go and spaces are evened out. Each rule counts what it changed.
+syllables that macOS takes apart; then full-width ASCII becomes half-width, the many middle dots
+become one, invisible characters go and spaces are evened out. Each rule counts what it changed.
 """
 
 import re
