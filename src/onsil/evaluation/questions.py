@@ -15,7 +15,7 @@ from onsil.errors import OnsilError
 from onsil.evaluation.metrics import exact, f1
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
-from onsil.retrieval.readers import Reading
+from onsil.retrieval.readers import Reading, find
 
 Ask = Callable[[BM25, str, list[tuple[float, int]]], Reading | None]
 
@@ -98,7 +98,7 @@ def ask_all(index: BM25, reader: Ask, questions: Iterable[Question]) -> list[dic
     """What a reader would answer to each question, before any gate."""
     rows = []
     for question in questions:
-        hits = index.search(question.text, limit=5, without=question.without)
+        hits = find(index, question.text, without=question.without)
         reading = reader(index, question.text, hits) if hits else None
         right = reading is not None and question.answerable and cited_right(reading, question)
         rows.append(

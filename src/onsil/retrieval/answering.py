@@ -10,7 +10,7 @@ from onsil.errors import say
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
 from onsil.retrieval.passages import Passage, passages_of
-from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
+from onsil.retrieval.readers import Reader, best_sentence, find, typed_sentence
 
 GREETINGS = (
     "안녕",
@@ -63,7 +63,7 @@ class Answerer:
         question = question.strip()[:1000]
         if len(question) < 20 and any(word in question.lower() for word in GREETINGS):
             return Answer(question, self.greet(), (), 1.0, greeting=True)
-        hits = self.index.search(question, limit=5)
+        hits = find(self.index, question)
         reading = self.reader(self.index, question, hits) if hits else None
         if reading is None:
             return Answer(question, None, (), 0.0)

@@ -6,6 +6,7 @@ returns the sentence that shares most with the question; `typed_sentence` cuts i
 of thing asked for (a number with its unit, a date) by pattern.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,39 +27,6 @@ class Reading:
 Reader = Callable[[BM25, str, list[tuple[float, int]]], Reading | None]
 
 
-def evidence(
-    index: BM25, question: str, hits: list[tuple[float, int]], passage: Passage, sentence: str
-) -> tuple[float, ...]:
-    """Five lexical features: question covered by passage, by passage + headings, by sentence;
-    BM25 per unit of question information; lead of the best passage over the next."""
-    information = index.information(set(terms(question))) or 1.0
-    lead = (hits[0][0] - hits[1][0]) / hits[0][0] if len(hits) > 1 else 1.0
-    around = f"{passage.trail}\n{passage.text}"
-    return (
-        index.coverage(question, passage.text),
-        index.coverage(question, around),
-        index.coverage(question, f"{passage.heading}\n{sentence}"),
-        hits[0][0] / information,
-        lead,
-    )
-
-
-def best_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> Reading | None:
-    """Among the passages found, the sentence that covers most of the question; the passage's own
-    rank counts as much as its words."""
-    best: tuple[float, str, Passage] | None = None
-    for score, i in hits[:5]:
-        passage = index.passages[i]
-        for sentence in sentences(passage.text):
-            fit = score / hits[0][0] + index.coverage(question, f"{passage.heading}\n{sentence}")
-            if best is None or fit > best[0]:
-                best = (fit, sentence, passage)
-    if best is None:
-        return None
-    _, sentence, passage = best
-    return Reading(sentence, passage, evidence(index, question, hits, passage, sentence))
-
-
 NUMBER = r"\d[\d,.]*\s*(?:만|천|억)?\s*"
 ASKED = [
     (
@@ -76,14 +44,67 @@ ASKED = [
 ]
 
 
+def kind_asked(question: str) -> str | None:
+    """The pattern of what a question asks for («며칠» → a number of days), or None."""
+    return next((answers for asks, answers in ASKED if re.search(asks, question)), None)
+
+
+def find(
+    index: BM25, question: str, limit: int = 5, without: str | None = None
+) -> list[tuple[float, int]]:
+    """The best passages, BM25's choice put in a new order: by its score, by how much of the
+    question the passage (twice) and its best sentence (twice) cover, and a little by whether the
+    kind of thing asked for is there. Weights chosen on dev (docs/log.md, "retrieval")."""
+    hits = index.search(question, limit, without)
+    kind = kind_asked(question)
+    ranked = []
+    for score, i in hits:
+        passage = index.passages[i]
+        lines = sentences(passage.text)
+        fit = score / hits[0][0]
+        fit += 2 * index.coverage(question, f"{passage.trail}\n{passage.text}")
+        fit += 2 * max(index.coverage(question, f"{passage.heading}\n{line}") for line in lines)
+        fit += 0.2 * bool(kind and re.search(kind, passage.text))
+        ranked.append((fit, i))
+    return sorted(ranked, key=lambda pair: (-pair[0], pair[1]))
+
+
+def evidence(
+    index: BM25, question: str, hits: list[tuple[float, int]], passage: Passage, sentence: str
+) -> tuple[float, ...]:
+    """Lexical features of a reading: question covered by passage, by passage + headings, by
+    sentence; lead of the best passage over the next; whether the kind of thing asked for is there
+    (1), is not (−1), or none is asked for (0); how much the question says."""
+    lead = (hits[0][0] - hits[1][0]) / hits[0][0] if len(hits) > 1 else 1.0
+    kind = kind_asked(question)
+    there = 0 if kind is None else 1 if re.search(kind, passage.text) else -1
+    return (
+        index.coverage(question, passage.text),
+        index.coverage(question, f"{passage.trail}\n{passage.text}"),
+        index.coverage(question, f"{passage.heading}\n{sentence}"),
+        hits[0][0],
+        lead,
+        float(there),
+        math.log1p(index.information(set(terms(question)))),
+    )
+
+
+def best_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> Reading | None:
+    """The sentence of the best passage that covers most of the question."""
+    if not hits:
+        return None
+    passage = index.passages[hits[0][1]]
+    sentence = max(
+        sentences(passage.text), key=lambda s: index.coverage(question, f"{passage.heading}\n{s}")
+    )
+    return Reading(sentence, passage, evidence(index, question, hits, passage, sentence))
+
+
 def typed_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> Reading | None:
     """`best_sentence`, cut to the first thing of the kind the question asks for."""
     reading = best_sentence(index, question, hits)
-    if reading is None:
-        return None
-    for asks, answers in ASKED:
-        if re.search(asks, question):
-            if found := re.search(answers, reading.answer):
-                return Reading(found.group().strip(), reading.passage, reading.features)
-            break
-    return reading
+    kind = kind_asked(question)
+    found = re.search(kind, reading.answer) if reading and kind else None
+    if reading is None or found is None:
+        return reading
+    return Reading(found.group().strip(), reading.passage, reading.features)

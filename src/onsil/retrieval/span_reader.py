@@ -17,7 +17,7 @@ from onsil.tokenizer.template import Rendered, render_pair
 from onsil.training.finetuning import load_reader
 from onsil.training.objectives import Batch, span_scores
 
-READ, LONGEST_SPAN = 3, 90
+READ, LONGEST_SPAN = 2, 90
 # What the search counts against one unit of margin; chosen on dev (docs/log.md, "reader").
 SEARCH_WEIGHT = 4.0
 

@@ -136,11 +136,11 @@ def report_progress(
         now = time.monotonic()
         if now - last > 10 or step.number == total:
             done, elapsed = step.number - first + 1, max(1e-9, now - start)
-            left = (total - step.number) * elapsed / done
+            left = round((total - step.number) * elapsed / done)
             rate = tokens / total * done / elapsed
             say(
                 f"{label} {step.number}/{total} · 손실(loss) {step.loss:.3f} · "
-                f"{rate:,.0f} tokens/s · 남은 시간(ETA) {left / 60:.0f}:{left % 60:02.0f}"
+                f"{rate:,.0f} tokens/s · 남은 시간(ETA) {left // 60}:{left % 60:02}"
             )
             last = now
         yield step
