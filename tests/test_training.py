@@ -1,0 +1,231 @@
+"""Objectives, the loop, the n-gram floor, the tokenizer and the renderer."""
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from onsil.errors import OnsilError
+from onsil.models.ngram import NGram
+from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.transformer import Transformer
+from onsil.tokenizer.template import NO_TARGET, render_pair
+from onsil.tokenizer.train import CLS, END, MASK, SEP, SPECIALS, load_tokenizer, train
+from onsil.training.loop import learning_rate
+from onsil.training.loop import train as train_loop
+from onsil.training.objectives import (
+    causal_batch,
+    masked_batch,
+    pieces_of,
+    schedule,
+    token_loss,
+)
+from onsil.training.plan import parse_plan, plan_for
+
+TEXT = [
+    "쓰지 않은 연차는 다음 해에 10일까지 이월할 수 있다.",
+    "국내 출장의 일비는 하루 25,000원으로 한다.",
+    "병가는 연간 60일 이내로 한다. 7일을 넘는 병가에는 진단서를 내야 한다.",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train(TEXT, 600).save(str(folder / "tokenizer.json"))
+    return load_tokenizer(folder)
+
+
+# -- tokenizer and renderer ---------------------------------------------------------------------
+
+
+def test_every_syllable_hanja_and_emoji_comes_back(tokenizer):
+    syllables = "".join(chr(c) for c in range(0xAC00, 0xD7A4))
+    for text in (
+        syllables,
+        "ㅋㅋㅋ ㆍ ㅏ",
+        "漢字 樂 大韓民國",
+        "👩‍👩‍👧 🇰🇷 🌱",
+        " 앞뒤 공백 \n\n\t",
+    ):
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+@given(st.text())
+def test_any_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_text_that_spells_a_special_token_is_text(tokenizer):
+    assert not set(tokenizer.encode("<|end|><|mask|>").ids) & set(range(len(SPECIALS)))
+
+
+def test_the_target_points_at_the_answer(tokenizer):
+    passage = TEXT[0]
+    at = passage.index("10일")
+    task = render_pair(tokenizer, "연차는 며칠까지 이월되나요?", passage, (at, at + 3), True)
+    a, b = task.target
+    assert "10일" in passage[task.starts[a] : task.ends[b]]
+    assert len(passage[task.starts[a] : task.ends[b]]) <= 6
+    assert task.ids[0] == CLS and task.ids[-1] == SEP and task.ids.count(SEP) == 2
+
+
+def test_no_answer_or_a_cut_answer_points_at_cls(tokenizer):
+    long = TEXT[2] * 20 + "끝은 99일이다."
+    at = long.index("99일")
+    assert render_pair(tokenizer, "며칠?", long, None, True).target == (0, 0)
+    cut = render_pair(tokenizer, "며칠?", long, (at, at + 3), True, context=64)
+    assert cut.target == (0, 0) and len(cut.ids) <= 64
+
+
+def test_segments_mark_the_letters_both_share(tokenizer):
+    task = render_pair(tokenizer, "이월", TEXT[0])
+    shared = {
+        TEXT[0][a:b]
+        for s, a, b in zip(task.segments, task.starts, task.ends, strict=True)
+        if s == 2
+    }
+    assert shared and all("이월" in x or x.strip() in "이월" for x in shared)
+
+
+# -- objectives ---------------------------------------------------------------------------------
+
+
+def documents(seed: int = 0, n: int = 30) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(5, 90) for _ in range(draw.randrange(0, 70))] for _ in range(n)]
+
+
+def test_no_token_is_dropped_and_each_after_the_first_is_a_target_once():
+    for ids in documents():
+        targets = [
+            t
+            for piece in pieces_of([ids], 16)
+            for t in causal_batch([piece]).targets[0].tolist()
+            if t != NO_TARGET
+        ]
+        assert targets == [*ids, END][1:]
+
+
+def test_the_schedule_is_a_function_of_the_seed_and_covers_everything():
+    sizes = [len(p) for p in pieces_of(documents(), 16)]
+    steps = schedule(sizes, 64, 3, seed=1)
+    assert steps == schedule(sizes, 64, 3, seed=1) != schedule(sizes, 64, 3, seed=2)
+    assert sorted(i for s in steps for i in s) == sorted(list(range(len(sizes))) * 3)
+    assert all(sum(sizes[i] for i in s) <= 64 or len(s) == 1 for s in steps)
+
+
+def test_masking_rates():
+    piece = [random.Random(0).randrange(5, 500) for _ in range(20_000)]
+    batch = masked_batch([piece], 500, "0-0")
+    hidden, wanted = batch.ids[0], batch.targets[0]
+    chosen = wanted != NO_TARGET
+    assert abs(float(chosen.float().mean()) - 0.15) < 0.001
+    assert abs(float((hidden[chosen] == MASK).float().mean()) - 0.8) < 0.03
+    assert abs(float((hidden[chosen] == wanted[chosen]).float().mean()) - 0.1) < 0.03
+    assert torch.equal(hidden[~chosen], torch.tensor(piece)[~chosen])
+
+
+@pytest.mark.parametrize("make", [decoder_shape, encoder_shape])
+def test_the_chunked_loss_is_the_whole_loss(make, monkeypatch):
+    monkeypatch.setattr("onsil.training.objectives.LOSS_CHUNK", 7)
+    model = Transformer(make(97, 128, 2, 64)).initialise(3)
+    batch = masked_batch([d for d in documents(4) if d], 97, "s")
+    total, targets = token_loss(model, batch)
+    (total / targets).backward()
+    ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    logits = model(batch.ids, lengths=batch.lengths)[0]
+    naive = F.cross_entropy(logits, batch.targets[0], ignore_index=NO_TARGET)
+    naive.backward()
+    assert abs(float((total / targets - naive).detach())) < 1e-5
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(ours[name], p.grad, atol=1e-5), name
+
+
+# -- the loop -----------------------------------------------------------------------------------
+
+
+def run(scratch, compute="fp32", stop_after=None, threads=1):
+    torch.set_num_threads(threads)
+    model = Transformer(decoder_shape(97, 128, 2, 64), compute).initialise(0)
+    pieces = pieces_of([d for d in documents(7) if d], 32)
+    steps = schedule([len(p) for p in pieces], 128, 2, 0)
+
+    def loss_of(k):
+        return token_loss(model, causal_batch([pieces[i] for i in steps[k]]))
+
+    parameters = dict(model.named_parameters())
+    for step in train_loop(parameters, loss_of, len(steps), 1e-3, scratch, checkpoints=5):
+        if step.number == stop_after:
+            break
+    torch.set_num_threads(1)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(("compute", "threads"), [("fp32", 1), ("bf16", 2)])
+@pytest.mark.parametrize("stop_after", [1, 4, 9])
+def test_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, compute, threads, stop_after):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = run(tmp_path / "whole", compute, threads=threads)
+    run(tmp_path / "parts", compute, stop_after, threads)
+    parts = run(tmp_path / "parts", compute, threads=threads)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+
+
+@pytest.mark.parametrize(("total", "targets"), [(float("nan"), 3), (float("inf"), 3), (1.0, 0)])
+def test_the_loop_stops_on_a_bad_step_and_keeps_the_weights(tmp_path, total, targets):
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(OnsilError, match="step 1"):
+        list(train_loop({"w": weight}, lambda k: (weight.sum() * total, targets), 3, 0.1, tmp_path))
+    assert torch.equal(weight.data, torch.ones(2, 2))
+
+
+def test_learning_rate_warms_up_holds_and_decays():
+    rates = [learning_rate(k, 100, 1.0) for k in range(100)]
+    assert rates[0] == 0.2 and rates[4] == rates[59] == 1.0 and 0 < rates[-1] < 0.03
+
+
+# -- the plan -----------------------------------------------------------------------------------
+
+
+def test_more_minutes_make_a_longer_plan_and_a_plan_round_trips():
+    import json
+    from dataclasses import asdict
+
+    short = plan_for(50_000, 500_000, 1, 0, lambda plan: 5_000)
+    long = plan_for(50_000, 500_000, 10, 0, lambda plan: 5_000)
+    assert long.reader_epochs > short.reader_epochs >= 1
+    assert long.predicted_seconds <= 10 * 60
+    assert parse_plan(json.dumps(asdict(long))) == long
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"width": 1}', "null"])
+def test_half_a_plan_is_none(text):
+    with pytest.raises(OnsilError, match="not a plan"):
+        parse_plan(text)
+
+
+# -- the n-gram floor ---------------------------------------------------------------------------
+
+
+def test_every_conditional_sums_to_one_seen_or_not():
+    model = NGram([[*d, END] for d in documents(1)], 3, 97)
+    draw = random.Random(0)
+    for _ in range(100):
+        context = [draw.randrange(97) for _ in range(draw.randrange(4))]
+        assert math.isclose(sum(model.probability(context, t) for t in range(97)), 1, rel_tol=1e-9)
+
+
+def test_context_helps_and_more_than_nothing_is_learned(tokenizer):
+    ids = [tokenizer.encode(t).ids for t in TEXT]
+    held = tokenizer.encode("쓰지 않은 병가는 다음 해에 이월할 수 있다.").ids
+    one, three = NGram(ids, 1, 600), NGram(ids, 3, 600)
+    assert three.bits(held) < one.bits(held) < len(held) * math.log2(600)
