@@ -27,7 +27,9 @@ class Reading:
 Reader = Callable[[BM25, str, list[tuple[float, int]]], Reading | None]
 
 
-NUMBER = r"\d[\d,.]*\s*(?:만|천|억)?\s*"
+# Not the tail of a longer number, nor the day of a date (3월 1일).
+NUMBER = r"(?<![\d,.])(?<!월)(?<!월 )\d[\d,.]*\s*(?:만|천|억)?\s*"
+BEFORE, AFTER = 16, 12  # characters around a candidate that may tell what it is
 ASKED = [
     (
         r"며칠|몇\s*일|기한|언제까지",
@@ -101,10 +103,22 @@ def best_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> 
 
 
 def typed_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> Reading | None:
-    """`best_sentence`, cut to the first thing of the kind the question asks for."""
+    """The thing of the kind the question asks for whose surroundings in the best passage share
+    most with the question; without such a thing, the best sentence."""
     reading = best_sentence(index, question, hits)
     kind = kind_asked(question)
-    found = re.search(kind, reading.answer) if reading and kind else None
-    if reading is None or found is None:
+    if reading is None or kind is None:
         return reading
-    return Reading(found.group().strip(), reading.passage, reading.features)
+    text = reading.passage.text
+    found = [
+        (
+            index.coverage(question, text[max(0, m.start() - BEFORE) : m.end() + AFTER])
+            + (reading.answer in text and m.group() in reading.answer),
+            -m.start(),
+            m.group().strip(),
+        )
+        for m in re.finditer(kind, text)
+    ]
+    if not found:
+        return reading
+    return Reading(max(found)[2], reading.passage, reading.features)
