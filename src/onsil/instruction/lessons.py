@@ -20,6 +20,7 @@ from onsil.lineage import Artifact, Run, stage
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.passages import Passage, passages_of, reading_text, sentences
 
+MOST_LESSONS, PER_PASSAGE = 20_000, 4
 NUMBER = r"\d[\d,.]*(?:만|천|억)?\s?"
 # What a span of text is, and how a person asks for it. First match wins, so longer units lead.
 KINDS = [
@@ -165,11 +166,14 @@ def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path
         split: BM25([p for p in passages if held.split[p.document] == split])
         for split in ("train", "heldout")
     }
+    # A large corpus has more to ask than a budget can teach: every n-th passage, spread evenly.
+    stride = max(1, len(passages) * rounds * PER_PASSAGE // MOST_LESSONS)
     counts: dict[str, int] = {}
     seen: set[tuple[str, str]] = set()
     with (out / "lessons.jsonl").open("w", encoding="utf-8") as f:
         for round_ in range(rounds):
-            for number, passage in enumerate(passages):
+            for number in range(round_ % stride, len(passages), stride):
+                passage = passages[number]
                 draw = random.Random(f"{seed}-{round_}-{number}")
                 split = held.split[passage.document]
                 for lesson in lessons_of(passage, split, draw):
