@@ -21,6 +21,7 @@ PLAN = {
     "decoder_epochs": 6,
     "encoder_epochs": 6,
     "reader_epochs": 2,
+    "reader_lessons": 1000,
     "compute": "fp32",
     "threads": 1,
     "compiled": False,

@@ -200,8 +200,8 @@ def test_more_minutes_make_a_longer_plan_and_a_plan_round_trips():
     import json
     from dataclasses import asdict
 
-    short = plan_for(50_000, 500_000, 1, 0, lambda plan: 5_000)
-    long = plan_for(50_000, 500_000, 10, 0, lambda plan: 5_000)
+    short = plan_for(50_000, 2_000, 500_000, 1, 0, lambda plan: 5_000)
+    long = plan_for(50_000, 2_000, 500_000, 10, 0, lambda plan: 5_000)
     assert long.reader_epochs > short.reader_epochs >= 1
     assert long.predicted_seconds <= 10 * 60
     assert parse_plan(json.dumps(asdict(long))) == long

@@ -112,10 +112,11 @@ def grow(
     model = assemble(
         ws, corpus=corpus, tokenizer=tokenizer, decoder=decoder, reader=reader, card=card
     )
-    report = write_report(ws, model=model, card=card, outcome=outcome(ws, model))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    taken = outcome(ws, model) | {"name": name, "peak_rss_mb": round(peak)}
+    report = write_report(ws, model=model, card=card, outcome=taken)
     version = ws.register(name, model)
     crown(ws, name, version, card)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     tell(
         say(
             f"{name}@{version} is ready: {time.monotonic() - start:.0f} s, peak {peak:,.0f} MB, "

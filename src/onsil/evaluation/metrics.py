@@ -57,7 +57,9 @@ def share(rows: Sequence[dict], of: str, what: str) -> float | None:
 
 def scorecard(rows: Sequence[dict]) -> dict:
     """The whole table for one reader. A row has booleans `answerable`, `unanswerable`, `answered`,
-    `abstained`, `cited` and numbers `f1`, `exact` (0 for an answerable question left alone)."""
+    `abstained`, `cited` and numbers `f1`, `exact` (0 for an answerable question left alone).
+    `citation` counts an answer to the unanswerable as wrongly cited; `citation_answerable` looks
+    at answerable questions only."""
     return {
         "questions": len(rows),
         "answerable": sum(row["answerable"] for row in rows),
@@ -66,6 +68,9 @@ def scorecard(rows: Sequence[dict]) -> dict:
         "f1": interval(rows, lambda r: share(r, "answerable", "f1")),
         "exact": interval(rows, lambda r: share(r, "answerable", "exact")),
         "citation": interval(rows, lambda r: share(r, "answered", "cited")),
+        "citation_answerable": interval(
+            [row for row in rows if row["answerable"]], lambda r: share(r, "answered", "cited")
+        ),
         "answered_share": interval(rows, lambda r: share(r, "answerable", "answered")),
         "abstained_share": interval(rows, lambda r: share(r, "unanswerable", "abstained")),
     }

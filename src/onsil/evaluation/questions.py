@@ -7,7 +7,7 @@ out is the unanswerable one.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from onsil.errors import OnsilError
 from onsil.evaluation.metrics import exact, f1
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
-from onsil.retrieval.readers import Reading, find
-
-Ask = Callable[[BM25, str, list[tuple[float, int]]], Reading | None]
+from onsil.retrieval.ranking import find
+from onsil.retrieval.readers import Reader, Reading
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def cited_right(reading: Reading, question: Question) -> bool:
     )
 
 
-def ask_all(index: BM25, reader: Ask, questions: Iterable[Question]) -> list[dict]:
+def ask_all(index: BM25, reader: Reader, questions: Iterable[Question]) -> list[dict]:
     """What a reader would answer to each question, before any gate."""
     rows = []
     for question in questions:

@@ -47,7 +47,7 @@ NOTICE = (
 
 def render(card: dict, outcome: dict) -> str:
     """The whole report as one self-contained HTML file."""
-    name = card.get("name")
+    name = outcome.get("name")
     title = (f"{name} 성적표", f"{name}: report card") if name else ("모델 성적표", "Report card")
     notice = Markup(f'<div class="notice">{both(*NOTICE)}</div>')
     body = join(
@@ -125,6 +125,7 @@ MEASURED = (
     ("f1", score, "F1 on test", "시험용 F1"),
     ("exact", percent, "Exact", "완전 일치"),
     ("citation", percent, "Right source", "근거가 맞은 답"),
+    ("answered_share", percent, "Answerable questions answered", "답이 있는 질문에 답함"),
     ("abstained_share", percent, "Abstained when unanswerable", "답이 없을 때 물러남"),
 )
 

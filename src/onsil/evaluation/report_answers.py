@@ -199,7 +199,8 @@ SPLITS = (
 MEASURES = (
     ("f1", ("F1", ""), score),
     ("exact", ("완전 일치", "Exact"), percent),
-    ("citation", ("근거 맞음", "Right source"), percent),
+    ("citation", ("답 가운데 근거 맞음", "Right source, of all answers"), percent),
+    ("citation_answerable", ("답 있는 질문의 근거 맞음", "Right source, answerable"), percent),
     ("answered_share", ("답이 있을 때 답함", "Answered, answerable"), percent),
     ("abstained_share", ("답이 없을 때 물러남", "Abstained, unanswerable"), percent),
 )

@@ -44,6 +44,7 @@ PLAN: dict[str, Pair] = {
     "decoder_steps": ("언어 모델 단계", "Decoder steps"),
     "encoder_steps": ("읽기 모델 사전학습 단계", "Encoder steps"),
     "reader_steps": ("읽기 미세조정 단계", "Reader steps"),
+    "reader_lessons": ("한 에폭에 읽는 학습 문제", "Lessons an epoch reads"),
     "compute": ("계산 자료형", "Compute type"),
     "threads": ("스레드", "Threads"),
     "compiled": ("컴파일한 코드", "Compiled code"),
@@ -85,7 +86,11 @@ TYPES: dict[str, Pair] = {
     "date": ("날짜", "Date"),
     "definition": ("뜻", "Definition"),
     "table": ("표", "Table"),
-    "person": ("담당", "Who"),
+    "who": ("담당", "Who"),
+    "procedure": ("절차", "Procedure"),
+    "amendment": ("개정된 규정", "Amended rule"),
+    "condition": ("조건", "Condition"),
+    "place": ("장소", "Place"),
 }
 
 

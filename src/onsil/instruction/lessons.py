@@ -156,7 +156,7 @@ def _elsewhere(lesson: Lesson, index: BM25) -> Lesson | None:
     )
 
 
-@stage(version=1)
+@stage(version=2)
 def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path, run: Run) -> dict:
     """lessons.jsonl: `rounds` wordings of every askable thing, and for every other one the same
     question on a passage that does not answer it."""

@@ -10,7 +10,8 @@ from onsil.errors import say
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
 from onsil.retrieval.passages import Passage, passages_of
-from onsil.retrieval.readers import Reader, best_sentence, find, typed_sentence
+from onsil.retrieval.ranking import find
+from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
 
 GREETINGS = (
     "안녕",
@@ -69,7 +70,7 @@ class Answerer:
             return Answer(question, None, (), 0.0)
         confidence = self.gate.confidence(reading.features)
         if confidence < self.gate.threshold:
-            near = tuple(self.index.passages[i] for _, i in hits[:3])
+            near = tuple(hit.passage for hit in hits[:3])
             return Answer(question, None, near, confidence)
         return Answer(question, reading.answer, (reading.passage,), confidence)
 

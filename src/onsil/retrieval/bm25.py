@@ -1,18 +1,24 @@
-"""Okapi BM25 over Korean-aware terms.
+"""Okapi BM25 over Korean-aware terms and concepts.
 
 Korean glues particles to words, so a term is a pair of neighbouring syllables inside a word
 («연차를» → 연차, 차를): a two-syllable word is found whatever follows it, without an analyser.
-Latin words and numbers are terms as they stand. Headings count as often as the text.
-Robertson & Zaragoza (2009), k1 = 1.2, b = 0.75.
+Latin words and numbers are terms as they stand. Headings count as often as the text. Beside its
+terms a text has concepts (concepts.py), which count once. Robertson & Zaragoza (2009), k1 = 1.2,
+b = 0.75.
 """
 
 import math
 import re
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 
+from onsil.retrieval.concepts import concepts, concepts_at
 from onsil.retrieval.passages import Passage
 
 K1, B = 1.2, 0.75
+# A shared concept against a shared term, in the search and in coverage; chosen on dev.
+CONCEPT_FOUND, CONCEPT_COVERS = 1.5, 0.8
 # «X가 뭐예요», «X의 뜻», «X란»: the passage that defines X is wanted.
 DEFINES = re.compile(
     r"뭔가|뭐예|뭐야|뭔지|무엇|뜻|정의|이란|란\?|말하나|말해|무슨|어떤 (?:것|걸|제도)|라는 게"
@@ -31,13 +37,37 @@ STOP = frozenset(ASKING.split())
 
 def terms(text: str) -> list[str]:
     """Searchable terms of a text, in order, repeats kept."""
-    found: list[str] = []
-    for word in WORD.findall(text.lower()):
-        if "가" <= word[0] <= "힣" and len(word) > 2:
-            found += [word[i : i + 2] for i in range(len(word) - 1)]
-        else:
-            found.append(word)
-    return found
+    return [term for word in WORD.findall(text.lower()) for term in _pairs(word)]
+
+
+def _pairs(word: str) -> list[str]:
+    if "가" <= word[0] <= "힣" and len(word) > 2:
+        return [word[i : i + 2] for i in range(len(word) - 1)]
+    return [word]
+
+
+def marks(text: str) -> frozenset[str]:
+    """Terms and concepts of a text: what a question's words can be met by."""
+    return frozenset(terms(text)) | concepts(text)
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a question: what it tells (the idf of its rarest term), its terms with their
+    idf, its concepts."""
+
+    tells: float
+    idf: dict[str, float]
+    concepts: frozenset[str]
+
+    @cached_property
+    def total(self) -> float:
+        return math.fsum(self.idf.values())
+
+    def met(self, there: frozenset[str]) -> float:
+        """How much of the word is among `there`: 0 … 1."""
+        shared = math.fsum(idf for term, idf in self.idf.items() if term in there)
+        return max(shared / self.total, CONCEPT_COVERS * (not self.concepts.isdisjoint(there)))
 
 
 class BM25:
@@ -50,15 +80,20 @@ class BM25:
         ]
         self.lengths = [sum(c.values()) for c in self.counts]
         self.mean = sum(self.lengths) / max(1, len(self.lengths))
+        self.concepts = [concepts(f"{p.trail}\n{p.text}") for p in passages]
         self.postings: dict[str, list[int]] = {}
-        for i, count in enumerate(self.counts):
-            for term in count:
+        for i, (count, known) in enumerate(zip(self.counts, self.concepts, strict=True)):
+            for term in (*count, *sorted(known)):
                 self.postings.setdefault(term, []).append(i)
 
         self.terms_defined: dict[str, list[int]] = {}
         for i, passage in enumerate(passages):
             for term in TERM.findall(passage.text):
                 self.terms_defined.setdefault(re.sub(r"\s", "", term), []).append(i)
+
+    def marks(self, i: int) -> frozenset[str]:
+        """Terms and concepts of passage `i` with its headings."""
+        return frozenset(self.counts[i]) | self.concepts[i]
 
     def idf(self, term: str) -> float:
         """How telling a term is; one that occurs nowhere tells most. Question words tell little."""
@@ -79,7 +114,10 @@ class BM25:
                 tf = self.counts[i][term]
                 norm = K1 * (1 - B + B * self.lengths[i] / self.mean)
                 scores[i] = scores.get(i, 0.0) + idf * tf * (K1 + 1) / (tf + norm)
-        defined = self._defined(question)
+        for name in sorted(concepts(question)):
+            for i in self.postings.get(name, ()):
+                scores[i] = scores.get(i, 0.0) + CONCEPT_FOUND * self.idf(name)
+        defined = self.defined(question)
         ranked = [
             (
                 score
@@ -92,19 +130,26 @@ class BM25:
         ]
         return sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:limit]
 
-    def _defined(self, question: str) -> set[int]:
+    def defined(self, question: str) -> set[int]:
         """Passages that define a term of a question that asks what something is."""
         if not DEFINES.search(question):
             return set()
         bare = re.sub(r"\s", "", question)
         return {i for term, places in self.terms_defined.items() if term in bare for i in places}
 
-    def coverage(self, question: str, text: str) -> float:
-        """Share of the question's information (Σ idf of its terms) that `text` also has."""
-        asked, there = set(terms(question)), set(terms(text))
-        total = self.information(asked)
-        return self.information(asked & there) / total if total else 0.0
+    def words(self, question: str) -> list[Word]:
+        """The words of a question that say something about its subject."""
+        low, found = question.lower(), []
+        spans = concepts_at(low)
+        for match in WORD.finditer(low):
+            idf = {t: self.idf(t) for t in _pairs(match.group()) if t not in STOP}
+            if idf:
+                over = (c for a, b, c in spans if a < match.end() and b > match.start())
+                found.append(Word(max(idf.values()), idf, frozenset(over)))
+        return found
 
-    def information(self, found: set[str]) -> float:
-        """Σ idf, rounded once, so that the order of a set cannot show."""
-        return math.fsum(self.idf(t) for t in found)
+
+def coverage(words: list[Word], there: frozenset[str]) -> float:
+    """Share of what the words tell that `there` (marks of a text) also has: 0 … 1."""
+    told = math.fsum(word.tells for word in words)
+    return math.fsum(word.tells * word.met(there) for word in words) / told if told else 0.0

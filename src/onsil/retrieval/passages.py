@@ -112,3 +112,12 @@ def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
         ]
         lines.append(f"{row[0]} · {' / '.join(cells)}" if row else "")
     return [line for line in lines if line]
+
+
+def cells_of(line: str) -> list[tuple[str, str]]:
+    """(column, cell) of a line that `table_lines` wrote; empty for any other line."""
+    label, dot, rest = line.partition(" · ")
+    if not dot or not label:
+        return []
+    parts = [part.partition(": ") for part in rest.split(" / ")]
+    return [(column, cell) for column, colon, cell in parts if colon]

@@ -2,17 +2,23 @@
 
 A reader never abstains by itself; it returns features of how well the evidence fits, and the
 calibrated gate in `answering.py` decides. Two readers have no trained part: `best_sentence`
-returns the sentence that shares most with the question; `typed_sentence` cuts it down to the kind
-of thing asked for (a number with its unit, a date) by pattern.
+returns the line that shares most with the question; `typed_sentence` cuts it down to the table
+cell, or to the kind of thing asked for (a number with its unit, a date, who), by pattern.
 """
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onsil.retrieval.bm25 import BM25, terms
-from onsil.retrieval.passages import Passage, sentences
+from onsil.retrieval.bm25 import BM25, DEFINES, Word, coverage, marks
+from onsil.retrieval.passages import Passage, cells_of
+from onsil.retrieval.ranking import Hit, evidence, kind_asked
+
+MEANING = re.compile(
+    r"[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*(?:말한다|뜻한다|말하며|말하고|말합니다)"
+)
+MARK = re.compile(r"[○●◯√✓VO]|전결")  # a cell that only marks its column
+BEFORE, AFTER = 16, 12  # characters around a candidate that may tell what it is
 
 
 @dataclass(frozen=True)
@@ -24,101 +30,64 @@ class Reading:
     features: tuple[float, ...]
 
 
-Reader = Callable[[BM25, str, list[tuple[float, int]]], Reading | None]
+Reader = Callable[[BM25, str, list[Hit]], Reading | None]
 
 
-# Not the tail of a longer number, nor the day of a date (3월 1일).
-NUMBER = r"(?<![\d,.])(?<!월)(?<!월 )\d[\d,.]*\s*(?:만|천|억)?\s*"
-BEFORE, AFTER = 16, 12  # characters around a candidate that may tell what it is
-ASKED = [
-    (
-        r"며칠|몇\s*일|기한|언제까지",
-        NUMBER + r"(?:영업일|근무일|일|주|개월|시간)(?:\s*(?:이내|전|까지))?",
-    ),
-    (r"얼마|금액|한도|비용|몇\s*원", NUMBER + r"(?:만\s*원|천\s*원|원|%|퍼센트)"),
-    (r"몇\s*시|시간", r"\d{1,2}:\d{2}|\d{1,2}시(?:\s*\d{1,2}분)?|" + NUMBER + r"시간"),
-    (r"몇\s*(?:명|인)", NUMBER + r"(?:명|인)"),
-    (r"몇\s*년", NUMBER + r"년"),
-    (r"몇\s*(?:개월|달)", NUMBER + r"개월"),
-    (r"몇\s*(?:%|퍼센트|프로)|비율", NUMBER + r"(?:%|퍼센트)"),
-    (r"언제|날짜|시행일", r"\d{4}\s*[.년-]\s*\d{1,2}\s*[.월-]\s*\d{1,2}일?|매[년월주]\s*\S+"),
-    (r"몇|어느\s*정도", NUMBER + r"[가-힣%]{1,3}"),
-]
-
-
-def kind_asked(question: str) -> str | None:
-    """The pattern of what a question asks for («며칠» → a number of days), or None."""
-    return next((answers for asks, answers in ASKED if re.search(asks, question)), None)
-
-
-def find(
-    index: BM25, question: str, limit: int = 5, without: str | None = None
-) -> list[tuple[float, int]]:
-    """The best passages, BM25's choice put in a new order: by its score, by how much of the
-    question the passage (twice) and its best sentence (twice) cover, and a little by whether the
-    kind of thing asked for is there. Weights chosen on dev (docs/log.md, "retrieval")."""
-    hits = index.search(question, limit, without)
-    kind = kind_asked(question)
-    ranked = []
-    for score, i in hits:
-        passage = index.passages[i]
-        lines = sentences(passage.text)
-        fit = score / hits[0][0]
-        fit += 2 * index.coverage(question, f"{passage.trail}\n{passage.text}")
-        fit += 2 * max(index.coverage(question, f"{passage.heading}\n{line}") for line in lines)
-        fit += 0.2 * bool(kind and re.search(kind, passage.text))
-        ranked.append((fit, i))
-    return sorted(ranked, key=lambda pair: (-pair[0], pair[1]))
-
-
-def evidence(
-    index: BM25, question: str, hits: list[tuple[float, int]], passage: Passage, sentence: str
-) -> tuple[float, ...]:
-    """Lexical features of a reading: question covered by passage, by passage + headings, by
-    sentence; lead of the best passage over the next; whether the kind of thing asked for is there
-    (1), is not (−1), or none is asked for (0); how much the question says."""
-    lead = (hits[0][0] - hits[1][0]) / hits[0][0] if len(hits) > 1 else 1.0
-    kind = kind_asked(question)
-    there = 0 if kind is None else 1 if re.search(kind, passage.text) else -1
-    return (
-        index.coverage(question, passage.text),
-        index.coverage(question, f"{passage.trail}\n{passage.text}"),
-        index.coverage(question, f"{passage.heading}\n{sentence}"),
-        hits[0][0],
-        lead,
-        float(there),
-        math.log1p(index.information(set(terms(question)))),
-    )
-
-
-def best_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> Reading | None:
-    """The sentence of the best passage that covers most of the question."""
+def best_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | None:
+    """The line of the best passage that covers most of the question."""
     if not hits:
         return None
-    passage = index.passages[hits[0][1]]
-    sentence = max(
-        sentences(passage.text), key=lambda s: index.coverage(question, f"{passage.heading}\n{s}")
-    )
-    return Reading(sentence, passage, evidence(index, question, hits, passage, sentence))
+    best = hits[0]
+    return Reading(best.line, best.passage, evidence(index, question, hits, best.passage))
 
 
-def typed_sentence(index: BM25, question: str, hits: list[tuple[float, int]]) -> Reading | None:
-    """The thing of the kind the question asks for whose surroundings in the best passage share
-    most with the question; without such a thing, the best sentence."""
+def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | None:
+    """The cell or the thing of the kind asked for whose surroundings share most with the
+    question; without such a thing, the best line."""
     reading = best_sentence(index, question, hits)
-    kind = kind_asked(question)
-    if reading is None or kind is None:
+    if reading is None:
+        return None
+    words, kind = index.words(question), kind_asked(question)
+    text = meaning_asked(question, hits[0].line) or cell_asked(words, kind, hits[0].line)
+    if text is None and kind is not None:
+        text = thing_asked(words, kind, reading.passage.text, reading.answer, question)
+    if text is None:
         return reading
-    text = reading.passage.text
+    return Reading(text, reading.passage, reading.features)
+
+
+def meaning_asked(question: str, line: str) -> str | None:
+    """Of «"X"란 … 을 말한다», asked what X is, what stands between."""
+    found = MEANING.search(line)
+    return found.group(1) if found and DEFINES.search(question) else None
+
+
+def cell_asked(words: list[Word], kind: str | None, line: str) -> str | None:
+    """Of a table row, the cell under the column the question names, or the only one of the kind
+    asked for; None when the line is no row or nothing tells which."""
+    row = cells_of(line)
+    row = [(column, column if MARK.fullmatch(cell) else cell) for column, cell in row]
+    if kind is not None:
+        row = [(column, cell) for column, cell in row if re.search(kind, cell)]
+    if not row:
+        return None
+    fits = [coverage(words, marks(column)) for column, _ in row]
+    best = max(range(len(row)), key=fits.__getitem__)
+    return row[best][1] if len(row) == 1 or fits[best] > 0 else None
+
+
+def thing_asked(words: list[Word], kind: str, text: str, line: str, question: str) -> str | None:
+    """The match of `kind` whose surroundings cover most of the question; one in the best line
+    goes first, and of equals the earliest. What the question itself says is no answer."""
+    at = text.find(line)
     found = [
         (
-            index.coverage(question, text[max(0, m.start() - BEFORE) : m.end() + AFTER])
-            + (reading.answer in text and m.group() in reading.answer),
+            coverage(words, marks(text[max(0, m.start() - BEFORE) : m.end() + AFTER]))
+            + (at >= 0 and at <= m.start() and m.end() <= at + len(line)),
             -m.start(),
             m.group().strip(),
         )
         for m in re.finditer(kind, text)
+        if m.group().strip() not in question
     ]
-    if not found:
-        return reading
-    return Reading(max(found)[2], reading.passage, reading.features)
+    return max(found)[2] if found else None

@@ -11,7 +11,8 @@ import torch
 
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.passages import reading_text
-from onsil.retrieval.readers import Reader, Reading, evidence
+from onsil.retrieval.ranking import Hit, evidence
+from onsil.retrieval.readers import Reader, Reading
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.template import Rendered, render_pair
 from onsil.training.finetuning import load_reader
@@ -39,8 +40,8 @@ def best_span(scores_T2: torch.Tensor, first: int) -> tuple[float, int, int]:
 def reader_of(model, head, tokenizer) -> Reader:
     """A reader from an encoder and its span head."""
 
-    def read(index: BM25, question: str, hits: list[tuple[float, int]]) -> Reading | None:
-        passages = [index.passages[i] for _, i in hits[:READ]]
+    def read(index: BM25, question: str, hits: list[Hit]) -> Reading | None:
+        passages = [hit.passage for hit in hits[:READ]]
         texts = [reading_text(p) for p in passages]
         context = model.shape.context
         tasks: list[Rendered] = [
@@ -60,7 +61,7 @@ def reader_of(model, head, tokenizer) -> Reader:
             if not inside:
                 continue
             margin, a, b = best_span(scores_T2, inside[0])
-            fit = margin + SEARCH_WEIGHT * hits[n][0] / hits[0][0]
+            fit = margin + SEARCH_WEIGHT * (hits[n].fit - hits[0].fit)
             answer = texts[n][task.starts[a] : task.ends[b]].strip()
             if answer and (best is None or fit > best[0]):
                 best = (fit, margin, n, answer)
@@ -68,8 +69,7 @@ def reader_of(model, head, tokenizer) -> Reader:
             return None
         _, margin, n, answer = best
         passage = passages[n]
-        line = next((x for x in passage.text.split("\n") if answer in x), answer)
-        features = evidence(index, question, hits, passage, line)
+        features = evidence(index, question, hits, passage)
         return Reading(answer, passage, (*features, margin))
 
     return read

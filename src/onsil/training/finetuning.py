@@ -54,7 +54,7 @@ def tasks_of(lessons: Path, tokenizer, split: str, context: int) -> list[Rendere
     return tasks
 
 
-@stage(version=1)
+@stage(version=2)
 def finetune(
     *,
     encoder: Artifact,
@@ -70,6 +70,8 @@ def finetune(
     model, _ = load(encoder.path, settings.compute)
     head = new_head(model.shape.width, settings.seed)
     tasks = tasks_of(lessons / "lessons.jsonl", words, "train", model.shape.context)
+    some = min(len(tasks), settings.reader_lessons)
+    tasks = [tasks[i * len(tasks) // some] for i in range(some)]
     sizes = [len(t.ids) for t in tasks]
     steps = schedule(sizes, 2 * settings.batch_tokens, settings.reader_epochs, settings.seed)
     if not tasks:

@@ -24,14 +24,15 @@ SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.5}
 # text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
 RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.6}
 MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
+FEWEST_LESSONS = 256
 # (width, depth) by tokens of text: the larger the corpus, the larger the model it can fill.
 SIZES = ((200_000, 128, 4), (2_000_000, 192, 4), (20_000_000, 256, 6), (10**12, 384, 8))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run. Epochs of zero skip a part. `tokens_per_second` is what was measured, `predicted_*`
-    what follows from it."""
+    """One run. Epochs of zero skip a part; `reader_lessons` of the lessons, evenly spread, are
+    read in each. `tokens_per_second` is what was measured, `predicted_*` what follows from it."""
 
     width: int
     depth: int
@@ -41,6 +42,7 @@ class Plan:
     decoder_epochs: int
     encoder_epochs: int
     reader_epochs: int
+    reader_lessons: int
     compute: str
     threads: int
     compiled: bool
@@ -113,39 +115,73 @@ def measure_speed(plan: Plan, vocabulary: int, seconds: float = 3.0) -> int:
 
 
 def plan_for(
-    text_tokens: int, reading_tokens: int, minutes: float, seed: int, speed_of: Any
+    text_tokens: int, lessons: int, reading_tokens: int, minutes: float, seed: int, speed_of: Any
 ) -> Plan:
-    """The plan for so much text and so many minutes; `speed_of(plan)` measures tokens/s."""
-    width, depth = next((w, d) for most, w, d in SIZES if text_tokens <= most)
-    plan = Plan(
-        width=width,
-        depth=depth,
-        context=512,
-        batch_tokens=2048 if text_tokens < 2_000_000 else 4096,
-        learning_rate=0.002 if width <= 192 else 0.001,
-        decoder_epochs=0,
-        encoder_epochs=0,
-        reader_epochs=0,
-        compute="bf16" if processor_has_bf16() else "fp32",
-        threads=min(2, os.cpu_count() or 1),
-        compiled=False,
-        seed=seed,
-        minutes=minutes,
-        tokens_per_second=0,
-        predicted_seconds=0,
-    )
-    speed = speed_of(plan)
+    """The plan for so much text and so many minutes; `speed_of(plan)` measures tokens/s.
+
+    The largest model the text can fill that reads all of it once within its share. No text is left
+    out, so a corpus too large for the smallest model makes a plan longer than the budget; lessons
+    are, since they repeat one another.
+    """
+    plan, speed = _largest(text_tokens, minutes, seed, speed_of)
     epochs, seconds = {}, 0.0
-    for part, share in SHARES.items():
-        size = max(1, reading_tokens if part == "reader" else text_tokens)
-        rate = speed * RELATIVE_SPEED[part]
-        wanted = round(share * minutes * 60 * rate / size)
-        epochs[f"{part}_epochs"] = max(1, min(MOST_EPOCHS[part], wanted))
-        seconds += epochs[f"{part}_epochs"] * size / rate
-    return replace(plan, **epochs, tokens_per_second=speed, predicted_seconds=round(seconds))
+    for part in ("decoder", "encoder"):
+        pass_seconds = max(1, text_tokens) / (speed * RELATIVE_SPEED[part])
+        epochs[f"{part}_epochs"] = _whole(
+            SHARES[part] * minutes * 60 / pass_seconds, MOST_EPOCHS[part]
+        )
+        seconds += epochs[f"{part}_epochs"] * pass_seconds
+    pass_seconds = max(1, reading_tokens) / (speed * RELATIVE_SPEED["reader"])
+    passes = SHARES["reader"] * minutes * 60 / pass_seconds
+    read = lessons if passes >= 1 else max(FEWEST_LESSONS, round(lessons * passes))
+    read = min(lessons, read)
+    epochs["reader_epochs"] = _whole(passes, MOST_EPOCHS["reader"])
+    seconds += epochs["reader_epochs"] * pass_seconds * read / max(1, lessons)
+    return replace(
+        plan,
+        **epochs,
+        reader_lessons=read,
+        tokens_per_second=speed,
+        predicted_seconds=round(seconds),
+    )
 
 
-@stage(version=1)
+def _whole(wanted: float, most: int) -> int:
+    return max(1, min(most, round(wanted)))
+
+
+def _largest(text_tokens: int, minutes: float, seed: int, speed_of: Any) -> tuple[Plan, int]:
+    """The size for a text, made smaller until one pass over it fits; and its measured speed."""
+    share = (SHARES["decoder"] + SHARES["encoder"]) * minutes * 60
+    passes = 1 / RELATIVE_SPEED["decoder"] + 1 / RELATIVE_SPEED["encoder"]
+    last = next(n for n, (most, _, _) in enumerate(SIZES) if text_tokens <= most)
+    for n in range(last, -1, -1):
+        _, width, depth = SIZES[n]
+        plan = Plan(
+            width=width,
+            depth=depth,
+            context=512,
+            batch_tokens=2048 if text_tokens < 2_000_000 else 4096,
+            learning_rate=0.002 if width <= 192 else 0.001,
+            decoder_epochs=0,
+            encoder_epochs=0,
+            reader_epochs=0,
+            reader_lessons=0,
+            compute="bf16" if processor_has_bf16() else "fp32",
+            threads=min(2, os.cpu_count() or 1),
+            compiled=False,
+            seed=seed,
+            minutes=minutes,
+            tokens_per_second=0,
+            predicted_seconds=0,
+        )
+        speed = speed_of(plan)
+        if n == 0 or text_tokens * passes / speed <= share:
+            return plan, speed
+    raise AssertionError("the smallest size ends the loop")
+
+
+@stage(version=2)
 def make_plan(
     *,
     corpus: Artifact,
@@ -160,21 +196,22 @@ def make_plan(
     encoder = load_tokenizer(tokenizer.path)
     texts = [document_text(d) for d in load_corpus(corpus).train]
     text_tokens = sum(len(e.ids) for e in encoder.encode_batch(texts))
-    reading_tokens = 0
+    reading_tokens = count = 0
     with (lessons / "lessons.jsonl").open(encoding="utf-8") as f:
         for line in f:
             row = json.loads(line)
             if row["split"] == "train":
+                count += 1
                 reading_tokens += 3 + len(encoder.encode(row["question"] + row["passage"]).ids)
     vocabulary = encoder.get_vocab_size()
     plan = plan_for(
-        text_tokens, reading_tokens, minutes, seed, lambda p: measure_speed(p, vocabulary)
+        text_tokens, count, reading_tokens, minutes, seed, lambda p: measure_speed(p, vocabulary)
     )
     (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return {"text_tokens": text_tokens, "reading_tokens": reading_tokens} | asdict(plan)
 
 
-@stage(version=1)
+@stage(version=2)
 def adopt_plan(*, text: str, out: Path, run: Run) -> dict:
     """A plan given as text: for repeating a run exactly."""
     plan = parse_plan(text)

@@ -1,0 +1,46 @@
+"""Everyday words and the words of the rule book as one: 야근 is 초과근무, 월급 is 보수.
+
+Somebody who asks does not know what the rule calls it, and the two share no syllable. The groups
+stand in `office_words.txt`, written by hand; a text's concepts are the groups that any of its
+words belongs to. Matching is by literal form, without an analyser, so that a compound
+(초과근무수당) has the concept of its part.
+"""
+
+from functools import cache
+from importlib.resources import files
+
+MARK = "§"  # a concept is written §초과근무: no word of a text begins so
+
+
+@cache
+def _forms() -> dict[str, list[tuple[str, bool, str]]]:
+    """First two characters → (form, only at the start of a word, concept)."""
+    table: dict[str, list[tuple[str, bool, str]]] = {}
+    lines = (files("onsil.retrieval") / "office_words.txt").read_text(encoding="utf-8")
+    for line in lines.splitlines():
+        group = line.split("#")[0].split()
+        for written in group:
+            form, first = written.removeprefix("^"), written.startswith("^")
+            for spelled in {form.replace("_", " "), form.replace("_", "")}:
+                table.setdefault(spelled[:2], []).append((spelled, first, concept(group[0])))
+    return table
+
+
+def concept(name: str) -> str:
+    return MARK + name.removeprefix("^").replace("_", "")
+
+
+def concepts_at(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, concept) of every form in a text, in order of start."""
+    table = _forms()
+    text = text.lower().replace("\n", " ")
+    found = []
+    for i in range(len(text) - 1):
+        for form, first, name in table.get(text[i : i + 2], ()):
+            if text.startswith(form, i) and not (first and i and "가" <= text[i - 1] <= "힣"):
+                found.append((i, i + len(form), name))
+    return found
+
+
+def concepts(text: str) -> frozenset[str]:
+    return frozenset(name for _, _, name in concepts_at(text))

@@ -1,0 +1,144 @@
+"""Search results put in order: from twenty candidates, the passage that fits the question.
+
+BM25 finds; this decides. A candidate's fit is a weighted sum of how far the question is covered by
+the passage and by its best line, how far the passage's headings are about the question (a heading
+about another subject speaks against it), and whether the kind of thing asked for («며칠» → a
+number of days) is there. The weights were fitted on the dev questions of examples/handbook by a
+listwise softmax and rounded to whole numbers (docs/log.md, "ranking").
+"""
+
+import re
+from dataclasses import dataclass
+
+from onsil.retrieval.bm25 import BM25, DEFINES, TERM, Word, coverage, marks, terms
+from onsil.retrieval.passages import LONGEST, Passage, sentences
+
+CANDIDATES = 20
+WEIGHTS = {
+    "search": 5.0,  # BM25 score over the best candidate's
+    "passage": 2.0,  # question covered by passage and headings
+    "line": 2.0,  # … by the best line with its heading
+    "line_alone": 2.0,  # … by the best line without it
+    "heading": 1.0,  # heading covered by the question
+    "title": 1.0,  # title covered by the question
+    "kind": 1.0,  # the kind of thing asked for is there
+    "defines": 1.0,  # it defines what the question asks the meaning of
+    "length": 1.0,  # a stub is a worse answer than a full article
+}
+
+# Not the tail of a longer number, nor the day of a date (3월 1일).
+NUMBER = r"(?<![\d,.])(?<!월)(?<!월 )\d[\d,.]*\s*(?:만|천|억)?\s*"
+BOUND = r"(?:\s*(?:이상|이하|이내|미만|초과|전까지|전|안에|까지))?"
+DATE = (
+    r"(?:\d{4}\s*[.년-]\s*)?\d{1,2}\s*[.월-]\s*\d{1,2}일?(?:까지)?|"
+    r"매[년월주]\s*(?:\d{1,2}[월일]|[첫둘셋넷마]\S*\s*주\s*\S요일)(?:\s*\d{1,2}일)?"
+)
+SPAN = NUMBER + r"(?:영업일|근무일|일|주일|주|개월|시간|년)" + BOUND
+WHO = (
+    r"[가-힣·]{0,12}(?:위원장|원장|실장|팀장|부장|센터장|담당관|담당자|담당|책임자|감사|위원회|"
+    r"위원|전문요원|팀|부서장|부서)(?=[이가은는의에을를과와로으,\s.)]|$)"
+)
+PLACE = (
+    r"(?:본관|별관|동관|서관)?\s?(?:지하\s?)?\d+층[^\n.,/]{0,12}|"
+    r"[가-힣\d]+(?:\s[가-힣\d]+)?\s?(?:안내데스크|로비|센터|분원|출구|마당|게시판|서고)"
+)
+ASKED = [
+    (r"누구|누가|어느\s*(?:팀|부서)|어떤\s*(?:팀|부서)", WHO),
+    (r"어디|몇\s*층", PLACE),
+    (r"언제까지|마감", DATE + "|" + SPAN),
+    (r"며칠|몇\s*일|기한", SPAN + "|" + DATE),
+    (r"얼마\s*(?:동안|나\s*(?:지나|오래|자주))", SPAN + r"|영구|해마다|매년"),
+    (r"얼마|금액|한도|비용|몇\s*원", NUMBER + r"(?:만\s*원|천\s*원|원|%|퍼센트|점)" + BOUND),
+    (r"몇\s*시(?!간)", r"(?:오전|오후)?\s*(?:\d{1,2}:\d{2}|\d{1,2}시(?:\s*\d{1,2}분)?)(?:까지)?"),
+    (r"언제|날짜|시행일|며칠에|몇\s*월", DATE + r"|\d{1,2}월(?:,\s*\d{1,2}월)*|" + SPAN),
+]
+ANNOUNCES = re.compile(r"다음\s*(?:표|각\s*호|과\s*같)")
+# «몇 명» asks for a number of 명 or 인: the counting word, and what a rule may write instead.
+COUNTED = {
+    "명": "명|인", "사람": "명|인", "번": "회|번|차례", "회": "회|번", "살": "세", "년": "년",
+    "달": "개월", "개월": "개월", "시간": "시간", "분": "분", "주": "주", "프로": "%|퍼센트",
+    "퍼센트": "%|퍼센트", "점": "점", "쪽": "쪽", "장": "장|매|쪽", "자": "자", "급": "급",
+    "개": "개|매|부|대|인", "부": "부", "건": "건", "대": "대", "도": "도|℃", "배": "배",
+}  # fmt: skip
+
+
+def kind_asked(question: str) -> str | None:
+    """The pattern of what a question asks for («며칠» → a number of days), or None."""
+    for asks, answers in ASKED:
+        if re.search(asks, question):
+            return answers
+    found = re.search(r"몇\s*([가-힣a-z]{1,3})", question.lower())
+    if found is None:
+        return None
+    unit = found.group(1)
+    known = next((unit[:n] for n in (3, 2, 1) if unit[:n] in COUNTED), None)
+    return (
+        r"(?:만\s*)?" + NUMBER + f"(?:{COUNTED[known] if known else re.escape(unit[:2])})" + BOUND
+    )
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A candidate: its place in the index, its fit, and the line that covers most."""
+
+    passage: Passage
+    fit: float
+    covered: float
+    line: str
+
+
+def find(index: BM25, question: str, limit: int = 5, without: str | None = None) -> list[Hit]:
+    """The passages that fit a question best, best first."""
+    found = index.search(question, CANDIDATES, without)
+    if not found:
+        return []
+    words, kind, defined = index.words(question), kind_asked(question), index.defined(question)
+    asked = frozenset(terms(question)) | frozenset(c for word in words for c in word.concepts)
+    hits = []
+    for score, i in found:
+        passage, at = index.passages[i], marks(index.passages[i].heading)
+        lines = [(line, marks(line)) for line in sentences(passage.text) or [passage.text]]
+        covers = [coverage(words, there | at) + told_apart(line, question) for line, there in lines]
+        best = max(range(len(lines)), key=covers.__getitem__)
+        fits = {
+            "search": score / found[0][0],
+            "passage": coverage(words, index.marks(i)),
+            "line": min(1.0, covers[best]),
+            "line_alone": max(coverage(words, there) for _, there in lines),
+            "heading": about(index.words(passage.heading), asked),
+            "title": about(index.words(passage.trail.split(" > ")[0]), asked),
+            "kind": float(bool(kind and re.search(kind, passage.text))),
+            "defines": float(i in defined),
+            "length": min(1.0, len(passage.text) / LONGEST),
+        }
+        fit = sum(WEIGHTS[name] * value for name, value in fits.items())
+        hits.append(Hit(passage, fit, fits["passage"], lines[best][0]))
+    return sorted(hits, key=lambda hit: -hit.fit)[:limit]
+
+
+def told_apart(line: str, question: str) -> float:
+    """What a line's form says: one that only announces a list answers nothing; the one that
+    defines the term of the question answers it."""
+    if ANNOUNCES.search(line):
+        return -1.0
+    bare = re.sub(r"\s", "", question)
+    defines = any(re.sub(r"\s", "", term) in bare for term in TERM.findall(line))
+    return 1.0 if defines and DEFINES.search(question) else 0.0
+
+
+def about(words: list[Word], asked: frozenset[str]) -> float:
+    """How far a heading is about what was asked; one without words says nothing either way."""
+    return coverage(words, asked) if words else 0.5
+
+
+def evidence(index: BM25, question: str, hits: list[Hit], passage: Passage) -> tuple[float, ...]:
+    """What the gate judges by (larger = better evidence): the fit of the passage that is cited,
+    its lead over the best other one, how far it covers the question, and (minus) how many of the
+    question's words no document here has."""
+    mine = next(hit for hit in hits if hit.passage is passage)
+    rest = max((hit.fit for hit in hits if hit.passage is not passage), default=0.0)
+    unknown = sum(
+        not any(term in index.postings for term in (*word.idf, *word.concepts))
+        for word in index.words(question)
+    )
+    return (mine.fit, mine.fit - rest, mine.covered, -float(unknown))
