@@ -1,0 +1,190 @@
+"""Finding and reading: concepts, ranking, the typed reader, the gate."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onsil.retrieval.bm25 import BM25, coverage, marks, terms
+from onsil.retrieval.concepts import _forms, concept, concepts, concepts_at
+from onsil.retrieval.gate import ABSTAIN, calibrate
+from onsil.retrieval.passages import Passage, cells_of, table_lines
+from onsil.retrieval.ranking import find, kind_asked
+from onsil.retrieval.readers import best_sentence, typed_sentence
+
+
+def passage(heading: str, text: str, title: str = "취업규칙", superseded: bool = False) -> Passage:
+    return Passage(f"{title}.md", heading, f"{title} > {heading}", text, superseded)
+
+
+RULES = [
+    passage("제11조(초과근무)", "초과근무는 당일 17시까지 신청하고 팀장의 승인을 받는다."),
+    passage("제12조(보수)", "보수는 매월 20일에 지급한다. 감봉은 보수의 3분의 1을 줄인다."),
+    passage("통근버스를 타려면 신청해야 하나요", "통근버스는 신청하지 않고 탑니다.", "질문"),
+    passage(
+        "제2조(정의)",
+        '이 규정에서 쓰는 말의 뜻은 다음과 같다.\n"휴가저축"이란 쓰지 않은 휴가를 쌓는 것을 말한다.\n'
+        '"연차휴가"란 1년간 일한 직원에게 주는 휴가를 말한다.',
+    ),
+    passage("제8조(휴가저축)", "휴가저축은 한 해 10일까지 한다. 휴가저축 내역은 매년 알린다."),
+    passage(
+        "제4조(전결)",
+        "업무별 전결권자는 다음 표와 같다.\n국외 출장 명령 · 부원장: 전결\n연차휴가 승인 · 팀장: 전결",
+        "전결규정",
+    ),
+    passage("제5조(숙박비)", "구분 · 1급: 100,000원 / 2급: 80,000원", "여비규정"),
+    passage("제7조(회의)", "위원회의 위원장은 부원장으로 하고 위원은 7명으로 한다.", "위원회규정"),
+    passage("제9조(이월)", "연차는 5일까지 이월한다.", "옛 휴가규정", True),
+    passage("제9조(이월)", "연차는 10일까지 이월한다.", "새 휴가규정"),
+]
+
+
+@pytest.fixture(scope="module")
+def index() -> BM25:
+    return BM25(RULES)
+
+
+def answer(index: BM25, question: str) -> tuple[str, str]:
+    reading = typed_sentence(index, question, find(index, question))
+    assert reading is not None
+    return reading.answer, reading.passage.heading
+
+
+# -- concepts -----------------------------------------------------------------------------------
+
+
+def test_everyday_word_and_rule_word_are_one_concept():
+    assert concepts("야근하려면") & concepts("초과근무수당")
+    assert concepts("월급이 언제 나와요") & concepts("보수는 매월 지급한다")
+    assert not concepts("온실 유리 두께")
+
+
+def test_marked_forms_match_only_where_a_word_begins():
+    assert concept("휴가") in concepts("3일 쉬려고요")
+    assert concept("휴가") not in concepts("못쉬려고")
+    assert concepts("시간외 근무") == concepts("시간외근무") != frozenset()
+
+
+def test_positions_are_those_of_the_text():
+    text = "이번 주 야근\n신청"
+    assert [text[a:b] for a, b, name in concepts_at(text) if "초과" in name] == ["야근"]
+
+
+def test_no_form_belongs_to_two_concepts_and_every_group_has_two_forms():
+    """A form in two groups would make their words mean the same."""
+    groups: dict[str, set[str]] = {}
+    owners: dict[str, set[str]] = {}
+    for rows in _forms().values():
+        for form, _, name in rows:
+            assert len(form) > 1
+            groups.setdefault(name, set()).add(form)
+            owners.setdefault(form, set()).add(name)
+    assert [form for form, names in owners.items() if len(names) > 1] == []
+    assert [name for name, forms in groups.items() if len(forms) < 2] == []
+
+
+# -- coverage and ranking -----------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text("가나다라 abc12", max_size=30), st.text("가나다라 abc12", max_size=60))
+def test_coverage_is_a_share_and_grows_with_the_text(question, text):
+    words = BM25(RULES).words(question)
+    some, more = coverage(words, marks(text)), coverage(words, marks(text) | marks(question))
+    assert 0 <= some <= more <= 1 + 1e-12
+    assert not words or more == pytest.approx(1)
+
+
+def test_a_question_finds_the_rule_that_shares_no_syllable_with_it(index):
+    assert not set(terms("야근")) & set(terms(RULES[0].text))
+    assert find(index, "야근하려면 어떻게 하죠")[0].passage is RULES[0]
+
+
+def test_a_heading_about_another_subject_speaks_against_its_passage(index):
+    """«신청해야 하나요» is all that the question shares with the one about the bus."""
+    hits = find(index, "야근은 언제까지 신청해야 하나요")
+    assert hits[0].passage is RULES[0]
+
+
+def test_the_rule_in_force_goes_before_the_one_it_replaced(index):
+    assert answer(index, "연차는 며칠까지 이월되나요") == ("10일까지", "제9조(이월)")
+
+
+def test_order_does_not_depend_on_hash_seed_or_time(index):
+    first = [h.fit for h in find(index, "출장 명령은 누가 결재하나요")]
+    assert first == [h.fit for h in find(BM25(RULES), "출장 명령은 누가 결재하나요")]
+    assert first == sorted(first, reverse=True)
+
+
+def test_without_leaves_a_document_out(index):
+    hits = find(index, "통근버스는 신청하나요", without="질문.md")
+    assert all(hit.passage.document != "질문.md" for hit in hits)
+
+
+@pytest.mark.parametrize("question", ["", "   ", "?!", "🙂", "xyz zzz", "ㅋㅋㅋ"])
+def test_a_question_that_says_nothing_finds_nothing_or_something_harmless(index, question):
+    hits = find(index, question)
+    assert best_sentence(index, question, hits) is None or hits
+
+
+# -- the typed reader ---------------------------------------------------------------------------
+
+
+def test_asked_what_it_is_the_definition_answers_without_its_frame(index):
+    assert answer(index, "휴가저축이 뭔가요?") == ("쓰지 않은 휴가를 쌓는 것", "제2조(정의)")
+
+
+def test_a_mark_in_a_table_answers_with_its_column(index):
+    assert answer(index, "국외 출장 명령은 누가 최종 결재하나요?")[0] == "부원장"
+
+
+def test_a_cell_is_chosen_by_the_column_the_question_names(index):
+    assert answer(index, "숙박비는 2급이 얼마예요")[0] == "80,000원"
+
+
+def test_what_the_question_says_is_no_answer(index):
+    assert answer(index, "위원회 위원장은 누구예요")[0] == "부원장"
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "found"),
+    [
+        ("위원은 몇 명이에요", "7명으로 한다", True),
+        ("몇 살부터 되나요", "만 55세 이상", True),
+        ("몇 번까지 돼요", "주 2회 한다", True),
+        ("조명은 몇 럭스예요", "온도는 18도로 한다", False),
+        ("언제 나오나요", "매월 25일에 준다", True),
+        ("어디서 받아요", "본관 1층 안내데스크에서 준다", True),
+    ],
+)
+def test_kind_asked(question, text, found):
+    import re
+
+    pattern = kind_asked(question)
+    assert pattern and bool(re.search(pattern, text)) is found
+
+
+def test_cells_are_read_back_from_the_line_they_were_written_in():
+    rows = (("구분", "1급", "2급"), ("숙박비", "10원", "8원"))
+    assert cells_of(table_lines(rows)[0]) == [("1급", "10원"), ("2급", "8원")]
+    assert cells_of("가운뎃점 · 없는 칸") == cells_of("그냥 문장이다.") == []
+
+
+# -- the gate -----------------------------------------------------------------------------------
+
+
+def test_gate_turns_away_its_share_and_lets_the_good_through():
+    draw = random.Random(0)
+    rows = [(draw.gauss(2, 1), draw.gauss(0, 1)) for _ in range(150)]
+    rows += [(draw.gauss(0, 1), draw.gauss(0, 1)) for _ in range(100)]
+    good = [True] * 150 + [False] * 100
+    gate = calibrate(rows, good)
+    passed = [gate.confidence(row) >= gate.threshold for row in rows]
+    assert sum(passed[150:]) <= 100 * (1 - ABSTAIN) + 3
+    assert sum(passed[:150]) > 75
+    assert gate == calibrate(rows, good)
+
+
+def test_gate_without_both_kinds_always_answers():
+    assert calibrate([(1.0,), (2.0,)], [True, True]).threshold == 0
