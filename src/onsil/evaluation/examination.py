@@ -1,8 +1,8 @@
 """The examination: every reader asked every question, the choice made on dev, test scored once.
 
 Writes card.json (everything a report shows) and choice.json (the reader and its gate, all a model
-needs to answer). The control reader has the winner's architecture with random weights: what it
-still scores is what the search and the gate do without training.
+needs to answer). Each trained reader has a control of the same architecture with random weights:
+what that still scores is what the search and the gate do without training.
 """
 
 import json
@@ -22,7 +22,7 @@ from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import calibrate
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
-from onsil.retrieval.span_reader import reader_of
+from onsil.retrieval.span_reader import TRAINED
 from onsil.tokenizer import load_tokenizer
 from onsil.training.finetuning import load_reader, new_head
 from onsil.training.plan import load_plan
@@ -96,7 +96,7 @@ def best_on_dev(cards: dict, names: Sequence[str]) -> str:
     return max(names, key=lambda n: (cards[n]["dev"]["f1"] or [0.0])[0])
 
 
-@stage(version=2)
+@stage(version=3)
 def evaluate(
     *,
     corpus: Artifact,
@@ -116,17 +116,18 @@ def evaluate(
     words = load_tokenizer(tokenizer.path)
     model, head = load_reader(reader.path)
     blank = Transformer(model.shape).initialise(1).eval()
-    readers = {
+    readers: dict[str, Reader] = {
         "best_sentence": best_sentence,
         "typed_sentence": typed_sentence,
-        "span_encoder": reader_of(model, head, words),
-        "span_encoder_random": reader_of(blank, new_head(model.shape.width, 1), words),
     }
+    for name, made_of in TRAINED.items():
+        readers[name] = made_of(model, head, words)
+        readers[f"{name}_random"] = made_of(blank, new_head(model.shape.width, 1), words)
     asked = load_questions(questions)
     rows, gates, cards = examine(index, readers, asked)
-    chosen = best_on_dev(cards, [*NON_NEURAL, "span_encoder"])
-    rival = best_on_dev(cards, NON_NEURAL)
-    difference = paired_difference(rows["span_encoder"]["test"], rows[rival]["test"])
+    chosen = best_on_dev(cards, [*NON_NEURAL, *TRAINED])
+    rival, trained = best_on_dev(cards, NON_NEURAL), best_on_dev(cards, list(TRAINED))
+    difference = paired_difference(rows[trained]["test"], rows[rival]["test"])
     notes = json.loads((decoder / "notes.json").read_text())
     skipped = (documents / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
     card = {
@@ -138,7 +139,7 @@ def evaluate(
             "test": sum(q.split == "test" for q in asked),
         },
         "readers": cards,
-        "difference": {"f1": difference, "against": rival, "of": "span_encoder"},
+        "difference": {"f1": difference, "against": rival, "of": trained},
         "risk_coverage": {name: risk_coverage(rows[name]["test"]) for name in readers},
         "by_type": by_type(rows[chosen]["test"]),
         "samples": samples(rows[chosen]["test"]),

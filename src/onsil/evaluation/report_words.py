@@ -10,6 +10,14 @@ READERS: dict[str, Pair] = {
     "best_sentence": ("가장 가까운 문장 (신경망 아님)", "Best sentence (not neural)"),
     "typed_sentence": ("묻는 종류만 남긴 문장 (신경망 아님)", "Typed sentence (not neural)"),
     "span_encoder": ("학습한 구간 읽기 모델", "Trained span encoder"),
+    "verified_sentence": (
+        "묻는 종류만 남긴 문장, 학습한 모델이 확인",
+        "Typed sentence, verified by the trained encoder",
+    ),
+    "verified_sentence_random": (
+        "묻는 종류만 남긴 문장, 무작위 가중치가 확인 (대조군)",
+        "Typed sentence, verified with random weights (control)",
+    ),
     "span_encoder_random": (
         "무작위 가중치 구간 읽기 모델 (대조군)",
         "Span encoder with random weights (control)",

@@ -11,13 +11,15 @@ nothing.
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onsil.corpus import load_corpus
 from onsil.lineage import Artifact, Run, stage
-from onsil.retrieval.bm25 import BM25
+from onsil.retrieval.bm25 import BM25, coverage, marks
+from onsil.retrieval.concepts import concepts_at, other_words
 from onsil.retrieval.passages import Passage, passages_of, reading_text, sentences
 
 MOST_LESSONS, PER_PASSAGE = 20_000, 4
@@ -47,10 +49,16 @@ DEFINITION = re.compile(
 DOER = re.compile(
     r"([가-힣]{2,12}(?:장|부서|위원회|담당자|책임자|관리자|감사|팀|실|과|부))(?:이|가|은|는)\s"
 )
-ENDINGS = ("나요?", "나요", "는지 알려 주세요", "니까?", "?", "", "는지", "죠?")
-STATEMENT = re.compile(
-    r"(?:하여야 한다|해야 한다|한다|된다|할 수 있다|으로 한다|로 한다|이다|다)\.?$"
-)
+# How a statement ends, and how the question made from it does.
+ENDINGS = [
+    (r"(?:하여야|해야)\s?한다\.?$", ("해야 하나요?", "해야 해요?", "해야 되나요", "해야 하죠?")),
+    (r"할 수 있다\.?$", ("할 수 있나요?", "할 수 있어요?", "가능한가요?", "가능해요")),
+    (r"(?:으로|로) 한다\.?$", ("인가요?", "예요?", "이죠?", "")),
+    (r"한다\.?$", ("하나요?", "해요?", "하죠?", "하는지 알려 주세요", "합니까?")),
+    (r"된다\.?$", ("되나요?", "돼요?", "되죠?", "됩니까?")),
+    (r"([가-힣])다\.?$", (r"\1나요?", r"\1는지 알려 주세요", r"\1죠?")),
+    (r"[\s.,;]*$", ("인가요?", "예요?", "이죠?", "", " 알려 주세요", "?")),
+]
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,28 @@ def _worn(words: list[str], keep: set[str], draw: random.Random) -> str:
     """A question as typed: some words dropped (never those in `keep`), the ending changed."""
     rate = draw.choice((0.0, 0.2, 0.4, 0.6))
     left = [w for w in words if w in keep or draw.random() >= rate]
-    text = STATEMENT.sub("", " ".join(left)).strip(" .,;")
-    return text + draw.choice(ENDINGS)
+    text = " ".join(left).strip(" ,;①②③④⑤⑥⑦⑧⑨")
+    ending, choices = next((e, c) for e, c in ENDINGS if re.search(e, text))
+    return _said_otherwise(re.sub(ending, draw.choice(choices), text, count=1), draw)
+
+
+def _said_otherwise(question: str, draw: random.Random) -> str:
+    """The question with some of its words as somebody outside the rule book would say them."""
+    rate, parts, last = draw.choice((0.0, 0.5, 0.9)), [], 0
+    for start, end, name in concepts_at(question):
+        words = other_words()[name]
+        if start < last or question[start:end] not in words or draw.random() >= rate:
+            continue
+        parts += [question[last:start], draw.choice(words)]
+        last = end
+    return "".join(parts) + question[last:]
 
 
 def _from_sentence(
     sentence: str, heading: str, draw: random.Random
 ) -> Iterator[tuple[str, str, str]]:
     """(question, answer, kind) for everything askable in one sentence."""
-    topic = re.sub(r"^제\d+조(?:의\d+)?\s*\(?|\)$", "", heading).strip()
+    topic = topic_of(heading)
     for match in KIND_PATTERN.finditer(sentence):
         index = next(i for i in range(len(KINDS)) if match.group(f"k{i}"))
         asking = draw.choice(KINDS[index][1])
@@ -110,7 +131,7 @@ def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Le
 
     def lesson(question: str, answer: str, near: int, kind: str) -> Iterator[Lesson]:
         at = read.find(answer, lead + near)
-        if at >= 0 and len(question) > 4:
+        if at >= 0 and (kind == "definition" or len(question.split()) > 1):
             place = (at, at + len(answer))
             yield Lesson(question, read, place, passage.document, passage.heading, kind, split)
 
@@ -132,34 +153,49 @@ def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Le
                         )
                     )
                     at = near + line.find(cell) + len(column)
-                    yield from lesson(ask.format(label, column), value.strip(), at, "table")
+                    asked = _said_otherwise(ask.format(label, column), draw)
+                    yield from lesson(asked, value.strip(), at, "table")
             continue
         for question, answer, kind in _from_sentence(line, passage.heading, draw):
             yield from lesson(question, answer, near, kind)
     if lines and len(lines[0]) > 15 and " · " not in lines[0]:
-        topic = re.sub(r"^제\d+조(?:의\d+)?\s*", "", passage.heading).strip("() ")
+        topic = topic_of(passage.heading)
         ask = draw.choice(
             ("{}은 어떻게 하나요?", "{} 절차", "{} 기준이 뭐예요?", "{}에 대해 알려 주세요")
         )
-        yield from lesson(ask.format(topic), lines[0], 0, "procedure")
+        yield from lesson(_said_otherwise(ask.format(topic), draw), lines[0], 0, "procedure")
 
 
 def _elsewhere(lesson: Lesson, index: BM25) -> Lesson | None:
     """The same question on the best passage of another document: not answered there."""
     hits = index.search(lesson.question, limit=1, without=lesson.document)
-    if not hits:
+    return _unanswered(lesson.question, index.passages[hits[0][1]], lesson.split) if hits else None
+
+
+def _not_said(lesson: Lesson, passage: Passage, index: BM25) -> Lesson | None:
+    """What `lesson` asks, asked about the subject of another passage that does not say it: the
+    question people ask most often in vain."""
+    tail = " ".join(lesson.question.split()[-3:])
+    said = coverage(index.words(tail), marks(reading_text(passage)))
+    if said > 0.4:
         return None
-    passage = index.passages[hits[0][1]]
+    return _unanswered(f"{topic_of(passage.heading)} {tail}", passage, lesson.split)
+
+
+def _unanswered(question: str, passage: Passage, split: str) -> Lesson:
     read = reading_text(passage)
-    return Lesson(
-        lesson.question, read, None, passage.document, passage.heading, "none", lesson.split
-    )
+    return Lesson(question, read, None, passage.document, passage.heading, "none", split)
 
 
-@stage(version=2)
+def topic_of(heading: str) -> str:
+    """«제12조(연차의 이월)» → 연차의 이월."""
+    return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
+
+
+@stage(version=3)
 def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path, run: Run) -> dict:
-    """lessons.jsonl: `rounds` wordings of every askable thing, and for every other one the same
-    question on a passage that does not answer it."""
+    """lessons.jsonl: `rounds` wordings of every askable thing; for every other one the same
+    question on another document, and for every other one about a passage that does not say it."""
     held = load_corpus(corpus)
     passages = [p for p in passages_of(held.documents) if not p.superseded]
     indexes = {
@@ -168,7 +204,7 @@ def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path
     }
     # A large corpus has more to ask than a budget can teach: every n-th passage, spread evenly.
     stride = max(1, len(passages) * rounds * PER_PASSAGE // MOST_LESSONS)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
     with (out / "lessons.jsonl").open("w", encoding="utf-8") as f:
         for round_ in range(rounds):
@@ -177,18 +213,18 @@ def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path
                 draw = random.Random(f"{seed}-{round_}-{number}")
                 split = held.split[passage.document]
                 for lesson in lessons_of(passage, split, draw):
-                    if (lesson.question, lesson.passage) in seen:
-                        continue
-                    seen.add((lesson.question, lesson.passage))
-                    both = [lesson]
+                    made: list[Lesson | None] = [lesson]
                     if draw.random() < 0.5:
-                        both += [x for x in [_elsewhere(lesson, indexes[split])] if x]
-                    for one in both:
-                        counts[f"{one.split}/{one.kind}"] = (
-                            counts.get(f"{one.split}/{one.kind}", 0) + 1
-                        )
-                        f.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-    return {"lessons": counts}
+                        made.append(_elsewhere(lesson, indexes[split]))
+                    if draw.random() < 0.5:
+                        other = draw.choice(indexes[split].passages)
+                        made.append(_not_said(lesson, other, indexes[split]))
+                    for one in made:
+                        if one and (one.question, one.passage) not in seen:
+                            seen.add((one.question, one.passage))
+                            counts[f"{one.split}/{one.kind}"] += 1
+                            f.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
+    return {"lessons": dict(sorted(counts.items()))}
 
 
 def load_lessons(folder: Path | Artifact) -> list[Lesson]:

@@ -44,9 +44,9 @@ def load_reader_named(name: str, folder: Path) -> Reader:
         return best_sentence
     if name == "typed_sentence":
         return typed_sentence
-    from onsil.retrieval.span_reader import span_reader
+    from onsil.retrieval.span_reader import trained_reader
 
-    return span_reader(folder / "reader", folder / "tokenizer")
+    return trained_reader(name, folder / "reader", folder / "tokenizer")
 
 
 class Answerer:

@@ -13,12 +13,17 @@ MARK = "§"  # a concept is written §초과근무: no word of a text begins so
 
 
 @cache
+def _groups() -> list[list[str]]:
+    """The groups as written, marks and all."""
+    lines = (files("onsil.retrieval") / "office_words.txt").read_text(encoding="utf-8")
+    return [group for line in lines.splitlines() if (group := line.split("#")[0].split())]
+
+
+@cache
 def _forms() -> dict[str, list[tuple[str, bool, str]]]:
     """First two characters → (form, only at the start of a word, concept)."""
     table: dict[str, list[tuple[str, bool, str]]] = {}
-    lines = (files("onsil.retrieval") / "office_words.txt").read_text(encoding="utf-8")
-    for line in lines.splitlines():
-        group = line.split("#")[0].split()
+    for group in _groups():
         for written in group:
             form, first = written.removeprefix("^"), written.startswith("^")
             for spelled in {form.replace("_", " "), form.replace("_", "")}:
@@ -44,3 +49,12 @@ def concepts_at(text: str) -> list[tuple[int, int, str]]:
 
 def concepts(text: str) -> frozenset[str]:
     return frozenset(name for _, _, name in concepts_at(text))
+
+
+@cache
+def other_words() -> dict[str, list[str]]:
+    """Concept → its plain words, those that can stand in for one another inside a sentence."""
+    return {
+        concept(group[0]): [word for word in group if not set(word) & set("^_")]
+        for group in _groups()
+    }

@@ -1,4 +1,4 @@
-"""The trained reader: an encoder points at the answer inside the passages that were found.
+"""The trained readers: an encoder points at the answer, or judges whether a passage has one.
 
 Each of the best passages is read with the question (`render_pair`); the head scores every token as
 first and last of the answer and <|cls|> as "not here". The margin of the best span over "not here"
@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.passages import reading_text
+from onsil.retrieval.passages import Passage, reading_text
 from onsil.retrieval.ranking import Hit, evidence
-from onsil.retrieval.readers import Reader, Reading
+from onsil.retrieval.readers import Reader, Reading, typed_sentence
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.template import Rendered, render_pair
 from onsil.training.finetuning import load_reader
 from onsil.training.objectives import Batch, span_scores
 
 READ, LONGEST_SPAN = 2, 90
-# What the search counts against one unit of margin; chosen on dev (docs/log.md, "reader").
+# What one unit of fit counts in units of margin; chosen on dev (docs/log.md, "reader").
 SEARCH_WEIGHT = 4.0
 
 
@@ -37,44 +37,68 @@ def best_span(scores_T2: torch.Tensor, first: int) -> tuple[float, int, int]:
     return float(pair_TT[a, b]) - null, a, b
 
 
+def scores_of(model, head, tokenizer, question: str, passages: list[Passage]):
+    """For every passage (task, scores (T, 2), first token inside its text); one batch."""
+    texts = [reading_text(p) for p in passages]
+    tasks: list[Rendered] = [
+        render_pair(tokenizer, question, text, context=model.shape.context) for text in texts
+    ]
+    batch = Batch(
+        torch.tensor([[x for t in tasks for x in t.ids]]),
+        [len(t.ids) for t in tasks],
+        segments=torch.tensor([[x for t in tasks for x in t.segments]]),
+    )
+    with torch.no_grad():
+        scores = span_scores(model, head, batch)
+    for task, scores_T2, passage, text in zip(tasks, scores, passages, texts, strict=True):
+        lead = len(text) - len(passage.text)
+        inside = [i for i, start in enumerate(task.starts) if start >= lead]
+        yield task, scores_T2, inside[0] if inside else None
+
+
 def reader_of(model, head, tokenizer) -> Reader:
-    """A reader from an encoder and its span head."""
+    """A reader from an encoder and its span head: the answer is where it points."""
 
     def read(index: BM25, question: str, hits: list[Hit]) -> Reading | None:
         passages = [hit.passage for hit in hits[:READ]]
-        texts = [reading_text(p) for p in passages]
-        context = model.shape.context
-        tasks: list[Rendered] = [
-            render_pair(tokenizer, question, t, context=context) for t in texts
-        ]
-        batch = Batch(
-            torch.tensor([[x for t in tasks for x in t.ids]]),
-            [len(t.ids) for t in tasks],
-            segments=torch.tensor([[x for t in tasks for x in t.segments]]),
-        )
-        with torch.no_grad():
-            scores = span_scores(model, head, batch)
-        best: tuple[float, float, int, str] | None = None
-        for n, (task, scores_T2) in enumerate(zip(tasks, scores, strict=True)):
-            lead = len(texts[n]) - len(passages[n].text)
-            inside = [i for i, a in enumerate(task.starts) if a >= lead]
-            if not inside:
+        best: tuple[float, float, Passage, str] | None = None
+        scored = scores_of(model, head, tokenizer, question, passages)
+        for hit, (task, scores_T2, first) in zip(hits, scored, strict=False):
+            if first is None:
                 continue
-            margin, a, b = best_span(scores_T2, inside[0])
-            fit = margin + SEARCH_WEIGHT * (hits[n].fit - hits[0].fit)
-            answer = texts[n][task.starts[a] : task.ends[b]].strip()
+            margin, a, b = best_span(scores_T2, first)
+            fit = margin + SEARCH_WEIGHT * (hit.fit - hits[0].fit)
+            answer = reading_text(hit.passage)[task.starts[a] : task.ends[b]].strip()
             if answer and (best is None or fit > best[0]):
-                best = (fit, margin, n, answer)
+                best = (fit, margin, hit.passage, answer)
         if best is None:
             return None
-        _, margin, n, answer = best
-        passage = passages[n]
-        features = evidence(index, question, hits, passage)
-        return Reading(answer, passage, (*features, margin))
+        _, margin, passage, answer = best
+        return Reading(answer, passage, (*evidence(index, question, hits, passage), margin))
 
     return read
 
 
-def span_reader(reader: Path, tokenizer: Path) -> Reader:
+def verifier_of(model, head, tokenizer) -> Reader:
+    """The typed sentence, with the encoder's margin as one more feature: it does not choose the
+    words of the answer, it judges whether this passage answers at all."""
+
+    def read(index: BM25, question: str, hits: list[Hit]) -> Reading | None:
+        reading = typed_sentence(index, question, hits)
+        if reading is None:
+            return None
+        scored = scores_of(model, head, tokenizer, question, [reading.passage])
+        _, scores_T2, first = next(iter(scored))
+        margin = 0.0 if first is None else best_span(scores_T2, first)[0]
+        return Reading(reading.answer, reading.passage, (*reading.features, margin))
+
+    return read
+
+
+TRAINED = {"span_encoder": reader_of, "verified_sentence": verifier_of}
+
+
+def trained_reader(name: str, reader: Path, tokenizer: Path) -> Reader:
+    """One of `TRAINED` from the folders of a grown model."""
     model, head = load_reader(reader)
-    return reader_of(model, head, load_tokenizer(tokenizer))
+    return TRAINED[name](model, head, load_tokenizer(tokenizer))
