@@ -1,88 +1,284 @@
 """Korean personal identifiers, found by shape and masked by name.
 
-Resident and foreigner numbers (date and seventh digit; those issued since 2020-10 carry no
-checksum, so none is asked for), phones, e-mail, cards (Luhn), bank accounts (only near a word that
-says so). Names and addresses need judgement and are left alone. Masking is one way: no raw value
-is kept anywhere.
+Numbers are read on a folded copy of the text (full-width digits and every kind of dash, dot and
+space as ASCII, invisible characters out; never NFKC), and positions point into the original. What
+`pii_patterns` asks of the words around is read sentence by sentence, counted in Hangul letters with
+all labels and identifiers blanked, so masking changes no later decision: masking twice is masking
+once. Masking is one way and no raw value is kept anywhere, the review list included. Names and
+addresses need judgement and are left alone.
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-LABELS = {
-    "rrn": "[주민등록번호]",
-    "email": "[이메일]",
-    "card": "[카드번호]",
-    "phone": "[전화번호]",
-    "account": "[계좌번호]",
-}
-GAP = r"\s?[-–—.]?\s?"
-RRN = re.compile(
-    r"(?<!\d)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\s?[-–—]?\s?[0-9]\d{6}(?!\d)"
+from onsil.corpus.pii_patterns import (
+    AFTER,
+    END,
+    LABELS,
+    MOST,
+    NEAREST,
+    REACH,
+    RULES,
+    START,
+    WORDS,
+    WORDY,
+    Rule,
+    digits_of,
 )
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)
-CARD = re.compile(r"(?<!\d)\d{4}[ -]\d{4}[ -]\d{4}[ -]\d{1,4}(?!\d)|(?<!\d)\d{15,16}(?!\d)")
-AREA = r"0(?:1[016789]|2|[3-6][1-5]|70|50\d?)"
-PHONE = re.compile(
-    rf"(?<![\d-])(?:\+82[\s-]?(?:\(0\))?1?\d{{1,2}}|\({AREA}\)|{AREA})"
-    rf"{GAP}\d{{3,4}}{GAP}\d{{4}}(?![\d-]*\d)"
-    r"|(?<![\d-])1[568]\d{2}\s?-\s?\d{4}(?![\d-]*\d)"
+
+# -- folding ------------------------------------------------------------------------------------
+
+INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\u00ad\u034f\u180e\r]")
+FOLD = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FOLD |= {code: 0x30 + (code - 0x1D7CE) % 10 for code in range(0x1D7CE, 0x1D800)}
+FOLD |= dict.fromkeys(map(ord, "‐‑‒–—―−⁃﹘﹣─ㅡー"), ord("-"))
+FOLD |= dict.fromkeys(map(ord, "·・･⋅‧•ㆍ。․∙"), ord("."))
+FOLD |= dict.fromkeys(map(ord, "\u00a0\u202f\u205f\u3000\t"), ord(" "))
+FOLD |= dict.fromkeys(range(0x2000, 0x200B), ord(" "))
+BLANK = "\x01"
+WORTH = re.compile(r"[0-9@]|[공영] ?일 ?[공영]|[oO]1[oO]|[\[(][aA][tT][\])]")
+# Digits set one by one: «9 0 0 1 0 1 - 1 …», also with a leading letter (M, P, L).
+SPACED = re.compile(
+    r"(?<![0-9A-Za-z])(?<!(?<![0-9.-])[0-9][ .-])[0-9MSRODGPL]"
+    r"(?:(?: {1,2}| ?[-.] ?)[0-9A-Z](?![0-9A-Za-z])){8,24}+(?! {0,2}[-.]? ?[0-9](?![0-9]))"
 )
-ACCOUNT = re.compile(r"(?<![\d-])\d{2,6}(?:-\d{2,8}){1,4}(?![\d-])|(?<![\d-])\d{10,14}(?![\d-])")
-BANK = re.compile(r"계좌|은행|입금|예금|송금|농협|신협|새마을금고|우체국|카카오뱅크|토스뱅크")
-NEAR = 25
+LABEL = re.compile("|".join(map(re.escape, LABELS.values())))
 
 
 @dataclass(frozen=True)
 class Found:
+    """A span of the original text, its kind, and the rule that found it or the doubt about it."""
+
     start: int
     end: int
     kind: str
+    rule: str = ""
 
 
-def _luhn(digits: str) -> bool:
-    total = 0
-    for place, digit in enumerate(reversed(digits)):
-        n = int(digit) * (2 if place % 2 else 1)
-        total += n - 9 if n > 9 else n
-    return total % 10 == 0
+def fold(text: str) -> tuple[str, list[int]]:
+    """The folded text, and for `unfold` where each invisible character was taken out."""
+    folded = text.translate(FOLD)
+    removed = [m.start() - n for n, m in enumerate(INVISIBLE.finditer(folded))]
+    return (INVISIBLE.sub("", folded) if removed else folded), removed
 
 
-def _half_width(text: str) -> str:
-    """The same length with full-width digits and signs as ASCII, so that positions agree."""
-    return text.translate({code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)})
+def unfold(position: int, removed: list[int]) -> int:
+    return position + bisect_right(removed, position)
 
 
-def find(text: str) -> list[Found]:
-    """Identifiers in order, not overlapping; where two kinds fit, the first of `LABELS` wins."""
-    text = _half_width(text)
-    candidates: list[Found] = []
-    for kind, pattern in (("rrn", RRN), ("email", EMAIL), ("card", CARD), ("phone", PHONE)):
-        for match in pattern.finditer(text):
-            digits = re.sub(r"\D", "", match.group())
-            if kind == "card" and not (13 <= len(digits) <= 16 and _luhn(digits)):
-                continue
-            candidates.append(Found(match.start(), match.end(), kind))
-    for match in ACCOUNT.finditer(text):
-        digits = re.sub(r"\D", "", match.group())
-        around = text[max(0, match.start() - NEAR) : match.end() + NEAR]
-        date = re.fullmatch(r"(?:19|20)\d{2}-\d{1,2}(?:-\d{1,2})?", match.group())
-        if 10 <= len(digits) <= 16 and BANK.search(around) and not date:
-            candidates.append(Found(match.start(), match.end(), "account"))
-    order = list(LABELS)
+# -- the words around ---------------------------------------------------------------------------
+
+HANGUL = re.compile("[가-힣]")
+SENTENCE_END = re.compile(r"(?<=[가-힣\x01)])[.!?](?=\s)|(?<=[a-z]{4})[.!?](?=\s)|\n[ \n]*")
+
+
+class Surroundings:
+    """Which kinds the words around a number speak for, by sentence and by Hangul letters.
+
+    A number that opens its line also hears the line above («계좌번호:⏎110-…»).
+    """
+
+    def __init__(self, text: str):
+        for rule in WORDY:
+            text = rule.shape.sub(lambda m: BLANK * len(m.group()), text)
+        self.hangul = [m.start() for m in HANGUL.finditer(text)]
+        words = list(WORDS.finditer(text))
+        self.starts = [m.start() for m in words]
+        self.ends = [m.end() for m in words]
+        self.kinds = [m.lastgroup or "" for m in words]
+        breaks = list(SENTENCE_END.finditer(text))
+        self.breaks = [m.start() for m in breaks]
+        self.newline = [m.group().startswith("\n") for m in breaks]
+
+    def _letters(self, start: int, end: int) -> int:
+        return bisect_left(self.hangul, end) - bisect_left(self.hangul, start)
+
+    def around(self, start: int, end: int) -> tuple[str, str, set[str]]:
+        """The nearest word's kind, the one that may forbid («other» close before), all in reach."""
+        here = bisect_right(self.breaks, start) - 1
+        since = self.breaks[here] if here >= 0 else 0
+        if here >= 0 and self.newline[here] and self._letters(since, start) <= 5:
+            since = self.breaks[here - 1] if here else 0
+        until = self.breaks[here + 1] if here + 1 < len(self.breaks) else end + 400
+        reach: set[str] = set()
+        nearest = forbids = ""
+        first = bisect_right(self.ends, start) - 1
+        for i in range(first, max(-1, first - MOST), -1):
+            away = self._letters(self.ends[i], start)
+            if self.starts[i] < since or away > REACH:
+                break
+            nearest = nearest or self.kinds[i]
+            if i == first and away <= NEAREST:
+                forbids = nearest
+            reach.add(self.kinds[i])
+        last = bisect_left(self.starts, end)
+        for i in range(last, min(len(self.starts), last + 2)):
+            if self.starts[i] < until and self._letters(end, self.starts[i]) <= AFTER:
+                nearest = nearest or self.kinds[i]
+                reach.add(self.kinds[i])
+        return nearest, forbids, reach
+
+
+# -- finding ------------------------------------------------------------------------------------
+
+ORDER = {kind: n for n, kind in enumerate(LABELS)}
+CHECKED = {"card", "business", "corporation"}
+LOOSE = (  # never masked; a person decides
+    ("account", "shape of an account, no word", rf"{START}\d{{2,6}}(?:-\d{{2,8}}){{2,3}}{END}", ""),
+    ("rrn", "birth date and sex", rf"{START}\d{{6}} ?- ?[1-8](?![0-9*]){END}", "rrn"),
+    ("ip", "address of a machine", rf"{START}(?:\d{{1,3}}\.){{3}}\d{{1,3}}{END}", "ip"),
+)
+LOOSE_SHAPES = tuple((kind, why, re.compile(shape), word) for kind, why, shape, word in LOOSE)
+MACHINE = re.compile(r"(?:\bIP\b|아이피|접속|로그)[^\n]{0,20}$", re.ASCII)
+ROUNDS = 8
+
+
+def _matches(text: str) -> Iterator[tuple[Rule, int, int, str]]:
+    for rule in RULES:
+        for match in rule.shape.finditer(text):
+            yield rule, match.start(), match.end(), match.group()
+    for match in SPACED.finditer(text):
+        bare = match.group().replace(" ", "")
+        for rule in RULES:
+            if rule not in WORDY and rule.shape.fullmatch(bare):
+                yield rule, match.start(), match.end(), bare
+
+
+def _numbered(text: str, start: int, end: int) -> bool:
+    """«제2024-123호» is the number of a document."""
+    before, after = text[max(0, start - 2) : start].rstrip(), text[end : end + 2].lstrip()
+    return before.endswith("제") and after.startswith("호")
+
+
+def _pass(text: str, near: Surroundings) -> tuple[list[Found], list[Found]]:
+    """The best non-overlapping candidates, and what looked like one and was refused."""
+    accepted: list[tuple[int, Found]] = []
+    refused: list[Found] = []
+    for rule, start, end, value in _matches(text):
+        if _numbered(text, start, end):
+            continue
+        nearest, forbids, reach = near.around(start, end)
+        said = rule.kind in reach if rule.words == "word" else nearest == rule.kind
+        vetoed = rule.words != "free" and forbids == "other"
+        # A resident number is masked whatever the words say; other kinds yield to the word.
+        boost = nearest == rule.kind and (rule.kind != "account" or rule.name == "groups")
+        rank = -1 if rule.kind == "email" else ORDER[rule.kind] + (0 if boost else 20)
+        rank = 15 if rule.kind == "rrn" else rank
+        if rule.check(value, said) and not vetoed:
+            accepted.append((rank, Found(start, end, rule.kind, rule.name)))
+        elif rule.kind == "rrn" and "-" in value:
+            refused.append(Found(start, end, "rrn", "impossible date"))
+        elif rule.kind in CHECKED and said:
+            refused.append(Found(start, end, rule.kind, "checksum fails"))
+        elif vetoed and rule.words == "unless" and rule.check(value, said):
+            refused.append(Found(start, end, rule.kind, "after another word"))
     kept: list[Found] = []
-    for one in sorted(candidates, key=lambda f: (order.index(f.kind), f.start)):
-        if all(one.end <= other.start or one.start >= other.end for other in kept):
+    starts: list[int] = []
+    for _, one in sorted(accepted, key=lambda a: (a[0], a[1].start, -a[1].end)):
+        i = bisect_left(starts, one.start)
+        if (i == 0 or kept[i - 1].end <= one.start) and (
+            i == len(kept) or one.end <= kept[i].start
+        ):
+            kept.insert(i, one)
+            starts.insert(i, one.start)
+    return kept, refused
+
+
+def _loose(text: str, near: Surroundings) -> Iterator[Found]:
+    for kind, why, shape, word in LOOSE_SHAPES:
+        for match in shape.finditer(text):
+            nearest, _, reach = near.around(match.start(), match.end())
+            if kind == "account":
+                fits = 10 <= len(digits_of(match.group())) <= 14 and not nearest
+            elif kind == "ip":
+                fits = bool(MACHINE.search(text[max(0, match.start() - 24) : match.start()]))
+            else:
+                fits = word in reach
+            if fits and not _numbered(text, match.start(), match.end()):
+                yield Found(match.start(), match.end(), kind, why)
+
+
+def scan(text: str, beside: str = "") -> tuple[list[Found], list[Found]]:
+    """What to mask and what is doubtful, in order. `beside` is text that stands with this one and
+    may speak for it: the head of a table's column."""
+    if not WORTH.search(text) and not any(ord(c) > 0xFF00 for c in text):
+        return [], []
+    lead = f"{beside}\n" if beside else ""
+    folded, removed = fold(lead + text)
+    found: list[Found] = []
+    doubts: list[Found] = []
+    folded = LABEL.sub(lambda m: BLANK * len(m.group()), folded)
+    near = Surroundings(folded)
+    for _ in range(ROUNDS):  # a number may stand so close to another that only then it is seen
+        more, doubts = _pass(folded, near)
+        found += more
+        if not more:
+            break
+        pieces, last = [], 0
+        for one in more:
+            pieces += [folded[last : one.start], BLANK * (one.end - one.start)]
+            last = one.end
+        folded = "".join([*pieces, folded[last:]])
+    doubts = _first_of_each([*doubts, *_loose(folded, near)])
+    return _placed(found, removed, len(lead)), _placed(doubts, removed, len(lead))
+
+
+def _first_of_each(finds: list[Found]) -> list[Found]:
+    """One doubt per place: the first rule that raised it."""
+    ordered = sorted(enumerate(finds), key=lambda pair: (pair[1].start, pair[0]))
+    kept: list[Found] = []
+    for _, one in ordered:
+        if not kept or one.start >= kept[-1].end:
             kept.append(one)
-    return sorted(kept, key=lambda f: f.start)
+    return kept
 
 
-def mask(text: str) -> tuple[str, Counter[str]]:
+def _placed(finds: list[Found], removed: list[int], lead: int) -> list[Found]:
+    placed = []
+    for one in sorted(finds, key=lambda f: f.start):
+        start, end = unfold(one.start, removed) - lead, unfold(one.end - 1, removed) + 1 - lead
+        if start >= 0:
+            placed.append(Found(start, end, one.kind, one.rule))
+    return placed
+
+
+def find(text: str, beside: str = "") -> list[Found]:
+    """Identifiers in order, not overlapping; where two kinds fit, the word nearest decides."""
+    return scan(text, beside)[0]
+
+
+def mask(text: str, beside: str = "") -> tuple[str, Counter[str]]:
     """The text with a label in place of each identifier, and how many of each kind there were."""
+    return replaced(text, find(text, beside))
+
+
+def replaced(text: str, finds: list[Found]) -> tuple[str, Counter[str]]:
     parts, last, counts = [], 0, Counter()
-    for found in find(text):
+    for found in finds:
         parts += [text[last : found.start], LABELS[found.kind]]
         counts[found.kind] += 1
         last = found.end
     return "".join([*parts, text[last:]]), counts
+
+
+# -- the review list ----------------------------------------------------------------------------
+
+
+def shape(value: str) -> str:
+    """What a value looked like and nothing of what it was: digits «#», letters «x», Hangul «가».
+
+    No hash is kept either: a resident number has so few possibilities that all of them can be
+    tried against a hash in minutes.
+    """
+    return "".join(map(_hidden, value))
+
+
+def _hidden(character: str) -> str:
+    if character.isdigit():
+        return "#"
+    if "가" <= character <= "힣":
+        return "가"
+    return "x" if character.isalnum() else character

@@ -1,0 +1,381 @@
+"""What each Korean identifier looks like: shapes, checksums, and the words that speak for it.
+
+A rule is a shape, a check on the digits and how much the words around must say: `free` needs no
+word, `unless` gives way to a word such as 주문번호 standing before the number, `word` needs a word
+of its own kind. Resident numbers issued since 2020-10 carry no checksum, so a possible birth date
+and a seventh digit are enough. Every repetition is bounded and every rule starts and ends where a
+run of digits joined by «-» or «.» starts and ends: the time is linear, and masking one number
+never makes another out of what is left. Shapes are read on folded text (see `pii.fold`).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+LABELS = {
+    "email": "[이메일]",
+    "rrn": "[주민등록번호]",
+    "corporation": "[법인등록번호]",
+    "card": "[카드번호]",
+    "licence": "[운전면허번호]",
+    "phone": "[전화번호]",
+    "business": "[사업자등록번호]",
+    "passport": "[여권번호]",
+    "customs": "[개인통관고유부호]",
+    "health": "[건강보험증번호]",
+    "plate": "[차량번호]",
+    "account": "[계좌번호]",
+}
+
+# -- checksums ----------------------------------------------------------------------------------
+
+
+def _weighted(digits: str, weights: str) -> int:
+    return sum(int(d) * int(w) for d, w in zip(digits, weights, strict=False))
+
+
+def luhn(digits: str) -> bool:
+    doubled = "0246813579"
+    return sum(int(doubled[int(d)] if i % 2 else d) for i, d in enumerate(digits[::-1])) % 10 == 0
+
+
+def resident_checksum(digits: str) -> bool:
+    top = 13 if digits[6] in "5678" else 11
+    return (top - _weighted(digits[:12], "234567892345") % 11) % 10 == int(digits[12])
+
+
+def corporation_checksum(digits: str) -> bool:
+    return (10 - _weighted(digits[:12], "121212121212") % 10) % 10 == int(digits[12])
+
+
+def business_checksum(digits: str) -> bool:
+    total = _weighted(digits[:9], "137137135") + int(digits[8]) * 5 // 10
+    return (10 - total % 10) % 10 == int(digits[9])
+
+
+def _bar_code(digits: str) -> bool:
+    return (10 - _weighted(digits[:12], "131313131313") % 10) % 10 == int(digits[12])
+
+
+# -- checks: the matched text and whether a word of the kind stands near ------------------------
+
+Check = Callable[[str, bool], bool]
+DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+OLDEST, NEWEST = 26, 35  # two-digit years: nobody before 1926 without a separator, none past 2035
+
+
+def digits_of(text: str) -> str:
+    return "".join(c for c in text if "0" <= c <= "9")
+
+
+def _date(front: str) -> bool:
+    month = int(front[2:4])
+    return 1 <= month <= 12 and 1 <= int(front[4:6]) <= DAYS[month - 1]
+
+
+def resident(text: str, word: bool) -> bool:
+    digits = digits_of(text)
+    if word:
+        return True
+    year, seventh = int(digits[:2]), digits[6]
+    if not _date(digits) or seventh in "90" or (seventh in "3478" and year > NEWEST):
+        return False
+    if resident_checksum(digits) and not _bar_code(digits):
+        return True
+    if "." in text:  # a coordinate: 200101.1234567
+        return False
+    bare = text.isdigit()
+    if bare and digits.startswith("880") and _bar_code(digits):
+        return False
+    return not (bare and seventh in "1256" and year < OLDEST)
+
+
+def half_masked(text: str, word: bool) -> bool:
+    return _date(digits_of(text)) or word
+
+
+def corporation(text: str, word: bool) -> bool:
+    digits = digits_of(text)
+    return corporation_checksum(digits) and (word or not text.isdigit())
+
+
+def card(text: str, word: bool) -> bool:
+    digits = digits_of(text)
+    return digits[0] in "234569" and luhn(digits)
+
+
+def business(text: str, word: bool) -> bool:
+    digits = digits_of(text)
+    return business_checksum(digits) and (word or not text.isdigit())
+
+
+YEARS = re.compile(r"(?:19|20)\d\d")
+
+
+def phone(text: str, word: bool) -> bool:
+    if word:
+        return True
+    if text.isdigit():
+        return text.startswith("010") and len(text) == 11 or bool(re.match("01[16789]", text))
+    tail = re.findall(r"\d+", text)[-2:]
+    return text.startswith("01") or not all(YEARS.fullmatch(t) for t in tail)
+
+
+NATIONAL = {
+    int(n)
+    for n in "1522 1533 1544 1551 1555 1566 1577 1588 1599 1600 1611 1644 1660 1661 1666 1668 1670 "
+    "1688 1800 1811 1833 1855 1866 1877 1899".split()
+}
+
+
+def national(text: str, word: bool) -> bool:
+    """15xx-1234; without a word it must not read as a span of years (1592-1598)."""
+    head, tail = int(digits_of(text)[:4]), int(digits_of(text)[4:])
+    if word:
+        return True
+    return "-" in text and head in NATIONAL and not head < tail < head + 300
+
+
+def local_phone(text: str, word: bool) -> bool:
+    return word and not YEARS.match(text)
+
+
+ACCOUNT_NOT = re.compile(
+    r"(?:19|20)\d\d[-. ](?:0?[1-9]|1[0-2])[-. ](?:0?[1-9]|[12]\d|3[01])(?!\d)"  # dates
+    r"|97[89][-. ]?\d{1,5}[-. ]"  # ISBN
+    r"|0(?:1[016789]|2|[3-6][1-5]|70|80|50\d)[-. ]?\d{3,4}[-. ]?\d{4}$"  # phones
+)
+
+
+def account(text: str, word: bool) -> bool:
+    return word and 10 <= len(digits_of(text)) <= 16 and not ACCOUNT_NOT.match(text)
+
+
+def always(text: str, word: bool) -> bool:
+    return True
+
+
+def labelled(text: str, word: bool) -> bool:
+    return word
+
+
+# -- shapes -------------------------------------------------------------------------------------
+
+START = r"(?<![0-9])(?<![0-9][-.])"
+APART = START + r"(?<![A-Za-z])(?<![A-Za-z][-_])"
+TELEPHONE = START + r"(?:(?<![A-Za-z])|(?<=(?i:tel))|(?<=(?i:fax))|(?<=(?i:\b[tmfh]))|(?<=(?i:hp)))"
+END = r"(?![0-9])(?![-.][0-9])(?![A-Za-z][0-9])"
+JOIN = r"(?: {0,2}\n?[-./_] {0,2}\n? {0,2}| {1,2}|)"  # a line may break only beside a sign
+SIGN = r"(?: {0,2}\n?[-./] {0,2}\n? {0,2}| {1,2})"
+PHONE_JOIN = r"(?: {0,2}\n?[-./] {0,2}\n? {0,2}| {1,2}|)"
+AREA = r"0(?:1[016789]|2|[3-6][1-5]|[678]0|50[2-9]?|303)"
+SPELLED = "[공영일이삼사오육륙칠팔구0-9]"
+SPELL_JOIN = r" ?[-.,]? ?"
+REGION = "(?:서울|부산|대구|인천|광주|대전|울산|경기|강원|충북|충남|전북|전남|경북|경남|제주|세종)"
+PLATE_LETTER = (
+    "[가나다라마거너더러머버서어저고노도로모보소오조구누두루무부수우주아바사자하허호배외육해공국합]"
+)
+UNIT = r"(?! ?(?:년|월|일[^0-9]|억|만|천|원|명|건|개|호|번지|%|조|항|톤|주[^가-힣]|㎡|,[0-9]))"
+TOP_LEVEL = r"(?!(?i:png|jpe?g|gif|svg|webp|js|css|py|so|mp4|ttf|html?)\b)[A-Za-z]{2,24}"
+HOST = rf"(?:[A-Za-z0-9_-]{{1,63}}\.){{1,5}}{TOP_LEVEL}(?![A-Za-z0-9_])"
+LOCAL = r"(?<![A-Za-z0-9])(?!git@)[A-Za-z0-9_][A-Za-z0-9_.+%-]{0,63}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    kind: str
+    name: str
+    shape: re.Pattern[str]
+    check: Check = always
+    words: Literal["free", "unless", "word"] = "free"
+
+
+def _rule(kind: str, name: str, shape: str, check: Check = always, words: str = "free") -> Rule:
+    return Rule(kind, name, re.compile(shape), check, words)  # pyright: ignore[reportArgumentType]
+
+
+RULES = (
+    _rule("email", "email", rf"{LOCAL}@{HOST}"),
+    _rule("email", "email, written round", rf"{LOCAL} ?[\[(](?i:at)[\])] ?{HOST}"),
+    _rule("email", "email, spaced", rf"{LOCAL} @ {HOST}", labelled, "word"),
+    _rule("rrn", "date and seventh digit", rf"{START}\d{{6}}{JOIN}\d{{7}}{END}", resident, "free"),
+    _rule(
+        "rrn",
+        "half masked",
+        START + r"\d{6} {0,2}- {0,2}(?:[1-8][*xX●○◯#.■□]{6}|[*xX●○◯#■□]{7})(?![*xX●○◯#.■□])",
+        half_masked,
+    ),
+    _rule(
+        "corporation",
+        "checksum",
+        rf"{APART}\d{{6}}{JOIN}\d{{7}}{END}",
+        corporation,
+        "unless",
+    ),
+    _rule(
+        "card",
+        "Luhn",
+        rf"{APART}(?:\d{{4}}{SIGN}\d{{4}}{SIGN}\d{{4}}{SIGN}\d{{4}}|3[47]\d\d{SIGN}\d{{6}}{SIGN}"
+        rf"\d{{5}}|3[068]\d\d{SIGN}\d{{6}}{SIGN}\d{{4}}){END}",
+        card,
+        "free",
+    ),
+    _rule("card", "Luhn, run", rf"{APART}(?:\d{{16}}|3[47]\d{{13}}){END}{UNIT}", card, "unless"),
+    _rule(
+        "licence",
+        "2-2-6-2",
+        APART + r"(?:1[1-9]|2[0-8]) ?[-.] ?\d\d ?[-.] ?\d{6} ?[-.] ?\d\d" + END,
+        always,
+        "unless",
+    ),
+    _rule(
+        "licence",
+        "region",
+        rf"{REGION} ?-? ?\d\d ?[-.] ?\d{{6}} ?[-.] ?\d\d{END}",
+        always,
+        "unless",
+    ),
+    _rule(
+        "licence",
+        "word",
+        START + r"(?:1[1-9]|2[0-8])[-. ]?\d\d[-. ]?\d{6}[-. ]?\d\d" + END,
+        labelled,
+        "word",
+    ),
+    _rule(
+        "phone",
+        "area code",
+        rf"{TELEPHONE}(?:\({AREA}\)|{AREA}\)?){PHONE_JOIN}\d{{3,4}}{PHONE_JOIN}\d{{4}}{END}",
+        phone,
+        "free",
+    ),
+    _rule(
+        "phone",
+        "+82",
+        rf"(?:{TELEPHONE}(?:\+ ?|00)82[-. )]{{0,2}}\(?0?\)?|{TELEPHONE}82[-. ]0?(?=10))"
+        rf"(?:1[016789]|2|[3-6][1-5]|70|50\d){PHONE_JOIN}\d{{3,4}}{PHONE_JOIN}\d{{4}}{END}",
+    ),
+    _rule("phone", "15xx", rf"{TELEPHONE}1[568]\d\d ?[-. ]? ?\d{{4}}{END}", national, "free"),
+    _rule(
+        "phone",
+        "abroad",
+        r"(?<![0-9A-Za-z])\+[1-9]\d{0,2}(?:[-. ]\(?\d{1,4}\)?){2,4}" + END,
+        labelled,
+        "word",
+    ),
+    _rule("phone", "local", rf"{TELEPHONE}\d{{3,4}} ?- ?\d{{4}}{END}", local_phone, "word"),
+    _rule(
+        "phone",
+        "spelled out",
+        rf"(?<![가-힣0-9])[공영]일[공영]{SPELL_JOIN}(?:{SPELLED} ?){{3}}{SPELLED}?{SPELL_JOIN}"
+        rf"(?:{SPELLED} ?){{3}}{SPELLED}(?!{SPELLED})",
+    ),
+    _rule("phone", "letter o", rf"(?<![A-Za-z0-9])[oO]1[oO][-. ]\d{{3,4}}[-. ]\d{{4}}{END}"),
+    _rule(
+        "business",
+        "checksum",
+        rf"{APART}\d{{3}}{JOIN}\d{{2}}{JOIN}\d{{5}}{END}{UNIT}",
+        business,
+        "unless",
+    ),
+    _rule(
+        "passport",
+        "letter and digits",
+        r"(?<![A-Za-z0-9])(?<![A-Za-z0-9][-_.])(?:M\d{8}|[MSRODG]\d{3}[A-Z]\d{4})"
+        r"(?![A-Za-z0-9])(?![-_.][A-Za-z0-9])",
+        always,
+        "unless",
+    ),
+    _rule(
+        "passport",
+        "word",
+        r"(?<![A-Za-z0-9])(?:[A-Za-z]{1,2}[- ]?\d{7,8}|[A-Za-z] ?\d{3} ?[A-Za-z] ?\d{4})"
+        r"(?![A-Za-z0-9])",
+        labelled,
+        "word",
+    ),
+    _rule("customs", "P and 12 digits", r"(?<![A-Za-z0-9])[Pp]-?\d{12}(?![A-Za-z0-9])"),
+    _rule("health", "word", rf"{APART}\d[- ]?\d{{10}}{END}", labelled, "word"),
+    _rule(
+        "health",
+        "care number",
+        r"(?<![A-Za-z0-9])[Ll] ?-?\d{10}(?:-\d{3})?(?![A-Za-z0-9])",
+        labelled,
+        "word",
+    ),
+    _rule(
+        "plate",
+        "tight",
+        rf"(?<![0-9.A-Za-z제]){REGION}?(?<![0-9])\d{{2,3}}{PLATE_LETTER}\d{{4}}{END}{UNIT}",
+        always,
+        "unless",
+    ),
+    _rule(
+        "plate",
+        "region",
+        rf"{REGION} ?\d{{1,3}} ?{PLATE_LETTER} ?\d{{4}}{END}{UNIT}",
+        always,
+        "unless",
+    ),
+    _rule(
+        "plate",
+        "word",
+        rf"{START}(?<!제)\d{{2,3}} ?{PLATE_LETTER} ?-?\d{{4}}{END}{UNIT}",
+        labelled,
+        "word",
+    ),
+    _rule(
+        "account",
+        "groups",
+        rf"{APART}\d{{2,6}}(?: ?[-.] ?\d{{1,8}}){{1,4}}{END}{UNIT}",
+        account,
+        "word",
+    ),
+    _rule(
+        "account",
+        "spaced groups",
+        rf"{APART}\d{{3,6}} \d{{2,6}} \d{{4,8}}(?: \d{{1,4}})?(?! ?\d){END}{UNIT}",
+        account,
+        "word",
+    ),
+    _rule("account", "run", rf"{APART}\d{{10,14}}{END}{UNIT}", account, "word"),
+)
+
+# Finds of these rules contain Hangul or words; context is read with every such shape blanked, so
+# that it says the same before and after masking.
+WORDY = tuple(
+    r for r in RULES if r.kind in ("email", "plate") or r.name in ("spelled out", "region")
+)
+
+# -- words that speak for a kind ----------------------------------------------------------------
+
+_NUMBER = r"(?:등록|증|의|면허증?|표지?)? ?(?:번호|No\b)?"
+_BANKS = "신한|국민|하나|우리|기업|제일|씨티|부산|대구|광주|전북|경남|케이|토스|IBK|KB|NH|SC"
+WORDS = re.compile(
+    "|".join(
+        f"(?P<{kind}>{shape})"
+        for kind, shape in {
+            "rrn": rf"(?:주민|외국인) ?등록{_NUMBER}|주민 ?번호|외국인 ?번호|(?i:resident\ reg\w{{0,9}})"
+            r"|주번\b|민번\b",
+            "corporation": rf"법인(?!카드|세|차량|명의|계좌|통장){_NUMBER}",
+            "card": rf"카드{_NUMBER}|(?i:\bcards?\b)",
+            "business": rf"사업자{_NUMBER}|(?i:business\ reg\w{{0,9}})",
+            "licence": rf"면허{_NUMBER}|(?i:licen[cs]e)",
+            "passport": rf"여권{_NUMBER}|(?i:passport)",
+            "customs": r"통관 ?(?:고유)? ?(?:부호|번호)?",
+            "health": rf"(?:건강보험|보험증|건보|요양인정|장기요양){_NUMBER}|증번호",
+            "plate": rf"(?:차량|자동차|승용차|화물차|승합차|번호판|주차|렌터카|차 ?번호|운행){_NUMBER}",
+            "phone": r"(?:전화|휴대폰|휴대전화|핸드폰|연락처|팩스|직통|대표(?=번호)) ?(?:번호)?|☎|☏|📞"
+            r"|(?i:\b(?:tel|fax|phone|mobile|cell|hp|h\.p)\b)",
+            "email": r"(?i:e-?mail)|이메일|메일|전자우편",
+            "account": rf"(?:계좌|통장|예금주?|입금|송금|이체|환급|은행|농협|수협|신협|축협|새마을금고|우체국"
+            rf"|뱅크|증권){_NUMBER}|(?i:\b(?:bank|account|acct|a/c)\b)(?: (?i:no|number)\b)?"
+            rf"|(?:{_BANKS})(?= {{0,2}}[:)]? {{0,2}}[0-9\x01])",
+            "other": r"[가-힣]{2,6}(?:번호|부호)|코드|일련|모델|품번|버전|규격|바코드|청구기호|시리얼"
+            r"|좌표|위도|경도|송장|(?i:\b(?:ISBN|ISSN|DOI|S/N|SKU|model|serial|order|invoice"
+            r"|version|ticket|lot|part|case|ref|tracking|code|id)\b)",
+        }.items()
+    )
+)
+REACH, NEAREST, AFTER, MOST = 30, 12, 8, 6
