@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from onsil.retrieval.concepts import concepts, concepts_at
 from onsil.retrieval.passages import Passage
 
@@ -51,6 +53,10 @@ def marks(text: str) -> frozenset[str]:
     return frozenset(terms(text)) | concepts(text)
 
 
+def _whole(passage: Passage) -> str:
+    return f"{passage.heading}\n{passage.trail}\n{passage.text}"
+
+
 @dataclass(frozen=True)
 class Word:
     """One word of a question: what it tells (the idf of its rarest term), its terms with their
@@ -75,16 +81,24 @@ class BM25:
 
     def __init__(self, passages: list[Passage]):
         self.passages = passages
-        self.counts = [
-            Counter(terms(p.text) + 2 * terms(p.heading) + terms(p.trail)) for p in passages
-        ]
-        self.lengths = [sum(c.values()) for c in self.counts]
-        self.mean = sum(self.lengths) / max(1, len(self.lengths))
-        self.concepts = [concepts(f"{p.trail}\n{p.text}") for p in passages]
-        self.postings: dict[str, list[int]] = {}
-        for i, (count, known) in enumerate(zip(self.counts, self.concepts, strict=True)):
-            for term in (*count, *sorted(known)):
-                self.postings.setdefault(term, []).append(i)
+        counts = [Counter(terms(p.text) + 2 * terms(p.heading) + terms(p.trail)) for p in passages]
+        lengths = np.array([sum(count.values()) for count in counts], dtype=np.float64)
+        norm = K1 * (1 - B + B * lengths / max(1.0, lengths.mean() if len(lengths) else 1.0))
+        places: dict[str, list[int]] = {}
+        times: dict[str, list[int]] = {}
+        for i, (count, passage) in enumerate(zip(counts, passages, strict=True)):
+            for term, tf in count.items():
+                places.setdefault(term, []).append(i)
+                times.setdefault(term, []).append(tf)
+            for name in sorted(concepts(_whole(passage))):
+                places.setdefault(name, []).append(i)
+        self.places = {term: np.array(found, dtype=np.int64) for term, found in places.items()}
+        # What each occurrence of a term counts, before its idf; a concept counts once.
+        self.saturated: dict[str, np.ndarray] = {}
+        for term, found in times.items():
+            tf, at = np.array(found, dtype=np.float64), self.places[term]
+            self.saturated[term] = tf * (K1 + 1) / (tf + norm[at])
+        self.factor = np.array([0.5 if p.superseded else 1.0 for p in passages])
 
         self.terms_defined: dict[str, list[int]] = {}
         for i, passage in enumerate(passages):
@@ -93,11 +107,14 @@ class BM25:
 
     def marks(self, i: int) -> frozenset[str]:
         """Terms and concepts of passage `i` with its headings."""
-        return frozenset(self.counts[i]) | self.concepts[i]
+        return marks(_whole(self.passages[i]))
+
+    def known(self, term: str) -> bool:
+        return term in self.places
 
     def idf(self, term: str) -> float:
         """How telling a term is; one that occurs nowhere tells most. Question words tell little."""
-        n, df = len(self.passages), len(self.postings.get(term, ()))
+        n, df = len(self.passages), len(self.places.get(term, ()))
         weight = math.log(1 + (n - df + 0.5) / (df + 0.5))
         return 0.1 * weight if term in STOP else weight
 
@@ -107,28 +124,23 @@ class BM25:
         """Best passages for a question; `without` leaves one document out (to make questions
         that nothing here answers). Passages of superseded rules lose half their score; the one
         that defines what a question asks the meaning of gains as much."""
-        scores: dict[int, float] = {}
+        scores = np.zeros(len(self.passages))
         for term in sorted(set(terms(question))):  # a set has another order in every process
-            idf = self.idf(term)
-            for i in self.postings.get(term, ()):
-                tf = self.counts[i][term]
-                norm = K1 * (1 - B + B * self.lengths[i] / self.mean)
-                scores[i] = scores.get(i, 0.0) + idf * tf * (K1 + 1) / (tf + norm)
+            if term in self.saturated:
+                scores[self.places[term]] += self.idf(term) * self.saturated[term]
         for name in sorted(concepts(question)):
-            for i in self.postings.get(name, ()):
-                scores[i] = scores.get(i, 0.0) + CONCEPT_FOUND * self.idf(name)
-        defined = self.defined(question)
-        ranked = [
-            (
-                score
-                * (0.5 if self.passages[i].superseded else 1.0)
-                * (2.0 if i in defined else 1.0),
-                i,
-            )
-            for i, score in scores.items()
-            if self.passages[i].document != without
-        ]
-        return sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:limit]
+            if name in self.places:
+                scores[self.places[name]] += CONCEPT_FOUND * self.idf(name)
+        scores *= self.factor
+        for i in sorted(self.defined(question)):
+            scores[i] *= 2.0
+        found: list[tuple[float, int]] = []
+        for i in np.argsort(-scores, kind="stable"):
+            if len(found) == limit or scores[i] <= 0:
+                break
+            if self.passages[i].document != without:
+                found.append((float(scores[i]), int(i)))
+        return found
 
     def defined(self, question: str) -> set[int]:
         """Passages that define a term of a question that asks what something is."""

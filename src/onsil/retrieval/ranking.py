@@ -138,7 +138,7 @@ def evidence(index: BM25, question: str, hits: list[Hit], passage: Passage) -> t
     mine = next(hit for hit in hits if hit.passage is passage)
     rest = max((hit.fit for hit in hits if hit.passage is not passage), default=0.0)
     unknown = sum(
-        not any(term in index.postings for term in (*word.idf, *word.concepts))
+        not any(index.known(term) for term in (*word.idf, *word.concepts))
         for word in index.words(question)
     )
     return (mine.fit, mine.fit - rest, mine.covered, -float(unknown))
