@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onsil.corpus.deduplicate import copies, repeated_lines
 from onsil.corpus.normalize import normalize
-from onsil.corpus.pii import mask
+from onsil.corpus.pii import mask, mask_document
 from onsil.documents.types import Block, Document, read_documents, write_documents
 from onsil.lineage import Artifact, Run, stage
 
@@ -67,6 +67,12 @@ def split_documents(documents: list[Document]) -> dict[str, str]:
 
 def curate_documents(documents: list[Document]) -> tuple[list[Document], dict]:
     """Curated documents and the report of what was changed, removed and masked."""
+    kept, report, _ = review_documents(documents)
+    return kept, report
+
+
+def review_documents(documents: list[Document]) -> tuple[list[Document], dict, list[dict]]:
+    """`curate_documents` with the review list: every identifier masked or doubtful, no values."""
     rules: Counter[str] = Counter()
     pii: dict[str, Counter[str]] = {}
 
@@ -77,25 +83,21 @@ def curate_documents(documents: list[Document]) -> tuple[list[Document], dict]:
 
     read = [map_text(d, normal) for d in documents]
     repeated = repeated_lines(read)
-    read = [
-        replace(d, blocks=tuple(b for b in d.blocks if not _repeats(b, repeated))) for d in read
-    ]
+    numbers = {
+        d.path: [i for i, b in enumerate(d.blocks) if not _repeats(b, repeated)] for d in read
+    }
+    read = [replace(d, blocks=tuple(d.blocks[i] for i in numbers[d.path])) for d in read]
     removed = {d.path: ("nothing left to read", "") for d in read if not document_text(d).strip()}
     removed |= copies([d for d in read if d.path not in removed])
-    kept = []
+    kept, reviews = [], []
     for document in read:
         if document.path in removed:
             continue
-        counts: Counter[str] = Counter()
-
-        def hide(text: str, counts: Counter[str] = counts) -> str:
-            masked, found = mask(text)
-            counts.update(found)
-            return masked
-
-        kept.append(map_text(document, hide))
-        if counts:
-            pii[document.path] = counts
+        masked, done = mask_document(document, numbers[document.path])
+        kept.append(masked)
+        reviews += done.reviews
+        if done.counts:
+            pii[document.path] = done.counts
     texts = [document_text(d) for d in kept]
     hangul = sum(len(re.findall("[가-힣]", t)) for t in texts)
     latin = sum(len(re.findall("[A-Za-z]", t)) for t in texts)
@@ -113,22 +115,24 @@ def curate_documents(documents: list[Document]) -> tuple[list[Document], dict]:
             "by_document": {p: dict(sorted(c.items())) for p, c in sorted(pii.items())},
         },
     }
-    return kept, report
+    return kept, report, reviews
 
 
 def _repeats(block: Block, repeated: Counter[str]) -> bool:
     return block.kind == "paragraph" and block.text.strip() in repeated
 
 
-@stage(version=1)
+@stage(version=2)
 def curate(*, documents: Artifact, out: Path, run: Run) -> dict:
-    """documents.jsonl (curated), split.json and report.json."""
-    kept, report = curate_documents(list(read_documents(documents / "documents.jsonl")))
+    """documents.jsonl (curated), split.json, report.json and pii_review.jsonl."""
+    kept, report, reviews = review_documents(list(read_documents(documents / "documents.jsonl")))
     split = split_documents(kept)
     write_documents(kept, out / "documents.jsonl")
     for name, value in (("split", split), ("report", report)):
         text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
         (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    with (out / "pii_review.jsonl").open("w", encoding="utf-8") as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in reviews)
     return {k: report[k] for k in ("documents_in", "documents_out", "bytes")}
 
 

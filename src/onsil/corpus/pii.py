@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onsil.corpus.pii_patterns import (
     AFTER,
@@ -27,7 +27,9 @@ from onsil.corpus.pii_patterns import (
     WORDY,
     Rule,
     digits_of,
+    spoken_kind,
 )
+from onsil.documents.types import Block, Document
 
 # -- folding ------------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class Surroundings:
         words = list(WORDS.finditer(text))
         self.starts = [m.start() for m in words]
         self.ends = [m.end() for m in words]
-        self.kinds = [m.lastgroup or "" for m in words]
+        self.kinds = [spoken_kind(m) for m in words]
         breaks = list(SENTENCE_END.finditer(text))
         self.breaks = [m.start() for m in breaks]
         self.newline = [m.group().startswith("\n") for m in breaks]
@@ -162,7 +164,8 @@ def _pass(text: str, near: Surroundings) -> tuple[list[Found], list[Found]]:
             continue
         nearest, forbids, reach = near.around(start, end)
         said = rule.kind in reach if rule.words == "word" else nearest == rule.kind
-        vetoed = rule.words != "free" and forbids == "other"
+        bare = rule.kind == "rrn" and value.isdigit()
+        vetoed = (bare or rule.words != "free") and forbids == "other"
         # A resident number is masked whatever the words say; other kinds yield to the word.
         boost = nearest == rule.kind and (rule.kind != "account" or rule.name == "groups")
         rank = -1 if rule.kind == "email" else ORDER[rule.kind] + (0 if boost else 20)
@@ -173,7 +176,7 @@ def _pass(text: str, near: Surroundings) -> tuple[list[Found], list[Found]]:
             refused.append(Found(start, end, "rrn", "impossible date"))
         elif rule.kind in CHECKED and said:
             refused.append(Found(start, end, rule.kind, "checksum fails"))
-        elif vetoed and rule.words == "unless" and rule.check(value, said):
+        elif vetoed and rule.words != "word" and rule.check(value, said):
             refused.append(Found(start, end, rule.kind, "after another word"))
     kept: list[Found] = []
     starts: list[int] = []
@@ -211,8 +214,8 @@ def scan(text: str, beside: str = "") -> tuple[list[Found], list[Found]]:
     found: list[Found] = []
     doubts: list[Found] = []
     folded = LABEL.sub(lambda m: BLANK * len(m.group()), folded)
-    near = Surroundings(folded)
-    for _ in range(ROUNDS):  # a number may stand so close to another that only then it is seen
+    for _ in range(ROUNDS):  # each round sees what masking would leave, until it finds nothing
+        near = Surroundings(folded)
         more, doubts = _pass(folded, near)
         found += more
         if not more:
@@ -222,7 +225,7 @@ def scan(text: str, beside: str = "") -> tuple[list[Found], list[Found]]:
             pieces += [folded[last : one.start], BLANK * (one.end - one.start)]
             last = one.end
         folded = "".join([*pieces, folded[last:]])
-    doubts = _first_of_each([*doubts, *_loose(folded, near)])
+    doubts = _first_of_each([*doubts, *_loose(folded, Surroundings(folded))])
     return _placed(found, removed, len(lead)), _placed(doubts, removed, len(lead))
 
 
@@ -282,3 +285,71 @@ def _hidden(character: str) -> str:
     if "가" <= character <= "힣":
         return "가"
     return "x" if character.isalnum() else character
+
+
+SHORT = 30  # characters of a block or cell that can be the name of what follows
+
+
+def _speaks(text: str) -> str:
+    """`text` where it can name what stands beside it: short, and no identifier itself."""
+    short = len(text) <= SHORT and not re.search(r"[\d@\[]", text)
+    return text.strip() if short else ""
+
+
+def _beside(rows: tuple[tuple[str, ...], ...], row: int, column: int) -> str:
+    left = rows[row][column - 1] if column else ""
+    head = rows[0][column] if row and column < len(rows[0]) else ""
+    return " ".join(filter(None, map(_speaks, (left, head))))
+
+
+class Masking:
+    """One document masked. `reviews` has a row for each find and each doubt, with no raw value:
+    path, block (None is the title; in the order given by `numbers`), cell, offset in characters of
+    the unmasked block, kind, the rule or the doubt, the shape, and whether it was masked.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.counts: Counter[str] = Counter()
+        self.reviews: list[dict] = []
+
+    def text(self, text: str, beside: str, **place: object) -> str:
+        found, doubts = scan(text, beside)
+        both = [(f, True) for f in found] + [(d, False) for d in doubts]
+        for one, masked in sorted(both, key=lambda pair: pair[0].start):
+            self.reviews.append(
+                {
+                    "path": self.path,
+                    **place,
+                    "offset": one.start,
+                    "kind": one.kind,
+                    "reason": one.rule,
+                    "shape": shape(text[one.start : one.end]),
+                    "masked": masked,
+                }
+            )
+        hidden, counts = replaced(text, found)
+        self.counts += counts
+        return hidden
+
+    def block(self, block: Block, number: int, before: str) -> Block:
+        rows = tuple(
+            tuple(
+                self.text(cell, _beside(block.rows, r, c), block=number, cell=[r, c])
+                for c, cell in enumerate(row)
+            )
+            for r, row in enumerate(block.rows)
+        )
+        return replace(block, text=self.text(block.text, before, block=number), rows=rows)
+
+
+def mask_document(document: Document, numbers: list[int]) -> tuple[Document, Masking]:
+    """The document masked, and what was done. A short block names the one after it, the head of a
+    column its cells; `numbers` are the blocks' numbers in the document as it was read."""
+    done = Masking(document.path)
+    title = done.text(document.title, "", block=None)
+    blocks, before = [], ""
+    for block, number in zip(document.blocks, numbers, strict=True):
+        blocks.append(done.block(block, number, before))
+        before = _speaks(block.text)
+    return replace(document, title=title, blocks=tuple(blocks)), done

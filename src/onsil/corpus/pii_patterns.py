@@ -117,15 +117,18 @@ def phone(text: str, word: bool) -> bool:
     if word:
         return True
     if text.isdigit():
-        return text.startswith("010") and len(text) == 11 or bool(re.match("01[16789]", text))
+        return text.startswith("010") and len(text) == 11
     tail = re.findall(r"\d+", text)[-2:]
     return text.startswith("01") or not all(YEARS.fullmatch(t) for t in tail)
 
 
+def phone_run(text: str, word: bool) -> bool:
+    return word or re.match("01[16789]", text) is not None
+
+
 NATIONAL = {
-    int(n)
-    for n in "1522 1533 1544 1551 1555 1566 1577 1588 1599 1600 1611 1644 1660 1661 1666 1668 1670 "
-    "1688 1800 1811 1833 1855 1866 1877 1899".split()
+    *(1522, 1533, 1544, 1551, 1555, 1566, 1577, 1588, 1599, 1600, 1611, 1644, 1660, 1661, 1666),
+    *(1668, 1670, 1688, 1800, 1811, 1833, 1855, 1866, 1877, 1899),
 }
 
 
@@ -250,6 +253,7 @@ RULES = (
         phone,
         "free",
     ),
+    _rule("phone", "run", rf"{TELEPHONE}{AREA}\d{{7,8}}{END}{UNIT}", phone_run, "unless"),
     _rule(
         "phone",
         "+82",
@@ -328,7 +332,7 @@ RULES = (
     _rule(
         "account",
         "groups",
-        rf"{APART}\d{{2,6}}(?: ?[-.] ?\d{{1,8}}){{1,4}}{END}{UNIT}",
+        rf"{APART}\d{{2,6}}(?: ?[-.] ?\n?\d{{1,8}}){{1,4}}{END}{UNIT}",
         account,
         "word",
     ),
@@ -356,8 +360,8 @@ WORDS = re.compile(
     "|".join(
         f"(?P<{kind}>{shape})"
         for kind, shape in {
-            "rrn": rf"(?:주민|외국인) ?등록{_NUMBER}|주민 ?번호|외국인 ?번호|(?i:resident\ reg\w{{0,9}})"
-            r"|주번\b|민번\b",
+            "rrn": rf"(?:주민|외국인) ?등록{_NUMBER}|주민 ?번호|외국인 ?번호|주번\b|민번\b"
+            r"|(?i:resident reg\w{0,9})",
             "corporation": rf"법인(?!카드|세|차량|명의|계좌|통장){_NUMBER}",
             "card": rf"카드{_NUMBER}|(?i:\bcards?\b)",
             "business": rf"사업자{_NUMBER}|(?i:business\ reg\w{{0,9}})",
@@ -365,17 +369,32 @@ WORDS = re.compile(
             "passport": rf"여권{_NUMBER}|(?i:passport)",
             "customs": r"통관 ?(?:고유)? ?(?:부호|번호)?",
             "health": rf"(?:건강보험|보험증|건보|요양인정|장기요양){_NUMBER}|증번호",
-            "plate": rf"(?:차량|자동차|승용차|화물차|승합차|번호판|주차|렌터카|차 ?번호|운행){_NUMBER}",
-            "phone": r"(?:전화|휴대폰|휴대전화|핸드폰|연락처|팩스|직통|대표(?=번호)) ?(?:번호)?|☎|☏|📞"
-            r"|(?i:\b(?:tel|fax|phone|mobile|cell|hp|h\.p)\b)",
+            "plate": rf"(?:차량|자동차|승용차|화물차|승합차|번호판|주차|렌터카|차 ?번호|운행)"
+            rf"{_NUMBER}",
+            "phone": r"(?:전화|휴대폰|휴대전화|핸드폰|연락처|발신|팩스|직통|대표(?=번호))"
+            r" ?(?:번호)?|☎|☏|📞|(?i:\b(?:tel|fax|phone|mobile|cell|hp|h\.p)\b)",
             "email": r"(?i:e-?mail)|이메일|메일|전자우편",
-            "account": rf"(?:계좌|통장|예금주?|입금|송금|이체|환급|은행|농협|수협|신협|축협|새마을금고|우체국"
-            rf"|뱅크|증권){_NUMBER}|(?i:\b(?:bank|account|acct|a/c)\b)(?: (?i:no|number)\b)?"
+            "account": rf"(?:계좌|통장|예금주?|입금|송금|이체|환급|은행|농협|수협|신협|축협"
+            rf"|새마을금고|우체국|뱅크|증권){_NUMBER}"
+            r"|(?i:\b(?:bank|account|acct|a/c)\b)(?: (?i:no|number)\b)?"
             rf"|(?:{_BANKS})(?= {{0,2}}[:)]? {{0,2}}[0-9\x01])",
-            "other": r"[가-힣]{2,6}(?:번호|부호)|코드|일련|모델|품번|버전|규격|바코드|청구기호|시리얼"
-            r"|좌표|위도|경도|송장|(?i:\b(?:ISBN|ISSN|DOI|S/N|SKU|model|serial|order|invoice"
+            "other": r"[가-힣]{2,6}(?:번호|부호)|코드|일련|모델|품번|버전|규격|바코드|청구기호"
+            r"|시리얼|좌표|위도|경도|송장|(?i:\b(?:ISBN|ISSN|DOI|S/N|SKU|model|serial|order|invoice"
             r"|version|ticket|lot|part|case|ref|tracking|code|id)\b)",
         }.items()
     )
 )
+
+
+def spoken_kind(word: re.Match[str]) -> str:
+    """The kind a word speaks for; «환불계좌번호» is an account's, whatever stands in front."""
+    if word.lastgroup == "other":
+        for start in range(1, len(word.group())):
+            inner = WORDS.fullmatch(word.group(), start)
+            if inner and inner.lastgroup != "other":
+                return inner.lastgroup or ""
+    return word.lastgroup or ""
+
+
+# Hangul letters: how far a word speaks, forbids, speaks backwards; and how many words are asked.
 REACH, NEAREST, AFTER, MOST = 30, 12, 8, 6
