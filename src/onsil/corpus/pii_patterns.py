@@ -378,8 +378,8 @@ WORDS = re.compile(
             rf"|새마을금고|우체국|뱅크|증권){_NUMBER}"
             r"|(?i:\b(?:bank|account|acct|a/c)\b)(?: (?i:no|number)\b)?"
             rf"|(?:{_BANKS})(?= {{0,2}}[:)]? {{0,2}}[0-9\x01])",
-            "other": r"[가-힣]{2,6}(?:번호|부호)|코드|일련|모델|품번|버전|규격|바코드|청구기호"
-            r"|시리얼|좌표|위도|경도|송장|(?i:\b(?:ISBN|ISSN|DOI|S/N|SKU|model|serial|order|invoice"
+            "other": r"(?!등록번호)[가-힣]{2,6}(?:번호|부호)|코드|일련|모델|품번|버전|규격|바코드"
+            r"|청구기호|시리얼|좌표|위도|경도|송장|(?i:\b(?:ISBN|ISSN|DOI|S/N|SKU|model|serial|order|invoice"
             r"|version|ticket|lot|part|case|ref|tracking|code|id)\b)",
         }.items()
     )
