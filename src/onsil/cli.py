@@ -1,5 +1,6 @@
 """Commands: parse, call one verb, print. Nothing here wakes torch unless a model has to think."""
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -48,7 +49,17 @@ def grow_command(
     from onsil.grow import grow
 
     text = plan.read_text(encoding="utf-8") if plan else None
-    grown = grow(Workspace.find(), folder, name, minutes, text, tell=typer.echo)
+    try:
+        grown = grow(Workspace.find(), folder, name, minutes, text, tell=typer.echo)
+    except KeyboardInterrupt:
+        typer.echo(
+            say(
+                "Stopped. What is done is kept: run the same command to go on.",
+                "멈추었습니다. 끝난 단계는 남아 있으니 같은 명령을 다시 실행하면 이어집니다.",
+            ),
+            err=True,
+        )
+        raise typer.Exit(130) from None
     card = json.loads((grown.card / "card.json").read_text(encoding="utf-8"))
     typer.echo(summary(card | {"name": f"{grown.name}@{grown.version}"}))
     typer.echo(
@@ -71,8 +82,9 @@ def ask(
     """One question: an answer with its citation, or "not in the documents". · 한 번 묻기."""
     from onsil.retrieval import Answerer
 
-    called, version, model = Workspace.find().resolve(name)
-    answerer = Answerer(model.path)
+    ws = Workspace.find()
+    called, version, model = ws.resolve(name)
+    answerer = Answerer(ws.whole(model))
     answer = answerer.ask(question)
     if as_json:
         found = [_cited(p) for p in answer.citations]
@@ -107,8 +119,9 @@ def chat(name: Name) -> None:
 
     from onsil.retrieval import Answerer
 
-    called, version, model = Workspace.find().resolve(name)
-    answerer = Answerer(model.path)
+    ws = Workspace.find()
+    called, version, model = ws.resolve(name)
+    answerer = Answerer(ws.whole(model))
     typer.echo(answerer.greet() + "\n" + _notice(called, version))
     typer.echo(say("(an empty line or Ctrl-D ends)", "(빈 줄이나 Ctrl-D로 끝냅니다)"))
     while True:
@@ -251,10 +264,34 @@ def gc(
         typer.echo(f"{kind}: {len(found)}")
 
 
+# What a disk can say; each in English and Korean.
+DISK = {
+    errno.ENOSPC: (
+        "The disk is full {}\nNothing finished was lost, but no more can be kept.\n"
+        "Free some space (onsil gc --delete removes what no name reaches) and run it again.",
+        "디스크가 가득 찼습니다 {}\n끝난 결과는 그대로 있지만 더 저장할 수 없습니다.\n"
+        "공간을 비우고(onsil gc --delete로 쓰지 않는 결과를 지울 수 있습니다) 다시 실행해 주세요.",
+    ),
+    errno.EROFS: (
+        "This place cannot be written to: {}\nResults have nowhere to go.\n"
+        "Set $ONSIL_HOME to a folder you may write to.",
+        "쓸 수 없는 위치입니다: {}\n결과를 저장할 곳이 없습니다.\n"
+        "$ONSIL_HOME을 쓸 수 있는 폴더로 지정해 주세요.",
+    ),
+}
+DISK[errno.EDQUOT] = DISK[errno.ENOSPC]
+DISK[errno.EACCES] = DISK[errno.EPERM] = DISK[errno.EROFS]
+
+
 def main() -> None:
     """The `onsil` command: an expected error is three lines and exit code 1, never a trace."""
     try:
         app(standalone_mode=True)
     except OnsilError as e:
         typer.echo(str(e), err=True)
+        sys.exit(1)
+    except OSError as e:
+        if (known := DISK.get(e.errno or 0)) is None:
+            raise
+        typer.echo(say(*(words.format(e.filename or "") for words in known)), err=True)
         sys.exit(1)

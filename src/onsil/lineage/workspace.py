@@ -100,6 +100,27 @@ class Workspace:
     def artifact(self, digest: str, key: str = "") -> Artifact:
         return Artifact(digest, self.root / "objects" / digest[:2] / digest[2:], key)
 
+    def is_whole(self, made: Artifact) -> bool:
+        return made.path.exists() and folder_digest(made.path) == made.digest
+
+    def whole(self, made: Artifact) -> Path:
+        """The folder of an artefact, hashed first. Raises OnsilError when it is not what was made:
+        a model with one wrong byte answers wrongly without saying so."""
+        if not self.is_whole(made):
+            raise OnsilError(
+                en=(
+                    f"{made.path} is damaged or missing.",
+                    f"It no longer has the digest it was made with ({made.digest[:12]}).",
+                    "Run `onsil grow` as before: only what is damaged is made again.",
+                ),
+                ko=(
+                    f"{made.path}이(가) 손상되었거나 없습니다.",
+                    f"만들 때의 다이제스트({made.digest[:12]})와 다릅니다.",
+                    "`onsil grow`를 전과 같이 실행하면 손상된 것만 다시 만듭니다.",
+                ),
+            )
+        return made.path
+
     def record(self, key: str) -> dict[str, Any] | None:
         path = self.root / "records" / f"{key}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -127,7 +148,7 @@ class Workspace:
         with self.lock(key):
             if done := self.record(key):
                 made = self.artifact(done["object"], key)
-                if made.path.exists():
+                if self.is_whole(made):
                     return made
             work = self.root / "work" / key
             out, scratch = work / "out", work / "scratch"
@@ -161,7 +182,8 @@ class Workspace:
     def keep(self, out: Path, key: str) -> Artifact:
         """Move a finished folder to its address: fsync all of it, then one rename."""
         made = self.artifact(folder_digest(out), key)
-        if not made.path.exists():
+        if not self.is_whole(made):
+            shutil.rmtree(made.path, ignore_errors=True)  # a damaged one makes room
             sync_folder(out)
             made.path.parent.mkdir(exist_ok=True)
             os.rename(out, made.path)
