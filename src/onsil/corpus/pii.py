@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from onsil.corpus.pii_patterns import (
     AFTER,
@@ -84,43 +85,58 @@ class Surroundings:
     """
 
     def __init__(self, text: str):
+        self.text = text
+
+    @cached_property
+    def blanked(self) -> str:
+        text = self.text
         for rule in WORDY:
             text = rule.shape.sub(lambda m: BLANK * len(m.group()), text)
-        self.hangul = [m.start() for m in HANGUL.finditer(text)]
-        words = list(WORDS.finditer(text))
-        self.starts = [m.start() for m in words]
-        self.ends = [m.end() for m in words]
-        self.kinds = [spoken_kind(m) for m in words]
-        breaks = list(SENTENCE_END.finditer(text))
-        self.breaks = [m.start() for m in breaks]
-        self.newline = [m.group().startswith("\n") for m in breaks]
+        return text
+
+    @cached_property
+    def hangul(self) -> list[int]:
+        return [m.start() for m in HANGUL.finditer(self.blanked)]
+
+    @cached_property
+    def words(self) -> tuple[list[int], list[int], list[str]]:
+        found = list(WORDS.finditer(self.blanked))
+        spans = [m.start() for m in found], [m.end() for m in found]
+        return *spans, [spoken_kind(m) for m in found]
+
+    @cached_property
+    def breaks(self) -> tuple[list[int], list[bool]]:
+        found = list(SENTENCE_END.finditer(self.blanked))
+        return [m.start() for m in found], [m.group().startswith("\n") for m in found]
 
     def _letters(self, start: int, end: int) -> int:
         return bisect_left(self.hangul, end) - bisect_left(self.hangul, start)
 
     def around(self, start: int, end: int) -> tuple[str, str, set[str]]:
         """The nearest word's kind, the one that may forbid («other» close before), all in reach."""
-        here = bisect_right(self.breaks, start) - 1
-        since = self.breaks[here] if here >= 0 else 0
-        if here >= 0 and self.newline[here] and self._letters(since, start) <= 5:
-            since = self.breaks[here - 1] if here else 0
-        until = self.breaks[here + 1] if here + 1 < len(self.breaks) else end + 400
+        starts, ends, kinds = self.words
+        breaks, newline = self.breaks
+        here = bisect_right(breaks, start) - 1
+        since = breaks[here] if here >= 0 else 0
+        if here >= 0 and newline[here] and self._letters(since, start) <= 5:
+            since = breaks[here - 1] if here else 0
+        until = breaks[here + 1] if here + 1 < len(breaks) else end + 400
         reach: set[str] = set()
         nearest = forbids = ""
-        first = bisect_right(self.ends, start) - 1
+        first = bisect_right(ends, start) - 1
         for i in range(first, max(-1, first - MOST), -1):
-            away = self._letters(self.ends[i], start)
-            if self.starts[i] < since or away > REACH:
+            away = self._letters(ends[i], start)
+            if starts[i] < since or away > REACH:
                 break
-            nearest = nearest or self.kinds[i]
+            nearest = nearest or kinds[i]
             if i == first and away <= NEAREST:
                 forbids = nearest
-            reach.add(self.kinds[i])
-        last = bisect_left(self.starts, end)
-        for i in range(last, min(len(self.starts), last + 2)):
-            if self.starts[i] < until and self._letters(end, self.starts[i]) <= AFTER:
-                nearest = nearest or self.kinds[i]
-                reach.add(self.kinds[i])
+            reach.add(kinds[i])
+        last = bisect_left(starts, end)
+        for i in range(last, min(len(starts), last + 2)):
+            if starts[i] < until and self._letters(end, starts[i]) <= AFTER:
+                nearest = nearest or kinds[i]
+                reach.add(kinds[i])
         return nearest, forbids, reach
 
 

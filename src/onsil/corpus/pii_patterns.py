@@ -166,8 +166,12 @@ def labelled(text: str, word: bool) -> bool:
 # -- shapes -------------------------------------------------------------------------------------
 
 START = r"(?<![0-9])(?<![0-9][-.])"
-APART = START + r"(?<![A-Za-z])(?<![A-Za-z][-_])"
-TELEPHONE = START + r"(?:(?<![A-Za-z])|(?<=(?i:tel))|(?<=(?i:fax))|(?<=(?i:\b[tmfh]))|(?<=(?i:hp)))"
+APART = r"(?=[0-9])" + START + r"(?<![A-Za-z])(?<![A-Za-z][-_])"
+TELEPHONE = (  # «Tel02-…» and «M.010-…» are phones, «SM010-…» is a product
+    r"(?=[0-9(+])"
+    + START
+    + r"(?:(?<![A-Za-z])|(?<=(?i:tel))|(?<=(?i:fax))|(?<=(?i:\b[tmfh]))|(?<=(?i:hp)))"
+)
 END = r"(?![0-9])(?![-.][0-9])(?![A-Za-z][0-9])"
 JOIN = r"(?: {0,2}\n?[-./_] {0,2}\n? {0,2}| {1,2}|)"  # a line may break only beside a sign
 SIGN = r"(?: {0,2}\n?[-./] {0,2}\n? {0,2}| {1,2})"
