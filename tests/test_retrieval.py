@@ -33,6 +33,12 @@ RULES = [
         "전결권자는 다음 표와 같다.\n국외 출장 명령 · 부원장: 전결\n연차휴가 승인 · 팀장: 전결",
         "전결규정",
     ),
+    passage(
+        "제6조(구매)",
+        "구매 전결은 다음 표와 같다.\n물품 구매 5백만원 미만 · 팀장: 전결\n"
+        "물품 구매 5백만원 이상 3천만원 미만 · 부장: 전결\n물품 구매 3천만원 이상 · 원장: 전결",
+        "전결규정",
+    ),
     passage("제5조(숙박비)", "구분 · 1급: 100,000원 / 2급: 80,000원", "여비규정"),
     passage("제7조(회의)", "위원회의 위원장은 부원장으로 하고 위원은 7명으로 한다.", "위원회규정"),
     passage("제9조(이월)", "연차는 5일까지 이월한다.", "옛 휴가규정", True),
@@ -137,6 +143,13 @@ def test_asked_what_it_is_the_definition_answers_without_its_frame(index):
 
 def test_a_mark_in_a_table_answers_with_its_column(index):
     assert answer(index, "국외 출장 명령은 누가 최종 결재하나요?")[0] == "부원장"
+
+
+@pytest.mark.parametrize(
+    ("amount", "who"), [("2천만원어치", "부장"), ("300만원어치", "팀장"), ("1억원어치", "원장")]
+)
+def test_the_row_whose_range_holds_the_amount_answers(index, amount, who):
+    assert answer(index, f"물품을 {amount} 사려는데 누가 결재하나요")[0] == who
 
 
 def test_a_cell_is_chosen_by_the_column_the_question_names(index):

@@ -1,14 +1,17 @@
 """Scores with intervals: character F1, exact match, citation, abstention, risk–coverage.
 
 Answers are compared as KorQuAD 1.0 does (Lim et al. 2019): punctuation and spaces removed, then
-overlap of characters, best of the accepted answers. Intervals are percentile bootstraps over
-questions (2,000 draws, fixed seed); differences between two readers are paired.
+overlap of characters, best of the accepted answers; «5백만원» counts as equal to «5,000,000원».
+Intervals are percentile bootstraps over questions (2,000 draws, fixed seed); differences between
+two readers are paired.
 """
 
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+from onsil.retrieval.values import same_values
 
 DRAWS = 2_000
 
@@ -24,11 +27,16 @@ def f1(answer: str, accepted: Sequence[str]) -> float:
         common = sum((Counter(a) & Counter(b)).values())
         return 2 * common / (len(a) + len(b)) if common else 0.0
 
+    if exact(answer, accepted):
+        return 1.0
     return max((one(plain(answer), plain(gold)) for gold in accepted), default=0.0)
 
 
 def exact(answer: str, accepted: Sequence[str]) -> float:
-    return float(any(plain(answer) == plain(gold) for gold in accepted))
+    """1.0 for the same characters, or the same quantities and dates (5백만원 is 5,000,000원)."""
+    return float(
+        any(plain(answer) == plain(gold) or same_values(answer, gold) for gold in accepted)
+    )
 
 
 def interval(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from onsil.retrieval.bm25 import BM25, DEFINES, TERM, Word, coverage, marks, terms
 from onsil.retrieval.passages import LONGEST, Passage, sentences
+from onsil.retrieval.values import fits
 
 CANDIDATES = 20
 WEIGHTS = {
@@ -100,7 +101,7 @@ def find(index: BM25, question: str, limit: int = 5, without: str | None = None)
         lines = [(line, marks(line)) for line in sentences(passage.text) or [passage.text]]
         covers = [coverage(words, there | at) + told_apart(line, question) for line, there in lines]
         best = max(range(len(lines)), key=covers.__getitem__)
-        fits = {
+        parts = {
             "search": score / found[0][0],
             "passage": coverage(words, index.marks(i)),
             "line": min(1.0, covers[best]),
@@ -111,17 +112,20 @@ def find(index: BM25, question: str, limit: int = 5, without: str | None = None)
             "defines": float(i in defined),
             "length": min(1.0, len(passage.text) / LONGEST),
         }
-        fit = sum(WEIGHTS[name] * value for name, value in fits.items())
-        hits.append(Hit(passage, fit, fits["passage"], lines[best][0]))
+        fit = sum(WEIGHTS[name] * value for name, value in parts.items())
+        hits.append(Hit(passage, fit, parts["passage"], lines[best][0]))
     return sorted(hits, key=lambda hit: -hit.fit)[:limit]
 
 
 def told_apart(line: str, question: str) -> float:
-    """What a line's form says: one that only announces a list answers nothing; the one that
-    defines the term of the question answers it."""
+    """What a line's form says: one that only announces a list answers nothing; the row whose range
+    holds the question's amount, or the line that defines its term, answers it."""
     if ANNOUNCES.search(line):
         return -1.0
     bare = re.sub(r"\s", "", question)
+    label, row, _ = line.partition(" · ")
+    if row and (fit := fits(question, label)):
+        return fit
     defines = any(re.sub(r"\s", "", term) in bare for term in TERM.findall(line))
     return 1.0 if defines and DEFINES.search(question) else 0.0
 

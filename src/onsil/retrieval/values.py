@@ -1,0 +1,125 @@
+"""Numbers, amounts and dates as values: 5백만원 is 5,000,000원, and 2천만원 lies in «5백만원 이상
+3천만원 미만».
+
+A quantity is a number with its unit, in one base unit for each kind (money in 원, time in days or
+hours …). A range is a quantity with a bound word after it; two that follow each other are one
+range. What is not understood is left alone: nothing here guesses.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+# Unit → (base unit, factor). Months and weeks stay what they are: a month is not 30 days in law.
+UNITS = {
+    "원": ("원", 1), "일": ("일", 1), "영업일": ("영업일", 1), "근무일": ("영업일", 1),
+    "주": ("주", 1), "주일": ("주", 1), "개월": ("개월", 1), "달": ("개월", 1), "년": ("년", 1),
+    "시간": ("분", 60), "분": ("분", 1), "명": ("명", 1), "인": ("명", 1), "회": ("회", 1),
+    "번": ("회", 1), "차례": ("회", 1), "세": ("세", 1), "살": ("세", 1), "퍼센트": ("%", 1),
+    "프로": ("%", 1), "%": ("%", 1), "점": ("점", 1), "급": ("급", 1), "쪽": ("쪽", 1),
+    "킬로미터": ("km", 1), "km": ("km", 1), "킬로그램": ("kg", 1), "kg": ("kg", 1),
+    "도": ("도", 1), "층": ("층", 1), "권": ("권", 1), "건": ("건", 1), "개": ("개", 1),
+}  # fmt: skip
+SMALL = {"십": 10, "백": 100, "천": 1000}
+LARGE = {"만": 10**4, "억": 10**8, "조": 10**12}
+FIGURE = r"\d[\d,]*(?:\.\d+)?"
+NUMBER = rf"(?:{FIGURE}\s?[십백천]*\s?[만억조]?\s?)+"
+UNIT = "|".join(sorted(UNITS, key=len, reverse=True))
+QUANTITY = re.compile(rf"(?<![\d.,])(?P<number>{NUMBER})(?P<unit>{UNIT})(?!의\s*\d)", re.IGNORECASE)
+PART = re.compile(rf"({FIGURE})\s?([십백천]*)\s?([만억조]?)")
+BOUND = re.compile(r"\s*(?:짜리|어치)?\s*(이상|이하|초과|미만|이내|까지|부터|넘|을 넘|를 넘)")
+DATE = re.compile(r"(?:(\d{4})\s*[.년/-]\s*)?(\d{1,2})\s*[.월/-]\s*(\d{1,2})(?:\s*일|(?=[^\d]|$))")
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number in its base unit, and where it stands."""
+
+    value: float
+    unit: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high` in a base unit; `open_low`, `open_high`: the bound itself is out."""
+
+    low: float
+    high: float
+    unit: str
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+
+def number(text: str) -> float:
+    """«1억 5천만» → 150,000,000; «12,500.5» → 12500.5."""
+    total, small = 0.0, 0.0
+    for figure, powers, large in PART.findall(text):
+        value = float(figure.replace(",", ""))
+        for power in powers:
+            value *= SMALL[power]
+        small += value
+        if large:
+            total, small = total + small * LARGE[large], 0.0
+    return total + small
+
+
+def quantities(text: str) -> list[Quantity]:
+    """Every number with a unit, in order."""
+    found = []
+    for match in QUANTITY.finditer(text):
+        unit, factor = UNITS[match["unit"].lower()]
+        found.append(Quantity(number(match["number"]) * factor, unit, match.start(), match.end()))
+    return found
+
+
+def ranges(text: str) -> list[Range]:
+    """Every bounded quantity; «A 이상 B 미만» is one range."""
+    found: list[tuple[Range, int, int]] = []
+    for q in quantities(text):
+        bound = BOUND.match(text, q.end)
+        if bound is None:
+            continue
+        word = bound.group(1)
+        if word in ("이상", "부터"):
+            one = Range(q.value, math.inf, q.unit)
+        elif word in ("초과", "넘", "을 넘", "를 넘"):
+            one = Range(q.value, math.inf, q.unit, open_low=True)
+        else:
+            one = Range(-math.inf, q.value, q.unit, open_high=word == "미만")
+        last = found[-1][0] if found else None
+        joined = last and last.unit == q.unit and last.high == math.inf and one.low == -math.inf
+        if last and joined and q.start - found[-1][2] <= 3 and last.low <= one.high:
+            one = Range(last.low, one.high, q.unit, last.open_low, one.open_high)
+            found.pop()
+        found.append((one, q.start, bound.end()))
+    return [one for one, _, _ in found]
+
+
+def same_values(a: str, b: str) -> bool:
+    """Whether two answers say the same quantities and dates, at least one, in the same words."""
+    (values, words), (others, also) = _said(a), _said(b)
+    return bool(values) and values == others and words == also
+
+
+def _said(text: str) -> tuple[list[tuple], str]:
+    """The values of a text in order of kind and size, and what is left of it."""
+    dates = [("date", *map(int, (y or 0, m, d))) for y, m, d in DATE.findall(text)]
+    rest = DATE.sub(" ", text)
+    found = [("quantity", q.unit, q.value) for q in quantities(rest)]
+    return sorted(dates) + sorted(found), re.sub(r"[\W_]+", "", QUANTITY.sub(" ", rest))
+
+
+def fits(question: str, label: str) -> float:
+    """1 when a range in the label holds a value of the question in the same unit, −1 when the
+    label has such a range and none holds one, 0 when they have no unit in common."""
+    asked = quantities(question)
+    known = [r for r in ranges(label) if any(q.unit == r.unit for q in asked)]
+    if not known:
+        return 0.0
+    return 1.0 if any(r.holds(q.value) for r in known for q in asked if q.unit == r.unit) else -1.0
