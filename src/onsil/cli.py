@@ -43,6 +43,7 @@ def grow_command(
     name: Annotated[str, typer.Option(help="name of the model · 모델 이름")],
     minutes: Annotated[float, typer.Option(help="budget for training · 학습 시간(분)")] = 6.0,
     plan: Annotated[Path | None, typer.Option(help="repeat this plan.json exactly")] = None,
+    base: Annotated[Path | None, typer.Option(help="start from these weights · 출발 모델")] = None,
 ) -> None:
     """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
     from onsil.evaluation.report import summary
@@ -50,7 +51,7 @@ def grow_command(
 
     text = plan.read_text(encoding="utf-8") if plan else None
     try:
-        grown = grow(Workspace.find(), folder, name, minutes, text, tell=typer.echo)
+        grown = grow(Workspace.find(), folder, name, minutes, text, base, typer.echo)
     except KeyboardInterrupt:
         typer.echo(
             say(

@@ -59,9 +59,11 @@ def grow(
     name: str,
     minutes: float = 6.0,
     plan_text: str | None = None,
+    base: Path | None = None,
     tell: Callable[[str], None] = print,
 ) -> Grown:
-    """Folder to model. `plan_text` (a plan.json) repeats a run exactly instead of planning one.
+    """Folder to model. `plan_text` (a plan.json) repeats a run exactly instead of planning one;
+    `base` is a folder of weights and tokenizer to start from instead of from nothing.
 
     Raises OnsilError when nothing in the folder can be read or the name cannot be one.
     """
@@ -71,6 +73,7 @@ def grow(
     from onsil.evaluation.report import write_report
     from onsil.instruction import write_lessons
     from onsil.tokenizer import train_tokenizer
+    from onsil.training.base import adopt, adopt_tokenizer
     from onsil.training.finetuning import finetune
     from onsil.training.plan import adopt_plan, make_plan
     from onsil.training.pretraining import pretrain
@@ -81,7 +84,11 @@ def grow(
     tell(say("Reading documents …", "문서를 읽습니다 …"))
     documents = read(ws, folder)
     corpus = curate(ws, documents=documents)
-    tokenizer = train_tokenizer(ws, corpus=corpus)
+    start_from = adopt(ws, base) if base else None
+    if start_from is None:
+        tokenizer = train_tokenizer(ws, corpus=corpus)
+    else:
+        tokenizer = adopt_tokenizer(ws, base=start_from)
     lessons = write_lessons(ws, corpus=corpus)
     gold = folder / GOLD
     ref = FileRef(GOLD, file_digest(gold)) if gold.is_file() else None
@@ -89,14 +96,14 @@ def grow(
 
     if plan_text is None:
         parts = {"corpus": corpus, "tokenizer": tokenizer, "lessons": lessons}
-        plan = make_plan(ws, **parts, minutes=float(minutes))
+        plan = make_plan(ws, **parts, minutes=float(minutes), base=start_from)
     else:
         plan = adopt_plan(ws, text=plan_text)
     tell(describe_plan(json.loads((plan / "plan.json").read_text())))
 
     both = {"corpus": corpus, "tokenizer": tokenizer, "plan": plan}
-    decoder = pretrain(ws, **both, kind="decoder")
-    encoder = pretrain(ws, **both, kind="encoder")
+    decoder = pretrain(ws, **both, kind="decoder", base=start_from)
+    encoder = pretrain(ws, **both, kind="encoder", base=start_from)
     reader = finetune(ws, encoder=encoder, tokenizer=tokenizer, lessons=lessons, plan=plan)
 
     tell(say("Examining the readers …", "읽기 모델을 시험합니다 …"))

@@ -33,6 +33,8 @@ STAGES: dict[str, Pair] = {
     "gather_questions": ("시험 문제 모으기", "Gather questions"),
     "make_plan": ("계획 세우기", "Make the plan"),
     "adopt_plan": ("주어진 계획 따르기", "Adopt a plan"),
+    "adopt_base": ("출발 모델 들이기", "Adopt a base"),
+    "adopt_tokenizer": ("출발 모델의 토크나이저", "The base's tokenizer"),
     "pretrain": ("사전학습", "Pretrain"),
     "finetune": ("미세조정", "Finetune"),
     "evaluate": ("평가", "Evaluate"),

@@ -172,17 +172,52 @@ def save(
     folder: Path,
     ancestry: dict[str, Any],
     extra: dict[str, torch.Tensor] | None = None,
+    int8: bool = False,
 ) -> None:
-    """config.json and model.safetensors in the family's layout, lineage in the metadata."""
+    """config.json and model.safetensors in the family's layout, lineage in the metadata.
+
+    With `int8` every matrix is kept as one signed byte a weight and one scale a row: a quarter of
+    the size, for shipping; only onsil reads it back (`load`), as float32.
+    """
     state = model.state_dict()
     tensors = {
         disk: state[own].detach().contiguous()
         for own, disk in disk_names(model.shape, list(state)).items()
     }
-    config = json.dumps(config_of(model.shape), indent=2, sort_keys=True)
+    settings = config_of(model.shape)
+    if int8:
+        tensors = packed(tensors)
+        settings["quantization_config"] = {"quant_method": "onsil_int8_rows"}
+    config = json.dumps(settings, indent=2, sort_keys=True)
     (folder / "config.json").write_text(config + "\n")
     metadata = {"format": "pt", METADATA_KEY: canonical(ancestry)}
     (folder / "model.safetensors").write_bytes(stable_bytes(tensors | (extra or {}), metadata))
+
+
+SCALE = ".int8_scale"
+
+
+def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Matrices as int8 with `NAME.int8_scale` beside them: round(w / s), s = max|row| / 127. The
+    error of a weight is at most s / 2."""
+    done = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() != 2:
+            done[name] = tensor
+            continue
+        scale = tensor.abs().amax(1).clamp(min=1e-12) / 127
+        done[name] = (tensor / scale[:, None]).round().to(torch.int8)
+        done[name + SCALE] = scale
+    return done
+
+
+def unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`packed` undone: int8 rows times their scale; everything else as it is."""
+    return {
+        name: tensor.float() * tensors[name + SCALE][:, None] if name + SCALE in tensors else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(SCALE)
+    }
 
 
 def stable_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
@@ -208,7 +243,7 @@ def load(folder: Path, compute: str = "fp32") -> tuple[Transformer, dict[str, to
     own = model.state_dict()
     names = disk_names(shape, list(own))
     with safe_open(folder / "model.safetensors", framework="pt") as f:
-        on_disk = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        on_disk = unpacked({name: f.get_tensor(name) for name in f.keys()})  # noqa: SIM118
     state = {}
     for name, disk in names.items():
         tensor = on_disk.pop(disk, None)

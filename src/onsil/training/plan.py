@@ -9,6 +9,7 @@ has it, two threads, no compiled code.
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from onsil.corpus import document_text, load_corpus
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, stage
 from onsil.tokenizer import load_tokenizer
+from onsil.training.base import shape_in
 
 # Shares of the budget: decoder, encoder, reader; the rest is reading, evaluation and slack.
 SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.5}
@@ -115,7 +117,13 @@ def measure_speed(plan: Plan, vocabulary: int, seconds: float = 3.0) -> int:
 
 
 def plan_for(
-    text_tokens: int, lessons: int, reading_tokens: int, minutes: float, seed: int, speed_of: Any
+    text_tokens: int,
+    lessons: int,
+    reading_tokens: int,
+    minutes: float,
+    seed: int,
+    speed_of: Any,
+    sizes: Sequence[tuple[int, int, int]] = SIZES,
 ) -> Plan:
     """The plan for so much text and so many minutes; `speed_of(plan)` measures tokens/s.
 
@@ -123,7 +131,7 @@ def plan_for(
     out, so a corpus too large for the smallest model makes a plan longer than the budget; lessons
     are, since they repeat one another.
     """
-    plan, speed = _largest(text_tokens, minutes, seed, speed_of)
+    plan, speed = _largest(text_tokens, minutes, seed, speed_of, sizes)
     epochs, seconds = {}, 0.0
     for part in ("decoder", "encoder"):
         pass_seconds = max(1, text_tokens) / (speed * RELATIVE_SPEED[part])
@@ -150,13 +158,19 @@ def _whole(wanted: float, most: int) -> int:
     return max(1, min(most, round(wanted)))
 
 
-def _largest(text_tokens: int, minutes: float, seed: int, speed_of: Any) -> tuple[Plan, int]:
+def _largest(
+    text_tokens: int,
+    minutes: float,
+    seed: int,
+    speed_of: Any,
+    sizes: Sequence[tuple[int, int, int]],
+) -> tuple[Plan, int]:
     """The size for a text, made smaller until one pass over it fits; and its measured speed."""
     share = (SHARES["decoder"] + SHARES["encoder"]) * minutes * 60
     passes = 1 / RELATIVE_SPEED["decoder"] + 1 / RELATIVE_SPEED["encoder"]
-    last = next(n for n, (most, _, _) in enumerate(SIZES) if text_tokens <= most)
+    last = next(n for n, (most, _, _) in enumerate(sizes) if text_tokens <= most)
     for n in range(last, -1, -1):
-        _, width, depth = SIZES[n]
+        _, width, depth = sizes[n]
         plan = Plan(
             width=width,
             depth=depth,
@@ -181,7 +195,7 @@ def _largest(text_tokens: int, minutes: float, seed: int, speed_of: Any) -> tupl
     raise AssertionError("the smallest size ends the loop")
 
 
-@stage(version=2)
+@stage(version=3)
 def make_plan(
     *,
     corpus: Artifact,
@@ -189,10 +203,12 @@ def make_plan(
     lessons: Artifact,
     minutes: float = 6.0,
     seed: int = 0,
+    base: Artifact | None = None,
     out: Path,
     run: Run,
 ) -> dict:
-    """plan.json for a corpus, its lessons and a budget in minutes of this machine."""
+    """plan.json for a corpus, its lessons and a budget in minutes of this machine; a base fixes
+    the model's size."""
     encoder = load_tokenizer(tokenizer.path)
     texts = [document_text(d) for d in load_corpus(corpus).train]
     text_tokens = sum(len(e.ids) for e in encoder.encode_batch(texts))
@@ -204,9 +220,13 @@ def make_plan(
                 count += 1
                 reading_tokens += 3 + len(encoder.encode(row["question"] + row["passage"]).ids)
     vocabulary = encoder.get_vocab_size()
-    plan = plan_for(
-        text_tokens, count, reading_tokens, minutes, seed, lambda p: measure_speed(p, vocabulary)
-    )
+    shape = shape_in(base, "encoder") or shape_in(base, "decoder")
+    sizes = SIZES if shape is None else ((10**12, shape.width, shape.depth),)
+
+    def speed_of(plan: Plan) -> int:
+        return measure_speed(plan, vocabulary)
+
+    plan = plan_for(text_tokens, count, reading_tokens, minutes, seed, speed_of, sizes)
     (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return {"text_tokens": text_tokens, "reading_tokens": reading_tokens} | asdict(plan)
 

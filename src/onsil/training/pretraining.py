@@ -13,12 +13,13 @@ import torch
 from onsil.corpus import document_text, load_corpus
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
-from onsil.models.families import save
+from onsil.models.families import load, save
 from onsil.models.ngram import NGram
 from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import END
+from onsil.training.base import shape_in
 from onsil.training.loop import report_progress, train
 from onsil.training.objectives import (
     causal_batch,
@@ -41,11 +42,19 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=1)
+@stage(version=2)
 def pretrain(
-    *, corpus: Artifact, tokenizer: Artifact, plan: Artifact, kind: str, out: Path, run: Run
+    *,
+    corpus: Artifact,
+    tokenizer: Artifact,
+    plan: Artifact,
+    kind: str,
+    base: Artifact | None = None,
+    out: Path,
+    run: Run,
 ) -> dict:
-    """A model folder and curve.json; `kind` is "decoder" or "encoder"."""
+    """A model folder and curve.json; `kind` is "decoder" or "encoder". With a base that has this
+    kind the model goes on from there, in the base's shape; else it starts from noise."""
     settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
     torch.set_num_threads(settings.threads)
     held = load_corpus(corpus)
@@ -55,12 +64,16 @@ def pretrain(
         rendered = [document_text(d) for d in documents]
         sizes[split] = sum(len(t.encode()) for t in rendered)
         ids[split] = [e.ids for e in words.encode_batch(rendered)]
-    context, vocabulary = settings.context, words.get_vocab_size()
+    shape, vocabulary = shape_in(base, kind), words.get_vocab_size()
+    context = min(settings.context, shape.context) if shape else settings.context
     pieces = pieces_of(ids["train"], context)
     heldout = pieces_of(ids["heldout"], context)
     make = decoder_shape if kind == "decoder" else encoder_shape
-    shape = make(vocabulary, settings.width, settings.depth, context)
-    model = Transformer(shape, settings.compute).initialise(settings.seed)
+    if base is not None and shape is not None:
+        model, _ = load(base / kind, settings.compute)
+    else:
+        shape = make(vocabulary, settings.width, settings.depth, context)
+        model = Transformer(shape, settings.compute).initialise(settings.seed)
     epochs = settings.decoder_epochs if kind == "decoder" else settings.encoder_epochs
     steps = schedule([len(p) for p in pieces], settings.batch_tokens, epochs, settings.seed)
 
