@@ -74,6 +74,9 @@ def main() -> None:
     parse.add_argument("--statutes", type=int, default=300)
     parse.add_argument("--minutes", type=float, default=5)
     given = parse.parse_args()
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "statutes"
         folder.mkdir()
@@ -82,9 +85,6 @@ def main() -> None:
         ws = Workspace(Path(scratch) / "ws")
         grown = grow(ws, folder, "statutes", given.minutes)
         card = json.loads((grown.card / "card.json").read_text(encoding="utf-8"))
-        commit = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        )
         row = {
             "commit": commit.stdout.strip(),
             "python": platform.python_version(),
