@@ -1,0 +1,119 @@
+"""Starting from a base: shipped in int8, adopted whole or refused, and worth starting from."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from test_grow import OFFICE, PLAN, onsil
+
+from onsil.corpus import curate
+from onsil.documents import read
+from onsil.errors import OnsilError
+from onsil.lineage import Artifact, Workspace
+from onsil.models.families import load, packed, unpacked
+from onsil.tokenizer import train_tokenizer
+from onsil.training.base import adopt, shrink
+from onsil.training.plan import adopt_plan
+from onsil.training.pretraining import pretrain
+
+
+@pytest.fixture(scope="module")
+def ws(tmp_path_factory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("base") / "ws")
+
+
+@pytest.fixture(scope="module")
+def grown(ws) -> dict[str, Artifact]:
+    corpus = curate(ws, documents=read(ws, OFFICE))
+    words = train_tokenizer(ws, corpus=corpus)
+    plan = adopt_plan(ws, text=json.dumps(PLAN))
+    made = {"corpus": corpus, "tokenizer": words, "plan": plan}
+    for kind in ("encoder", "decoder"):
+        made[kind] = pretrain(ws, corpus=corpus, tokenizer=words, plan=plan, kind=kind)
+    return made
+
+
+@pytest.fixture(scope="module")
+def base(ws, grown, tmp_path_factory) -> Path:
+    """A base folder as it is shipped: int8 weights and the tokenizer."""
+    folder = tmp_path_factory.mktemp("shipped")
+    shutil.copyfile(grown["tokenizer"] / "tokenizer.json", folder / "tokenizer.json")
+    for kind in ("encoder", "decoder"):
+        shutil.copytree(shrink(ws, model=grown[kind]).path, folder / kind)
+    return folder
+
+
+def test_int8_is_within_half_a_step_of_every_weight(grown):
+    state = load(grown["encoder"].path)[0].state_dict()
+    back = unpacked(packed(state))
+    assert back.keys() == state.keys()
+    for name, tensor in state.items():
+        if tensor.dim() == 2:
+            step = tensor.abs().amax(1, keepdim=True) / 127
+            assert ((back[name] - tensor).abs() <= step / 2 + 1e-7).all(), name
+        else:
+            assert torch.equal(back[name], tensor)
+
+
+def test_the_shipped_files_are_a_quarter_and_read_the_same_way(grown, base):
+    small, large = (f / "model.safetensors" for f in (base / "encoder", grown["encoder"].path))
+    assert small.stat().st_size < 0.4 * large.stat().st_size
+    ours, theirs = (load(f)[0] for f in (base / "encoder", grown["encoder"].path))
+    ids = torch.arange(5, 40)[None]
+    near = torch.nn.functional.cosine_similarity(ours.encode(ids), theirs.encode(ids), dim=-1)
+    assert near.min() > 0.999
+
+
+def test_going_on_from_a_base_starts_where_the_base_ended(ws, grown, base):
+    """One pass from the base is far below one pass from noise."""
+    plan = adopt_plan(ws, text=json.dumps(PLAN | {"decoder_epochs": 1}))
+    parts = {"corpus": grown["corpus"], "tokenizer": grown["tokenizer"], "plan": plan}
+    losses = {}
+    for name, start in (("noise", None), ("base", adopt(ws, base))):
+        made = pretrain(ws, **parts, kind="decoder", base=start)
+        losses[name] = json.loads((made / "curve.json").read_text())[0][1]
+    assert losses["base"] < 0.9 * losses["noise"]
+
+
+def test_grow_from_a_base_answers_and_names_it_in_its_lineage(base, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(PLAN | {"decoder_epochs": 1, "encoder_epochs": 1}))
+    home = tmp_path / "ws"
+    command = ("grow", str(OFFICE), "--name", "desk", "--plan", str(plan), "--base", str(base))
+    run = subprocess.run(onsil(home, *command), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    said = subprocess.run(onsil(home, "lineage", "desk"), capture_output=True, text=True).stdout
+    assert "adopt_base@1" in said and "train_tokenizer" not in said
+    asked = subprocess.run(onsil(home, "ask", "desk", "안녕?"), capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+
+
+def test_one_checkpoint_with_its_tokenizer_is_a_base_of_one_part(ws, grown, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(grown["encoder"] / name, tmp_path / name)
+    shutil.copyfile(grown["tokenizer"] / "tokenizer.json", tmp_path / "tokenizer.json")
+    adopted = adopt(ws, tmp_path)
+    assert (adopted / "encoder" / "model.safetensors").exists()
+    assert not (adopted / "decoder").exists()
+
+
+def spoiled(base: Path, folder: Path, what: str) -> Path:
+    shutil.copytree(base, folder)
+    tokenizer = folder / "tokenizer.json"
+    if what == "no tokenizer":
+        tokenizer.unlink()
+    elif what == "other specials":
+        tokenizer.write_text(tokenizer.read_text().replace("<|mask|>", "<|veil|>"))
+    elif what == "other vocabulary":
+        config = json.loads((folder / "encoder" / "config.json").read_text())
+        (folder / "encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+    return folder
+
+
+@pytest.mark.parametrize("what", ["no tokenizer", "other specials", "other vocabulary"])
+def test_what_does_not_belong_together_is_refused(ws, base, tmp_path, what):
+    with pytest.raises(OnsilError):
+        adopt(ws, spoiled(base, tmp_path / "base", what))
