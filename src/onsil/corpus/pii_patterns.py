@@ -184,7 +184,9 @@ PLATE_LETTER = (
     "[가나다라마거너더러머버서어저고노도로모보소오조구누두루무부수우주아바사자하허호배외육해공국합]"
 )
 UNIT = r"(?! ?(?:년|월|일[^0-9]|억|만|천|원|명|건|개|호|번지|%|조|항|톤|주[^가-힣]|㎡|,[0-9]))"
-TOP_LEVEL = r"(?!(?i:png|jpe?g|gif|svg|webp|js|css|py|so|mp4|ttf|html?)\b)[A-Za-z]{2,24}"
+TOP_LEVEL = (
+    r"(?!(?i:png|jpe?g|gif|svg|webp|js|css|py|so|mp4|ttf|html?)(?![A-Za-z0-9_]))[A-Za-z]{2,24}"
+)
 HOST = rf"(?:[A-Za-z0-9_-]{{1,63}}\.){{1,5}}{TOP_LEVEL}(?![A-Za-z0-9_])"
 LOCAL = r"(?<![A-Za-z0-9])(?!git@)[A-Za-z0-9_][A-Za-z0-9_.+%-]{0,63}"
 
@@ -358,7 +360,7 @@ WORDY = tuple(
 
 # -- words that speak for a kind ----------------------------------------------------------------
 
-_NUMBER = r"(?:등록|증|의|면허증?|표지?)? ?(?:번호|No\b)?"
+_NUMBER = r"(?:등록|인정|증|의|면허증?|표지?)? ?(?:번호|No\b)?"
 _BANKS = "신한|국민|하나|우리|기업|제일|씨티|부산|대구|광주|전북|경남|케이|토스|IBK|KB|NH|SC"
 WORDS = re.compile(
     "|".join(
