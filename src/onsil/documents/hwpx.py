@@ -53,13 +53,15 @@ def read_hwpx(data: bytes) -> tuple[str, list[Block]]:
         for _, name in sections:
             for p in _parsed(package, name).iterchildren("{*}p"):
                 blocks += _paragraph(p, levels)
-        title = _title(package, names).lstrip("□■○●◯◎◇◆▶※·- ")
-        return title if len(title) > 1 and _says(blocks, title) else "", blocks
+        return stated_title(_title(package, names), blocks), blocks
 
 
-def _says(blocks: list[Block], title: str) -> bool:
+def stated_title(title: str, blocks: list[Block]) -> str:
+    """The title of the properties if the document says it anywhere, else nothing."""
+    title = title.lstrip("□■○●◯◎◇◆▶※·- ")
     wanted = "".join(title.split())
-    return any(wanted in "".join(block.text.split()) for block in blocks)
+    said = len(title) > 1 and any(wanted in "".join(block.text.split()) for block in blocks)
+    return title if said else ""
 
 
 def _part(package: zipfile.ZipFile, name: str) -> bytes:

@@ -26,7 +26,6 @@ from onsil.lineage import Artifact, Run, Workspace, stage
 Reader = Callable[[bytes], tuple[str, list[Block]]]
 QUESTIONS = "gold.jsonl"
 ELSEWHERE = {  # formats people will try, with the way out
-    ".hwp": ("binary HWP", "Save it as .hwpx in 한글.", "한글에서 .hwpx로 저장해 주세요."),
     ".doc": ("old Word", "Save it as .docx in Word.", "워드에서 .docx로 저장해 주세요."),
 }
 
@@ -61,6 +60,12 @@ def _hwpx(data: bytes) -> tuple[str, list[Block]]:
     return read_hwpx(data)
 
 
+def _hwp(data: bytes) -> tuple[str, list[Block]]:
+    from onsil.documents.hwp import read_hwp
+
+    return read_hwp(data)
+
+
 def _pdf(data: bytes) -> tuple[str, list[Block]]:
     from onsil.documents.pdf import read_pdf
 
@@ -75,6 +80,7 @@ READERS: dict[str, tuple[str, Reader]] = {
     ".htm": ("html", _html),
     ".docx": ("docx", _docx),
     ".hwpx": ("hwpx", _hwpx),
+    ".hwp": ("hwp", _hwp),
     ".pdf": ("pdf", _pdf),
 }
 

@@ -66,17 +66,18 @@ PLAN: dict[str, Pair] = {
 
 PERSONAL: dict[str, Pair] = {
     "rrn": ("주민등록번호", "Resident registration number"),
-    "resident": ("주민등록번호", "Resident registration number"),
     "foreigner": ("외국인등록번호", "Foreigner registration number"),
+    "passport": ("여권번호", "Passport number"),
+    "licence": ("운전면허번호", "Driving licence"),
     "phone": ("전화번호", "Phone number"),
     "email": ("전자우편 주소", "E-mail address"),
     "account": ("계좌번호", "Bank account"),
     "card": ("카드번호", "Card number"),
     "business": ("사업자등록번호", "Business registration number"),
-    "passport": ("여권번호", "Passport number"),
-    "licence": ("운전면허번호", "Driving licence"),
-    "license": ("운전면허번호", "Driving licence"),
-    "vehicle": ("차량번호", "Vehicle number"),
+    "corporation": ("법인등록번호", "Corporate registration number"),
+    "customs": ("개인통관고유부호", "Personal customs code"),
+    "health": ("건강보험증 번호", "Health insurance number"),
+    "plate": ("차량번호", "Vehicle number"),
 }
 
 REASONS: dict[str, Pair] = {

@@ -192,8 +192,16 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=3)
-def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path, run: Run) -> dict:
+@stage(version=4)
+def write_lessons(
+    *,
+    corpus: Artifact,
+    seed: int = 0,
+    rounds: int = 4,
+    most: int = MOST_LESSONS,
+    out: Path,
+    run: Run,
+) -> dict:
     """lessons.jsonl: `rounds` wordings of every askable thing; for every other one the same
     question on another document, and for every other one about a passage that does not say it."""
     held = load_corpus(corpus)
@@ -203,7 +211,7 @@ def write_lessons(*, corpus: Artifact, seed: int = 0, rounds: int = 4, out: Path
         for split in ("train", "heldout")
     }
     # A large corpus has more to ask than a budget can teach: every n-th passage, spread evenly.
-    stride = max(1, len(passages) * rounds * PER_PASSAGE // MOST_LESSONS)
+    stride = max(1, len(passages) * rounds * PER_PASSAGE // most)
     counts: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
     with (out / "lessons.jsonl").open("w", encoding="utf-8") as f:

@@ -73,8 +73,8 @@ def shrink(*, model: Artifact, out: Path, run: Run) -> dict:
     """A grown model with its matrices in int8, small enough to ship."""
     from onsil.models.families import load, save
 
-    grown, _ = load(model.path)
-    save(grown, out, run.ancestry, int8=True)
+    grown, extra = load(model.path)
+    save(grown, out, run.ancestry, extra, int8=True)
     return {"bytes": (out / "model.safetensors").stat().st_size}
 
 

@@ -54,7 +54,7 @@ def tasks_of(lessons: Path, tokenizer, split: str, context: int) -> list[Rendere
     return tasks
 
 
-@stage(version=2)
+@stage(version=3)
 def finetune(
     *,
     encoder: Artifact,
@@ -67,8 +67,10 @@ def finetune(
     """A reader: the encoder tuned on the lessons, with `qa_outputs` beside it, and curve.json."""
     settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
     torch.set_num_threads(settings.threads)
-    model, _ = load(encoder.path, settings.compute)
+    model, extra = load(encoder.path, settings.compute)
     head = new_head(model.shape.width, settings.seed)
+    if f"{HEAD}.weight" in extra:  # a base that has read lessons already
+        head.load_state_dict({leaf: extra[f"{HEAD}.{leaf}"] for leaf in ("weight", "bias")})
     tasks = tasks_of(lessons / "lessons.jsonl", words, "train", model.shape.context)
     some = min(len(tasks), settings.reader_lessons)
     tasks = [tasks[i * len(tasks) // some] for i in range(some)]
@@ -92,8 +94,8 @@ def finetune(
         if due and not any(point[0] == step.number for point in curve):
             curve.append([step.number, round(step.loss, 4)])
             write_atomically(run.scratch / "curve.json", json.dumps(curve))
-    extra = {f"{HEAD}.{name}": p.detach() for name, p in head.named_parameters()}
-    save(model, out, run.ancestry, extra)
+    kept = {f"{HEAD}.{name}": p.detach() for name, p in head.named_parameters()}
+    save(model, out, run.ancestry, kept)
     (out / "curve.json").write_text(json.dumps(curve) + "\n")
     answered = sum(t.target != (0, 0) for t in tasks)
     return {"lessons": len(tasks), "with_answer": answered, "steps": len(steps), "tokens": total}

@@ -70,8 +70,9 @@ def pretrain(
     heldout = pieces_of(ids["heldout"], context)
     make = decoder_shape if kind == "decoder" else encoder_shape
     if base is not None and shape is not None:
-        model, _ = load(base / kind, settings.compute)
+        model, extra = load(base / kind, settings.compute)
     else:
+        extra = {}
         shape = make(vocabulary, settings.width, settings.depth, context)
         model = Transformer(shape, settings.compute).initialise(settings.seed)
     epochs = settings.decoder_epochs if kind == "decoder" else settings.encoder_epochs
@@ -107,7 +108,7 @@ def pretrain(
             else:
                 curve.append([step.number, round(step.loss, 4)])
             write_atomically(run.scratch / "curve.json", json.dumps(curve))
-    save(model, out, run.ancestry)
+    save(model, out, run.ancestry, extra)
     (out / "curve.json").write_text(json.dumps(curve) + "\n")
     if kind == "decoder":
         notes["heldout_bits_per_byte"] = curve[-1][2]
