@@ -1,23 +1,18 @@
 """What the readers keep, what they refuse, and that one bad file never stops the rest."""
 
-import io
 import json
 import unicodedata
-import zipfile
 from pathlib import Path
 
-import docx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from office_files import hwpx_file, word_file
 
 from onsil.documents import Block, Document, read, read_documents, read_folder, scan
-from onsil.documents.docx import read_docx
 from onsil.documents.html import read_html
-from onsil.documents.hwpx import read_hwpx
 from onsil.documents.lines import join, paragraphs
 from onsil.documents.markdown import read_markdown
-from onsil.documents.pdf import read_pdf
 from onsil.documents.structure import promote_headings
 from onsil.documents.tables import Cell, grid
 from onsil.documents.text import decode
@@ -157,207 +152,6 @@ def test_html_with_a_wrong_charset_is_still_read():
 def test_grid_survives_absurd_spans():
     assert grid([[Cell("가", columns=10**9, rows=10**9)]]) == (("가",) * 200,)
     assert grid([[Cell("")], [Cell("", 3)]]) == ()
-
-
-# --- docx ---------------------------------------------------------------------------------------
-
-
-def word_file() -> bytes:
-    document = docx.Document()
-    document.core_properties.title = "인사 규정"
-    document.add_heading("총칙", 1)
-    document.styles.add_style("제목 2", 1)
-    document.add_paragraph("휴가", style="제목 2")
-    table = document.add_table(2, 3)
-    table.cell(0, 0).merge(table.cell(0, 1)).text = "구분"
-    table.cell(0, 2).text = "일수"
-    table.cell(1, 0).text, table.cell(1, 2).text = "1년", "15"
-    document.add_paragraph("첫째 항목", style="List Bullet")
-    document.add_paragraph("탭\t과\n줄")
-    out = io.BytesIO()
-    document.save(out)
-    return out.getvalue()
-
-
-def test_docx_blocks_in_order():
-    title, blocks = read_docx(word_file())
-    assert title == "인사 규정"
-    assert blocks == [
-        Block("heading", "총칙", 1),
-        Block("heading", "휴가", 2),
-        Block("table", rows=(("구분", "구분", "일수"), ("1년", "", "15"))),
-        Block("paragraph", "첫째 항목"),
-        Block("paragraph", "탭\t과\n줄"),
-    ]
-
-
-def test_encrypted_and_old_word_files_are_named():
-    ole = bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600)
-    with pytest.raises(OnsilError, match="not a DOCX"):
-        read_docx(ole)
-    with pytest.raises(OnsilError, match="encrypted"):
-        read_docx(ole + "EncryptedPackage".encode("utf-16-le"))
-
-
-# --- hwpx ---------------------------------------------------------------------------------------
-
-NS = (
-    'xmlns:hp="http://www.hancom.co.kr/hwpml/2011/paragraph" '
-    'xmlns:hs="http://www.hancom.co.kr/hwpml/2011/section" '
-    'xmlns:hh="http://www.hancom.co.kr/hwpml/2011/head"'
-)
-
-
-def p(inside: str, shape: int = 0) -> str:
-    return f'<hp:p paraPrIDRef="{shape}"><hp:run>{inside}</hp:run></hp:p>'
-
-
-def t(text: str) -> str:
-    return f"<hp:t>{text}</hp:t>"
-
-
-def tc(inside: str, columns: int = 1) -> str:
-    span = f'<hp:cellSpan colSpan="{columns}" rowSpan="1"/>'
-    return f"<hp:tc><hp:subList>{inside}</hp:subList>{span}</hp:tc>"
-
-
-def tbl(*rows: str) -> str:
-    return "<hp:tbl>" + "".join(f"<hp:tr>{row}</hp:tr>" for row in rows) + "</hp:tbl>"
-
-
-def hwpx_file(*sections: str, doctype: str = "", **parts: str) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as package:
-        for i, body in enumerate(sections):
-            package.writestr(f"Contents/section{i}.xml", f"{doctype}<hs:sec {NS}>{body}</hs:sec>")
-        package.writestr(
-            "Contents/header.xml",
-            f'<hh:head {NS}><hh:paraPr id="7"><hh:heading type="OUTLINE" level="1"/></hh:paraPr>'
-            "</hh:head>",
-        )
-        for name, text in parts.items():
-            package.writestr(name, text)
-    return out.getvalue()
-
-
-def test_hwpx_blocks_in_order():
-    first = (
-        p(t("개요"), shape=7)
-        + p(t("앞<hp:tab/>뒤<hp:lineBreak/>줄<hp:deleteBegin/>지움<hp:deleteEnd/>끝"))
-        + p(
-            "<hp:ctrl><hp:header><hp:subList>"
-            + p(t("머리말"))
-            + "</hp:subList></hp:header></hp:ctrl>"
-            + tbl(
-                tc(p(t("구분")), 2) + tc(p(t("일수"))),
-                tc(p(t("가"))) + tc("") + tc(p(t("나")) + p(t("다"))),
-            )
-        )
-        + p(tbl(tc(p(t("액자 속")) + p(t("글")))))
-        + p(
-            "<hp:rect><hp:drawText><hp:subList>"
-            + p(t("도형 글"))
-            + "</hp:subList></hp:drawText></hp:rect>"
-        )
-    )
-    sections = [first] + [p(t(f"구역 {i}")) for i in range(1, 11)]
-    _, blocks = read_hwpx(hwpx_file(*sections))
-    assert blocks[:6] == [
-        Block("heading", "개요", 2),
-        Block("paragraph", "앞\t뒤\n줄끝"),
-        Block("table", rows=(("구분", "구분", "일수"), ("가", "", "나\n다"))),
-        Block("paragraph", "액자 속"),
-        Block("paragraph", "글"),
-        Block("paragraph", "도형 글"),
-    ]
-    assert [b.text for b in blocks[6:]] == [f"구역 {i}" for i in range(1, 11)]  # 10 after 9
-
-
-def test_hwpx_title_counts_only_if_the_text_has_it():
-    hpf = "<package><title>휴가 규정</title></package>"
-    assert (
-        read_hwpx(hwpx_file(p(t("휴가  규정")), **{"Contents/content.hpf": hpf}))[0] == "휴가 규정"
-    )
-    assert read_hwpx(hwpx_file(p(t("다른 글")), **{"Contents/content.hpf": hpf}))[0] == ""
-
-
-def test_hwpx_entities_are_not_expanded(tmp_path: Path):
-    secret = tmp_path / "secret.txt"
-    secret.write_text("비밀", encoding="utf-8")
-    doctype = f'<!DOCTYPE x [<!ENTITY leak SYSTEM "{secret.as_uri()}">]>'
-    _, blocks = read_hwpx(hwpx_file(p(t("앞&leak;뒤")), doctype=doctype))
-    assert "비밀" not in blocks[0].text
-
-
-def test_hwpx_that_is_encrypted_or_something_else_is_named():
-    manifest = {"META-INF/manifest.xml": "<m><encryption-data/></m>"}
-    with pytest.raises(OnsilError, match="encrypted"):
-        read_hwpx(hwpx_file(p(t("글")), **manifest))
-    with pytest.raises(OnsilError, match="no HWPX body"):
-        read_hwpx(b"\xd0\xcf\x11\xe0")
-
-
-# --- pdf ----------------------------------------------------------------------------------------
-
-
-def pdf_file(*pages: list[tuple[int, int, str]], title: str = "") -> bytes:
-    """A PDF written by hand: on each page (height, type size, text), in Helvetica."""
-    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
-    objects = [
-        "<</Type/Catalog/Pages 2 0 R>>",
-        f"<</Type/Pages/Kids[{kids}]/Count {len(pages)}>>",
-        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-    ]
-    for i, lines in enumerate(pages):
-        drawn = "".join(f"BT /F {size} Tf 50 {y} Td ({text}) Tj ET\n" for y, size, text in lines)
-        objects.append(
-            "<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]"
-            f"/Resources<</Font<</F 3 0 R>>>>/Contents {5 + 2 * i} 0 R>>"
-        )
-        objects.append(f"<</Length {len(drawn)}>>stream\n{drawn}endstream")
-    objects.append(f"<</Title({title})>>")
-    body, places = "%PDF-1.4\n", []
-    for number, text in enumerate(objects, 1):
-        places.append(len(body))
-        body += f"{number} 0 obj\n{text}\nendobj\n"
-    table = "".join(f"{place:010} 00000 n \n" for place in places)
-    count = len(objects) + 1
-    return (
-        f"{body}xref\n0 {count}\n0000000000 65535 f \n{table}"
-        f"trailer<</Size {count}/Root 1 0 R/Info {count - 1} 0 R>>\nstartxref\n{len(body)}\n%%EOF"
-    ).encode("latin-1")
-
-
-def test_pdf_paragraphs_go_over_lines_and_pages():
-    def page(number: int, *lines: str) -> list[tuple[int, int, str]]:
-        body = [(700 - 14 * i, 12, line) for i, line in enumerate(lines)]
-        return [(760, 9, "Annual Leave Rules"), *body, (30, 9, f"- {number} -")]
-
-    title, blocks = read_pdf(
-        pdf_file(
-            page(
-                1, "Leave that was not used within the year may be carried", "over once. So it is."
-            ),
-            page(
-                2, "A request is made in writing to the head of the depart-", "ment, who may refuse"
-            ),
-            page(3, "it only for a reason that is given in writing as well,", "within two days."),
-            title="Microsoft Word - rules.docx",
-        )
-    )
-    assert title == ""
-    texts = [block.text for block in blocks]
-    assert texts[0] == "Leave that was not used within the year may be carried over once. So it is."
-    assert texts[1].startswith(
-        "A request is made in writing to the head of the department, who may"
-    )
-    assert not any("Annual Leave" in text or "- 2 -" in text for text in texts)
-
-
-def test_pdf_without_text_says_so_and_keeps_a_sensible_title():
-    with pytest.raises(OnsilError, match="no text layer"):
-        read_pdf(pdf_file([]))
-    assert read_pdf(pdf_file([(700, 12, "Body.")], title="Leave Rules"))[0] == "Leave Rules"
 
 
 # --- structure ----------------------------------------------------------------------------------
