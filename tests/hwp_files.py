@@ -121,7 +121,7 @@ def styles(shapes: list[int], names: list[str]) -> bytes:
     return out
 
 
-def hwp_file(*sections: bytes, flags: int = 1, info: bytes = b"") -> bytes:
+def hwp_file(*sections: bytes, flags: int = 1, info: bytes = b"", title: str = "") -> bytes:
     """A whole file; bit 0 of `flags` compresses, bit 2 makes it a distribution document."""
 
     def kept(data: bytes) -> bytes:
@@ -137,7 +137,17 @@ def hwp_file(*sections: bytes, flags: int = 1, info: bytes = b"") -> bytes:
             streams[f"ViewText/Section{number}"] = scramble(kept(section).ljust(4096, b"\0"))
         else:
             streams[f"BodyText/Section{number}"] = kept(section)
+    if title:
+        streams["\x05HwpSummaryInformation"] = properties(title)
     return compound(streams)
+
+
+def properties(title: str) -> bytes:
+    """A property set (MS-OLEPS) with one property, the title."""
+    text = title.encode("utf-16-le") + b"\0\0"
+    section = struct.pack("<IIII", 24 + len(text), 1, 2, 16)
+    section += struct.pack("<II", 31, len(title) + 1) + text
+    return struct.pack("<HHI16xI16xI", 0xFFFE, 0, 0, 1, 48) + section
 
 
 # --- distribution -------------------------------------------------------------------------------

@@ -147,6 +147,11 @@ def test_notes_boxes_equations_ruby_and_running_heads():
     ]
 
 
+def test_the_title_counts_if_the_text_says_it():
+    assert read_hwp(hwp_file(paragraph("휴가  규정"), title="□ 휴가 규정"))[0] == "휴가 규정"
+    assert read_hwp(hwp_file(paragraph("다른 글"), title="휴가 규정"))[0] == ""
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

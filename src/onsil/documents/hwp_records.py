@@ -14,7 +14,8 @@ import io
 import re
 import zlib
 from dataclasses import dataclass, field
-from struct import unpack_from
+from struct import error as struct_error
+from struct import iter_unpack, unpack_from
 from typing import TYPE_CHECKING
 
 from onsil.errors import OnsilError
@@ -34,6 +35,7 @@ DRM = 1 << 4 | 1 << 8 | 1 << 10  # DRM, encrypted with a certificate, DRM with a
 PARA_SHAPE, STYLE, DISTRIBUTE_DOC_DATA = 0x19, 0x1A, 0x1C
 PARA_HEADER, PARA_TEXT, CTRL_HEADER, LIST_HEADER = 0x42, 0x43, 0x47, 0x48
 TABLE, EQEDIT = 0x4D, 0x58
+TITLE, UTF16 = 2, 31  # of a property set: the number of the title, the type of its string
 
 
 @dataclass
@@ -65,7 +67,7 @@ def open_hwp(data: bytes) -> HwpFile:
     try:
         with olefile.OleFileIO(io.BytesIO(data)) as ole:
             return _opened(ole, data)
-    except (OSError, zlib.error) as error:  # olefile's own errors are OSErrors
+    except (OSError, OverflowError, zlib.error) as error:  # olefile's own errors are OSErrors
         raise _damaged(str(error)) from error
 
 
@@ -111,11 +113,22 @@ def _inflated(stream: bytes, flags: int, name: str) -> bytes:
 
 
 def _title(ole: "OleFileIO") -> str:
+    """The title of the property set, read here: olefile would follow any count a file claims."""
     name = "\x05HwpSummaryInformation"
     if not ole.exists(name):
         return ""
-    title = ole.getproperties(name).get(2, "")
-    return title.strip("\0 \r\n\t") if isinstance(title, str) else ""
+    properties = ole.openstream(name).read(2**16)
+    try:
+        start = unpack_from("<I", properties, 44)[0]
+        count = min(unpack_from("<I", properties, start + 4)[0], 100)
+        for number, offset in iter_unpack("<II", properties[start + 8 : start + 8 + 8 * count]):
+            kind, length = unpack_from("<II", properties, start + offset)
+            if number == TITLE and kind == UTF16:
+                text = properties[start + offset + 8 : start + offset + 8 + 2 * length]
+                return text.decode("utf-16-le", "replace").strip("\0 \r\n\t")
+    except struct_error:  # cut off; the text of the document does not depend on it
+        return ""
+    return ""
 
 
 def tree(stream: bytes) -> Record:
