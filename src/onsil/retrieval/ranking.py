@@ -60,6 +60,7 @@ COUNTED = {
     "달": "개월", "개월": "개월", "시간": "시간", "분": "분", "주": "주", "프로": "%|퍼센트",
     "퍼센트": "%|퍼센트", "점": "점", "쪽": "쪽", "장": "장|매|쪽", "자": "자", "급": "급",
     "개": "개|매|부|대|인", "부": "부", "건": "건", "대": "대", "도": "도|℃", "배": "배",
+    "%": "%|퍼센트", "kg": "kg|킬로그램", "km": "km|킬로미터", "mb": "mb|메가바이트", "℃": "도|℃",
 }  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def kind_asked(question: str) -> str | None:
     for asks, answers in ASKED:
         if re.search(asks, question):
             return answers
-    found = re.search(r"몇\s*([가-힣a-z]{1,3})", question.lower())
+    found = re.search(r"몇\s*([가-힣a-z%℃]{1,3})", question.lower())
     if found is None:
         return None
     unit = found.group(1)
