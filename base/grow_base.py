@@ -43,6 +43,7 @@ PLAN = {
     "encoder_epochs": 1,
     "reader_epochs": 1,
     "reader_lessons": 60_000,
+    "generator_lessons": 0,
     "compute": "bf16",
     "threads": 2,
     "compiled": False,

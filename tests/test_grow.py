@@ -22,6 +22,7 @@ PLAN = {
     "encoder_epochs": 6,
     "reader_epochs": 2,
     "reader_lessons": 1000,
+    "generator_lessons": 300,
     "compute": "fp32",
     "threads": 1,
     "compiled": False,

@@ -33,19 +33,21 @@ class Grown:
     report: Artifact
 
 
-@stage(version=1)
+@stage(version=2)
 def assemble(
     *,
     corpus: Artifact,
     tokenizer: Artifact,
     decoder: Artifact,
     reader: Artifact,
+    generator: Artifact,
     card: Artifact,
     out: Path,
     run: Run,
 ) -> dict:
     """One folder with everything that answers: corpus, tokenizer, models, chosen reader, gate."""
     parts = {"corpus": corpus, "tokenizer": tokenizer, "decoder": decoder, "reader": reader}
+    parts["generator"] = generator
     for name, part in parts.items():
         shutil.copytree(part.path, out / name)
     shutil.copyfile(card / "choice.json", out / "model.json")
@@ -74,7 +76,7 @@ def grow(
     from onsil.instruction import write_lessons
     from onsil.tokenizer import train_tokenizer
     from onsil.training.base import adopt, adopt_tokenizer
-    from onsil.training.finetuning import finetune
+    from onsil.training.finetuning import finetune, instruct
     from onsil.training.plan import adopt_plan, make_plan
     from onsil.training.pretraining import pretrain
 
@@ -104,7 +106,9 @@ def grow(
     both = {"corpus": corpus, "tokenizer": tokenizer, "plan": plan}
     decoder = pretrain(ws, **both, kind="decoder", base=start_from)
     encoder = pretrain(ws, **both, kind="encoder", base=start_from)
-    reader = finetune(ws, encoder=encoder, tokenizer=tokenizer, lessons=lessons, plan=plan)
+    taught = {"tokenizer": tokenizer, "lessons": lessons, "plan": plan}
+    reader = finetune(ws, encoder=encoder, **taught)
+    generator = instruct(ws, decoder=decoder, **taught)
 
     tell(say("Examining the readers …", "읽기 모델을 시험합니다 …"))
     card = evaluate(
@@ -113,11 +117,18 @@ def grow(
         documents=documents,
         questions=questions,
         reader=reader,
+        generator=generator,
         decoder=decoder,
         encoder=encoder,
     )
     model = assemble(
-        ws, corpus=corpus, tokenizer=tokenizer, decoder=decoder, reader=reader, card=card
+        ws,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        decoder=decoder,
+        reader=reader,
+        generator=generator,
+        card=card,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     taken = outcome(ws, model) | {"name": name, "peak_rss_mb": round(peak)}

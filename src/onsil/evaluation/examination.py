@@ -17,9 +17,11 @@ from onsil.documents.types import FileRef, read_documents
 from onsil.evaluation.metrics import paired_difference, risk_coverage, scorecard
 from onsil.evaluation.questions import Question, ask_all, gated, load_gold
 from onsil.lineage import Artifact, Run, stage
+from onsil.models.families import load
 from onsil.models.transformer import Transformer
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import calibrate
+from onsil.retrieval.generator import generator_of
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
 from onsil.retrieval.span_reader import TRAINED
@@ -28,6 +30,7 @@ from onsil.training.finetuning import load_reader, new_head
 from onsil.training.plan import load_plan
 
 NON_NEURAL = ("best_sentence", "typed_sentence")
+NEURAL = (*TRAINED, "generator")
 FROM_LESSONS = 240
 
 
@@ -96,7 +99,7 @@ def best_on_dev(cards: dict, names: Sequence[str]) -> str:
     return max(names, key=lambda n: (cards[n]["dev"]["f1"] or [0.0])[0])
 
 
-@stage(version=3)
+@stage(version=4)
 def evaluate(
     *,
     corpus: Artifact,
@@ -104,6 +107,7 @@ def evaluate(
     questions: Artifact,
     tokenizer: Artifact,
     reader: Artifact,
+    generator: Artifact,
     decoder: Artifact,
     encoder: Artifact,
     plan: Artifact,
@@ -123,10 +127,15 @@ def evaluate(
     for name, made_of in TRAINED.items():
         readers[name] = made_of(model, head, words)
         readers[f"{name}_random"] = made_of(blank, new_head(model.shape.width, 1), words)
+    speaker = load(generator.path)[0].eval()
+    readers["generator"] = generator_of(speaker, words)
+    readers["generator_random"] = generator_of(
+        Transformer(speaker.shape).initialise(1).eval(), words
+    )
     asked = load_questions(questions)
     rows, gates, cards = examine(index, readers, asked)
-    chosen = best_on_dev(cards, [*NON_NEURAL, *TRAINED])
-    rival, trained = best_on_dev(cards, NON_NEURAL), best_on_dev(cards, list(TRAINED))
+    chosen = best_on_dev(cards, [*NON_NEURAL, *NEURAL])
+    rival, trained = best_on_dev(cards, NON_NEURAL), best_on_dev(cards, NEURAL)
     difference = paired_difference(rows[trained]["test"], rows[rival]["test"])
     notes = json.loads((decoder / "notes.json").read_text())
     skipped = (documents / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
@@ -146,7 +155,12 @@ def evaluate(
         "language_model": {k: v for k, v in notes.items() if k.endswith("bits_per_byte")}
         | {
             f"{part}_curve": json.loads((made / "curve.json").read_text())
-            for part, made in (("decoder", decoder), ("encoder", encoder), ("reader", reader))
+            for part, made in (
+                ("decoder", decoder),
+                ("encoder", encoder),
+                ("reader", reader),
+                ("generator", generator),
+            )
         },
         "plan": asdict(load_plan(plan)),
         "corpus": json.loads((corpus / "report.json").read_text(encoding="utf-8")),

@@ -18,6 +18,11 @@ READERS: dict[str, Pair] = {
         "묻는 종류만 남긴 문장, 무작위 가중치가 확인 (대조군)",
         "Typed sentence, verified with random weights (control)",
     ),
+    "generator": ("생성 모델(문서의 말만 씀)", "Generating decoder, copying"),
+    "generator_random": (
+        "무작위 가중치 생성 모델 (대조군)",
+        "Generating decoder with random weights (control)",
+    ),
     "span_encoder_random": (
         "무작위 가중치 구간 읽기 모델 (대조군)",
         "Span encoder with random weights (control)",
@@ -37,6 +42,7 @@ STAGES: dict[str, Pair] = {
     "adopt_tokenizer": ("출발 모델의 토크나이저", "The base's tokenizer"),
     "pretrain": ("사전학습", "Pretrain"),
     "finetune": ("미세조정", "Finetune"),
+    "instruct": ("생성 미세조정", "Tune the generating reader"),
     "evaluate": ("평가", "Evaluate"),
     "assemble": ("모델 묶기", "Assemble the model"),
 }
@@ -55,6 +61,7 @@ PLAN: dict[str, Pair] = {
     "encoder_steps": ("읽기 모델 사전학습 단계", "Encoder steps"),
     "reader_steps": ("읽기 미세조정 단계", "Reader steps"),
     "reader_lessons": ("한 에폭에 읽는 학습 문제", "Lessons an epoch reads"),
+    "generator_lessons": ("생성 모델이 읽는 학습 문제", "Lessons the generating reader reads"),
     "compute": ("계산 자료형", "Compute type"),
     "threads": ("스레드", "Threads"),
     "compiled": ("컴파일한 코드", "Compiled code"),

@@ -44,6 +44,10 @@ def load_reader_named(name: str, folder: Path) -> Reader:
         return best_sentence
     if name == "typed_sentence":
         return typed_sentence
+    if name == "generator":
+        from onsil.retrieval.generator import load_generator
+
+        return load_generator(folder / "generator", folder / "tokenizer")
     from onsil.retrieval.span_reader import trained_reader
 
     return trained_reader(name, folder / "reader", folder / "tokenizer")

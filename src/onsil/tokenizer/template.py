@@ -1,8 +1,9 @@
 """The one renderer: a question and a passage become ids, segments and targets together.
 
-    <|cls|> question <|sep|> passage <|sep|>
+    <|cls|> question <|sep|> passage <|sep|>                    for an encoder (`render_pair`)
+    <|cls|> passage <|sep|> question <|sep|> answer <|end|>     for a decoder (`render_turn`)
 
-Training, evaluation and answering all call `render_pair`, so what the reader learned on is what it
+Training, evaluation and answering all call these two, so what the reader learned on is what it
 is asked. Segments tell question (0), passage (1) and the parts of the passage that the question
 also has (2): the word-overlap feature of DrQA (Chen et al. 2017) written as a BERT token type.
 """
@@ -10,7 +11,7 @@ also has (2): the word-overlap feature of DrQA (Chen et al. 2017) written as a B
 from dataclasses import dataclass
 from functools import lru_cache
 
-from onsil.tokenizer.train import CLS, SEP
+from onsil.tokenizer.train import CLS, END, SEP
 
 NO_TARGET = -100
 
@@ -79,3 +80,41 @@ def render_pair(
             if inside and offsets[inside[-1]][1] >= last:
                 target = (lead + inside[0], lead + inside[-1])
     return Rendered(ids, segments, starts, ends, target)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answered question for a decoder. `ids` end with the prompt, or after the answer when one
+    was given; `targets[i]` is what token i should predict, `NO_TARGET` inside the prompt.
+    `source`: the tokens of the passage as far as they fit, each with its characters in `places`."""
+
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+    source: tuple[int, ...]
+    places: tuple[tuple[int, int], ...]
+
+
+def render_turn(
+    tokenizer,
+    question: str,
+    passage: str,
+    answer: tuple[int, int] | None = None,
+    supervised: bool = False,
+    context: int = 384,
+) -> Turn:
+    """Prompt and, with `supervised`, the answer as the very tokens it has in the passage, closed by
+    <|end|>; an answer of None, or one the cut removed, is <|end|> alone."""
+    asked = tokenizer.encode(question).ids[: context // 3]
+    read = tokenizer.encode(passage)
+    room = max(1, context - len(asked) - 3 - context // 6)  # a sixth is for the answer
+    source, places = tuple(read.ids[:room]), tuple(read.offsets[:room])
+    prompt = (CLS, *source, SEP, *asked, SEP)
+    if not supervised:
+        return Turn(prompt, (NO_TARGET,) * len(prompt), source, places)
+    said: tuple[int, ...] = ()
+    if answer is not None:
+        inside = [i for i, (a, b) in enumerate(places) if b > answer[0] and a < answer[1]]
+        if inside and places[inside[-1]][1] >= answer[1] and len(inside) < context // 6:
+            said = source[inside[0] : inside[-1] + 1]
+    ids = (*prompt, *said)
+    return Turn(ids, (NO_TARGET,) * (len(prompt) - 1) + (*said, END), source, places)

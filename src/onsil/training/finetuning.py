@@ -1,4 +1,4 @@
-"""Encoder and lessons to a reader: a span head that points at the answer, or at nothing.
+"""Lessons to readers: an encoder that points at the answer or at nothing, a decoder that says it.
 
 The head is BERT's question-answering head (Devlin et al. 2019, §4.2–4.3): one start and one end
 score per token; the <|cls|> token stands for "this passage does not answer". Only lessons of the
@@ -6,6 +6,7 @@ training split are seen.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,9 +16,15 @@ from onsil.lineage.spelling import write_atomically
 from onsil.models.families import load, save
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
-from onsil.tokenizer.template import Rendered, render_pair
-from onsil.training.loop import report_progress, train
-from onsil.training.objectives import schedule, span_batch, span_loss
+from onsil.tokenizer.template import Rendered, render_pair, render_turn
+from onsil.training.loop import Step, report_progress, train
+from onsil.training.objectives import (
+    schedule,
+    span_batch,
+    span_loss,
+    token_loss,
+    turn_batch,
+)
 from onsil.training.plan import load_plan
 from onsil.training.pretraining import CURVE_POINTS, kept_curve
 
@@ -42,16 +49,68 @@ def load_reader(folder: Path, compute: str = "fp32") -> tuple[Transformer, torch
 
 def tasks_of(lessons: Path, tokenizer, split: str, context: int) -> list[Rendered]:
     """Every lesson of a split as ids and target."""
-    tasks = []
+    return [
+        render_pair(tokenizer, row["question"], row["passage"], row["answer"], True, context)
+        for row in lessons_in(lessons, split)
+    ]
+
+
+def lessons_in(lessons: Path, split: str) -> Iterator[dict]:
+    """The rows of a lessons.jsonl that belong to a split."""
     with lessons.open(encoding="utf-8") as f:
         for line in f:
             row = json.loads(line)
             if row["split"] == split:
-                answer = tuple(row["answer"]) if row["answer"] else None
-                tasks.append(
-                    render_pair(tokenizer, row["question"], row["passage"], answer, True, context)
-                )
-    return tasks
+                yield row | {"answer": tuple(row["answer"]) if row["answer"] else None}
+
+
+def some_of(tasks: list, many: int) -> list:
+    """`many` of the tasks, evenly spread."""
+    many = min(len(tasks), many)
+    return [tasks[i * len(tasks) // many] for i in range(many)]
+
+
+@stage(version=1)
+def instruct(
+    *,
+    decoder: Artifact,
+    tokenizer: Artifact,
+    lessons: Artifact,
+    plan: Artifact,
+    out: Path,
+    run: Run,
+) -> dict:
+    """A generating reader: the decoder tuned to answer the lessons, and curve.json."""
+    settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
+    torch.set_num_threads(settings.threads)
+    model, _ = load(decoder.path, settings.compute)
+    turns = []
+    for lesson in lessons_in(lessons / "lessons.jsonl", "train"):
+        asked = (lesson["question"], lesson["passage"], lesson["answer"])
+        turns.append(render_turn(words, *asked, True, model.shape.context))
+    turns = some_of(turns, settings.generator_lessons)
+    sizes = [len(t.ids) for t in turns]
+    steps = schedule(sizes, 2 * settings.batch_tokens, 1, settings.seed) if turns else []
+
+    def loss_of(k: int):
+        return token_loss(model, turn_batch([turns[i] for i in steps[k]]))
+
+    curve = kept_curve(run.scratch)
+    rate = settings.learning_rate / 2
+    loop = train(dict(model.named_parameters()), loss_of, len(steps), rate, run.scratch)
+    for step in report_progress(loop, len(steps), run.say, "생성 미세조정", sum(sizes)):
+        note_point(curve, step, len(steps), run.scratch)
+    save(model, out, run.ancestry)
+    (out / "curve.json").write_text(json.dumps(curve) + "\n")
+    return {"lessons": len(turns), "steps": len(steps), "tokens": sum(sizes)}
+
+
+def note_point(curve: list, step: Step, steps: int, scratch: Path) -> None:
+    """Keep about `CURVE_POINTS` losses, each once, also after a crash."""
+    due = step.number % max(1, steps // CURVE_POINTS) == 0 or step.number == steps
+    if due and not any(point[0] == step.number for point in curve):
+        curve.append([step.number, round(step.loss, 4)])
+        write_atomically(scratch / "curve.json", json.dumps(curve))
 
 
 @stage(version=3)
@@ -72,8 +131,7 @@ def finetune(
     if f"{HEAD}.weight" in extra:  # a base that has read lessons already
         head.load_state_dict({leaf: extra[f"{HEAD}.{leaf}"] for leaf in ("weight", "bias")})
     tasks = tasks_of(lessons / "lessons.jsonl", words, "train", model.shape.context)
-    some = min(len(tasks), settings.reader_lessons)
-    tasks = [tasks[i * len(tasks) // some] for i in range(some)]
+    tasks = some_of(tasks, settings.reader_lessons)
     sizes = [len(t.ids) for t in tasks]
     steps = schedule(sizes, 2 * settings.batch_tokens, settings.reader_epochs, settings.seed)
     if not tasks:
@@ -90,10 +148,7 @@ def finetune(
     loop = train(trained, loss_of, len(steps), settings.learning_rate / 2, run.scratch)
     total = sum(sizes) * settings.reader_epochs
     for step in report_progress(loop, len(steps), run.say, "읽기 미세조정", total):
-        due = step.number % max(1, len(steps) // CURVE_POINTS) == 0 or step.number == len(steps)
-        if due and not any(point[0] == step.number for point in curve):
-            curve.append([step.number, round(step.loss, 4)])
-            write_atomically(run.scratch / "curve.json", json.dumps(curve))
+        note_point(curve, step, len(steps), run.scratch)
     kept = {f"{HEAD}.{name}": p.detach() for name, p in head.named_parameters()}
     save(model, out, run.ancestry, kept)
     (out / "curve.json").write_text(json.dumps(curve) + "\n")

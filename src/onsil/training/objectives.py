@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onsil.models.transformer import Transformer
-from onsil.tokenizer.template import NO_TARGET, Rendered
+from onsil.tokenizer.template import NO_TARGET, Rendered, Turn
 from onsil.tokenizer.train import END, MASK, SPECIALS
 
 LOSS_CHUNK = 1024
@@ -91,6 +91,15 @@ def span_batch(tasks: list[Rendered]) -> Batch:
         [len(t.ids) for t in tasks],
         segments=_row([t.segments for t in tasks]),
         spans=torch.tensor([t.target for t in tasks]),
+    )
+
+
+def turn_batch(turns: list[Turn]) -> Batch:
+    """Answer, or stop at once; nothing of the prompt is a target."""
+    return Batch(
+        _row([t.ids for t in turns]),
+        [len(t.ids) for t in turns],
+        targets=_row([t.targets for t in turns]),
     )
 
 

@@ -20,11 +20,11 @@ from onsil.lineage import Artifact, Run, stage
 from onsil.tokenizer import load_tokenizer
 from onsil.training.base import shape_in
 
-# Shares of the budget: decoder, encoder, reader; the rest is reading, evaluation and slack.
-SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.5}
+# Shares of the budget; the rest is reading, evaluation and slack.
+SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
 # Speed of each part against the decoder step that is measured: the decoder also scores held-out
 # text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
-RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.6}
+RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.6, "generator": 1.5}
 MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
 FEWEST_LESSONS = 256
 # (width, depth) by tokens of text: the larger the corpus, the larger the model it can fill.
@@ -34,7 +34,8 @@ SIZES = ((200_000, 128, 4), (2_000_000, 192, 4), (20_000_000, 256, 6), (10**12, 
 @dataclass(frozen=True)
 class Plan:
     """One run. Epochs of zero skip a part; `reader_lessons` of the lessons, evenly spread, are
-    read in each. `tokens_per_second` is what was measured, `predicted_*` what follows from it."""
+    read in each, `generator_lessons` once by the generating reader. `tokens_per_second` is what
+    was measured, `predicted_*` what follows from it."""
 
     width: int
     depth: int
@@ -45,6 +46,7 @@ class Plan:
     encoder_epochs: int
     reader_epochs: int
     reader_lessons: int
+    generator_lessons: int
     compute: str
     threads: int
     compiled: bool
@@ -145,10 +147,14 @@ def plan_for(
     read = min(lessons, read)
     epochs["reader_epochs"] = _whole(passes, MOST_EPOCHS["reader"])
     seconds += epochs["reader_epochs"] * pass_seconds * read / max(1, lessons)
+    once = max(1, reading_tokens) / (speed * RELATIVE_SPEED["generator"])
+    told = min(lessons, round(lessons * SHARES["generator"] * minutes * 60 / once))
+    seconds += once * told / max(1, lessons)
     return replace(
         plan,
         **epochs,
         reader_lessons=read,
+        generator_lessons=told,
         tokens_per_second=speed,
         predicted_seconds=round(seconds),
     )
@@ -181,6 +187,7 @@ def _largest(
             encoder_epochs=0,
             reader_epochs=0,
             reader_lessons=0,
+            generator_lessons=0,
             compute="bf16" if processor_has_bf16() else "fp32",
             threads=min(2, os.cpu_count() or 1),
             compiled=False,
@@ -195,7 +202,7 @@ def _largest(
     raise AssertionError("the smallest size ends the loop")
 
 
-@stage(version=3)
+@stage(version=4)
 def make_plan(
     *,
     corpus: Artifact,
@@ -231,7 +238,7 @@ def make_plan(
     return {"text_tokens": text_tokens, "reading_tokens": reading_tokens} | asdict(plan)
 
 
-@stage(version=2)
+@stage(version=3)
 def adopt_plan(*, text: str, out: Path, run: Run) -> dict:
     """A plan given as text: for repeating a run exactly."""
     plan = parse_plan(text)
