@@ -23,6 +23,7 @@ from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import calibrate
 from onsil.retrieval.generator import generator_of
 from onsil.retrieval.passages import passages_of
+from onsil.retrieval.ranking import Search, find
 from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
 from onsil.retrieval.span_reader import TRAINED
 from onsil.tokenizer import load_tokenizer
@@ -79,13 +80,16 @@ def load_questions(folder: Artifact) -> list[Question]:
 
 
 def examine(
-    index: BM25, readers: dict[str, Reader], questions: Sequence[Question]
+    index: BM25,
+    readers: dict[str, Reader],
+    questions: Sequence[Question],
+    search: Search = find,
 ) -> tuple[dict, dict, dict]:
     """(rows by reader and split, gates, scorecards). Gates are calibrated on dev alone."""
     rows, gates, cards = {}, {}, {}
     for name, reader in readers.items():
         asked = {
-            s: ask_all(index, reader, [q for q in questions if q.split == s])
+            s: ask_all(index, reader, [q for q in questions if q.split == s], search)
             for s in ("dev", "test")
         }
         read = [r for r in asked["dev"] if r["reading"]]

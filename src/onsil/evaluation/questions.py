@@ -15,7 +15,7 @@ from onsil.errors import OnsilError
 from onsil.evaluation.metrics import exact, f1
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
-from onsil.retrieval.ranking import find
+from onsil.retrieval.ranking import Search, find
 from onsil.retrieval.readers import Reader, Reading
 
 
@@ -93,11 +93,13 @@ def cited_right(reading: Reading, question: Question) -> bool:
     )
 
 
-def ask_all(index: BM25, reader: Reader, questions: Iterable[Question]) -> list[dict]:
+def ask_all(
+    index: BM25, reader: Reader, questions: Iterable[Question], search: Search = find
+) -> list[dict]:
     """What a reader would answer to each question, before any gate."""
     rows = []
     for question in questions:
-        hits = find(index, question.text, without=question.without)
+        hits = search(index, question.text, without=question.without)
         reading = reader(index, question.text, hits) if hits else None
         right = reading is not None and question.answerable and cited_right(reading, question)
         rows.append(

@@ -8,6 +8,7 @@ listwise softmax and rounded to whole numbers (docs/log.md, "ranking").
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from onsil.retrieval.bm25 import BM25, DEFINES, TERM, Word, coverage, marks, terms
@@ -87,6 +88,9 @@ class Hit:
     fit: float
     covered: float
     line: str
+
+
+Search = Callable[..., list[Hit]]  # (index, question, limit=, without=) → the best first
 
 
 def find(index: BM25, question: str, limit: int = 5, without: str | None = None) -> list[Hit]:
