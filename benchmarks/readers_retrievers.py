@@ -2,7 +2,7 @@
 
     ONSIL_HOME=… python benchmarks/readers_retrievers.py handbook examples/handbook/gold.jsonl
 
-Gates are calibrated on dev for each pair, figures are of test with 95 % bootstrap intervals. Appends
+Gates are calibrated on dev for each pair; figures are of test, 95 % bootstrap intervals. Appends
 one row to benchmarks/results/readers_retrievers.jsonl and prints a table in Markdown.
 """
 
