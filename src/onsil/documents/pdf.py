@@ -39,6 +39,7 @@ EDGE = 2  # lines at the top and bottom of a page that may be running headers an
 NEAR = 6  # lines above and below that say how wide a full line is here
 WIDE_GAP = 1.45  # times the usual distance between lines
 OTHER_SIZE = 1.12  # times the type size
+MOST_PAGES = 20_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def read_pdf(data: bytes) -> tuple[str, list[Block]]:
             raise _encrypted() from error
         raise
     try:
+        if len(document) > MOST_PAGES:
+            raise _too_long(len(document))
         title = _title(document)
         pages = [_lines(document[i]) for i in range(len(document))]
     finally:
@@ -179,6 +182,21 @@ def _encrypted() -> OnsilError:
             "암호가 걸린 PDF 파일입니다.",
             "암호 없이는 본문을 읽을 수 없습니다.",
             "암호를 해제한 사본을 저장해 주세요.",
+        ),
+    )
+
+
+def _too_long(pages: int) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"this PDF claims {pages:,} pages",
+            f"At most {MOST_PAGES:,} are read; more is a mistake or made to stall readers.",
+            "Split it into parts.",
+        ),
+        ko=(
+            f"{pages:,}쪽이라고 되어 있는 PDF입니다.",
+            f"{MOST_PAGES:,}쪽까지만 읽습니다. 그보다 길면 잘못되었거나 일부러 만든 파일로 봅니다.",
+            "여러 파일로 나누어 주세요.",
         ),
     )
 

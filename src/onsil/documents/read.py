@@ -1,9 +1,11 @@
 """A folder of files becomes documents: what is there, what was read, what was left and why.
 
 `scan` lists the folder and hashes every file; the list is the identity of the result, so the same
-files anywhere give the same documents. `read_files` reads exactly those bytes. A file that cannot
-be read never stops the rest: it is listed in `skipped.jsonl` with its reason, because a document
-that silently is not there is a question nobody will be able to answer later.
+files anywhere give the same documents. `read_files` reads exactly those bytes, each file in a
+child process with limits (`sandbox`). A file that cannot be read never stops the rest: it is
+listed in `skipped.jsonl` with its reason, because a document that silently is not there is a
+question nobody will be able to answer later. Files inside files (archives, attachments) are
+documents of their own, `archive.zip/규정.hwp`, down to a depth and up to a size.
 
 Hidden names, office lock files (`~$…`) and `gold.jsonl` (questions to test with, not a document)
 are not looked at. Symbolic links are not followed: inside the folder they would count a file
@@ -15,74 +17,32 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
+from onsil.documents.formats import (
+    LEGACY,
+    MEMBERS,
+    READERS,
+    Reader,
+    known_suffixes,
+    suffix_of,
+    unknown,
+)
+from onsil.documents.members import Member
+from onsil.documents.office import convert, disguised
+from onsil.documents.sandbox import Parsed, Sandbox, sandbox
 from onsil.documents.structure import promote_headings
-from onsil.documents.types import Block, Document, FileRef, write_documents
+from onsil.documents.types import Document, FileRef, write_documents
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, Workspace, stage
 
-Reader = Callable[[bytes], tuple[str, list[Block]]]
+__all__ = ["READERS", "Reader", "read", "read_files", "read_folder", "scan"]
+
 QUESTIONS = "gold.jsonl"
-ELSEWHERE = {  # formats people will try, with the way out
-    ".doc": ("old Word", "Save it as .docx in Word.", "워드에서 .docx로 저장해 주세요."),
-}
-
-
-def _markdown(data: bytes) -> tuple[str, list[Block]]:
-    from onsil.documents.markdown import read_markdown
-
-    return read_markdown(data)
-
-
-def _text(data: bytes) -> tuple[str, list[Block]]:
-    from onsil.documents.text import read_text
-
-    return read_text(data)
-
-
-def _html(data: bytes) -> tuple[str, list[Block]]:
-    from onsil.documents.html import read_html
-
-    return read_html(data)
-
-
-def _docx(data: bytes) -> tuple[str, list[Block]]:
-    from onsil.documents.docx import read_docx
-
-    return read_docx(data)
-
-
-def _hwpx(data: bytes) -> tuple[str, list[Block]]:
-    from onsil.documents.hwpx import read_hwpx
-
-    return read_hwpx(data)
-
-
-def _hwp(data: bytes) -> tuple[str, list[Block]]:
-    from onsil.documents.hwp import read_hwp
-
-    return read_hwp(data)
-
-
-def _pdf(data: bytes) -> tuple[str, list[Block]]:
-    from onsil.documents.pdf import read_pdf
-
-    return read_pdf(data)
-
-
-READERS: dict[str, tuple[str, Reader]] = {
-    ".md": ("markdown", _markdown),
-    ".markdown": ("markdown", _markdown),
-    ".txt": ("text", _text),
-    ".html": ("html", _html),
-    ".htm": ("html", _html),
-    ".docx": ("docx", _docx),
-    ".hwpx": ("hwpx", _hwpx),
-    ".hwp": ("hwp", _hwp),
-    ".pdf": ("pdf", _pdf),
-}
+LARGEST = 512 * 2**20  # bytes of a file, and of all that is unpacked from it
+DEEPEST = 3  # archives in archives
+UNREADABLE = ""  # the hash of a file that could not be opened
 
 
 def read(ws: Workspace, folder: Path) -> Artifact:
@@ -90,7 +50,7 @@ def read(ws: Workspace, folder: Path) -> Artifact:
     return read_files(ws, files=scan(folder), run={"source": folder})
 
 
-@stage(version=1)
+@stage(version=2)
 def read_files(*, files: list[FileRef], out: Path, run: Run) -> dict:
     """Read the listed files; `documents.jsonl` holds what was read, `skipped.jsonl` the rest."""
     documents, skipped = read_folder(run.source, files)
@@ -114,31 +74,90 @@ def scan(folder: Path) -> list[FileRef]:
     files = _files(folder)
     if not files:
         raise _empty(folder)
-    return [
-        FileRef(path, hashlib.sha256(file.read_bytes()).hexdigest())
-        for path, file in sorted(files.items())
-    ]
+    return [FileRef(path, _digest(file)) for path, file in sorted(files.items())]
 
 
 def read_folder(folder: Path, files: Iterable[FileRef]) -> tuple[list[Document], list[dict]]:
     """Documents in the order of `files`, and a row with a reason for every file left out."""
     on_disk = _files(folder)
     documents, skipped = [], []
-    for ref in files:
-        try:
-            documents.append(_document(ref, on_disk.get(ref.path)))
-        except OnsilError as error:
-            skipped.append(_row(ref, " ".join(error.en), " ".join(error.ko)))
-        except Exception as error:  # a parser met a file its authors did not; the rest must go on
-            what = f"{type(error).__name__}: {error}"
-            skipped.append(
-                _row(
-                    ref,
-                    f"the reader stopped at something it does not know ({what})",
-                    f"읽는 도중 알 수 없는 내용을 만나 멈추었습니다({what}).",
-                )
-            )
+    with sandbox() as box:
+        for ref in files:
+            reading = _Reading(box, documents, skipped)
+            try:
+                data = _bytes(ref, on_disk.get(ref.path))
+            except OnsilError as error:
+                skipped.append(_row(ref, error))
+            else:
+                reading.file(ref, data)
     return documents, skipped
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError:  # listed all the same, and skipped with this as the reason when it is read
+        return UNREADABLE
+
+
+def _bytes(ref: FileRef, file: Path | None) -> bytes:
+    """The bytes that were listed, or why they are not to be had."""
+    if file is not None and ref.sha256 == UNREADABLE:
+        raise _unreadable()
+    if file is not None and file.stat().st_size > LARGEST:
+        raise _too_large(file.stat().st_size)
+    data = file.read_bytes() if file is not None else b""
+    if file is None or hashlib.sha256(data).hexdigest() != ref.sha256:
+        raise _changed()
+    return data
+
+
+class _Reading:
+    """One file of the folder with all that is inside it; counts what was unpacked."""
+
+    def __init__(self, box: Sandbox, documents: list[Document], skipped: list[dict]):
+        self.box, self.documents, self.skipped = box, documents, skipped
+        self.unpacked = 0
+
+    def file(self, ref: FileRef, data: bytes, depth: int = 0) -> None:
+        try:
+            suffix, form, data = _kind(ref.path, data)
+            parsed = self.box.parse(suffix, data)
+            if suffix not in MEMBERS or parsed.blocks or not parsed.members:
+                self.documents.append(_document(ref, form, parsed))
+        except OnsilError as error:
+            self.skipped.append(_row(ref, error))
+            return
+        for member in parsed.members:
+            self.member(ref, member, depth + 1)
+
+    def member(self, holder: FileRef, member: Member, depth: int) -> None:
+        path = f"{holder.path}/{member.name}"
+        ref = FileRef(path, hashlib.sha256(member.data).hexdigest())
+        self.unpacked += len(member.data)
+        error = member.error
+        if depth > DEEPEST:
+            error = _too_deep()
+        elif self.unpacked > LARGEST:
+            error = _too_large(self.unpacked)
+        if error is not None:
+            self.skipped.append(_row(ref, error))
+        else:
+            self.file(ref, member.data, depth)
+
+
+def _kind(path: str, data: bytes) -> tuple[str, str, bytes]:
+    """The suffix whose reader is to be used, the name of the format, and the bytes to read."""
+    suffix = suffix_of(path)
+    if suffix in LEGACY:
+        actual = disguised(suffix, data)
+        if actual != suffix:
+            return actual, READERS[actual][0], data
+        return LEGACY[suffix], suffix.lstrip("."), convert(suffix, data)
+    if suffix not in READERS:
+        raise unknown(suffix)
+    return suffix, READERS[suffix][0], data
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -155,45 +174,24 @@ def _files(folder: Path) -> dict[str, Path]:
             if name.startswith((".", "~$")) or name == QUESTIONS or file.is_symlink():
                 continue
             if file.is_file():
-                found[unicodedata.normalize("NFC", file.relative_to(folder).as_posix())] = file
+                path = file.relative_to(folder).as_posix()
+                normal = unicodedata.normalize("NFC", path)
+                found[path if normal in found else normal] = file
     return found
 
 
-def _document(ref: FileRef, file: Path | None) -> Document:
-    suffix = Path(ref.path).suffix.lower()
-    if suffix not in READERS:
-        raise _unknown(suffix)
-    data = file.read_bytes() if file is not None else b""
-    if file is None or hashlib.sha256(data).hexdigest() != ref.sha256:
-        raise _changed()
-    form, reader = READERS[suffix]
-    title, found = reader(data)
-    blocks = tuple(promote_headings(found))
+def _document(ref: FileRef, form: str, parsed: Parsed) -> Document:
+    blocks = tuple(promote_headings(parsed.blocks))
     if not any(b.text.strip() or b.rows for b in blocks):
         raise _no_text()
     headings = (block.text for block in blocks if block.kind == "heading")
-    title = title.strip() or next(headings, "") or Path(ref.path).stem
+    title = parsed.title.strip() or next(headings, "") or Path(ref.path).stem
     return Document(ref.path, ref.sha256, form, title, blocks)
 
 
-def _row(ref: FileRef, en: str, ko: str) -> dict:
+def _row(ref: FileRef, error: OnsilError) -> dict:
+    en, ko = " ".join(error.en), " ".join(error.ko)
     return {"path": ref.path, "sha256": ref.sha256, "reason_en": en, "reason_ko": ko}
-
-
-def _unknown(suffix: str) -> OnsilError:
-    known = ", ".join(sorted(READERS))
-    name, en, ko = ELSEWHERE.get(
-        suffix, ("unknown", f"Known are {known}.", f"읽을 수 있는 형식은 {known}입니다.")
-    )
-    shown = suffix or "(no suffix)"
-    return OnsilError(
-        en=(f"{shown} files are not read", f"There is no reader for this format ({name}).", en),
-        ko=(
-            f"{suffix or '확장자가 없는'} 파일은 읽지 않습니다.",
-            "이 형식을 읽는 기능이 없습니다.",
-            ko,
-        ),
-    )
 
 
 def _changed() -> OnsilError:
@@ -218,6 +216,51 @@ def _no_text() -> OnsilError:
     )
 
 
+def _unreadable() -> OnsilError:
+    return OnsilError(
+        en=(
+            "this file may not be opened",
+            "The operating system refuses it (permissions, or a broken disk).",
+            "Give yourself the right to read it and run again.",
+        ),
+        ko=(
+            "열 수 없는 파일입니다.",
+            "운영체제가 읽기를 허락하지 않습니다(권한이 없거나 디스크 오류).",
+            "읽기 권한을 준 뒤 다시 실행해 주세요.",
+        ),
+    )
+
+
+def _too_large(size: int) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"it has {size:,} bytes, unpacked",
+            f"At most {LARGEST:,} are read from one file with all that is inside it.",
+            "Split it, or take out the part you need.",
+        ),
+        ko=(
+            f"압축을 푼 크기가 {size:,}바이트입니다.",
+            f"파일 하나에서 안에 든 것까지 모두 {LARGEST:,}바이트까지만 읽습니다.",
+            "나누어 저장하거나 필요한 부분만 넣어 주세요.",
+        ),
+    )
+
+
+def _too_deep() -> OnsilError:
+    return OnsilError(
+        en=(
+            f"it lies inside more than {DEEPEST} archives",
+            "So deep a nesting is a mistake or made to exhaust readers.",
+            "Unpack the outer archive.",
+        ),
+        ko=(
+            f"압축 파일이 {DEEPEST}겹 넘게 겹친 안에 있습니다.",
+            "실수이거나 일부러 만든 파일로 보고 더 풀지 않습니다.",
+            "바깥 압축 파일을 풀어서 넣어 주세요.",
+        ),
+    )
+
+
 def _no_folder(folder: Path) -> OnsilError:
     return OnsilError(
         en=(
@@ -234,7 +277,7 @@ def _no_folder(folder: Path) -> OnsilError:
 
 
 def _empty(folder: Path) -> OnsilError:
-    known = ", ".join(sorted(READERS))
+    known = known_suffixes()
     return OnsilError(
         en=(
             f"{folder} has no files in it",

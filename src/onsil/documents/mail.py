@@ -1,0 +1,121 @@
+"""E-mail (EML) to blocks: who wrote to whom and when, then the text; attachments are members.
+
+The standard library takes the mail apart. The plain text is read where there is one, else the
+HTML. Korean mail programs have long named CP949 as EUC-KR or named nothing, so bytes are decoded
+by their own evidence where the declared charset fails. The subject is the title and first heading.
+
+Left out: pictures in the text, signatures and encryption (an encrypted part is named).
+"""
+
+import email.policy
+from collections.abc import Iterator
+from email.message import EmailMessage, Message
+
+from onsil.documents.html import read_html
+from onsil.documents.members import Member, shown_name
+from onsil.documents.text import decode, read_text
+from onsil.documents.types import Block
+from onsil.errors import OnsilError
+
+HEADERS = ("From", "To", "Cc", "Date")
+KOREAN = frozenset(("euc-kr", "ks_c_5601-1987", "ks_c_5601", "ksc5601", "cp949", "uhc"))
+
+
+def read_eml(data: bytes) -> tuple[str, list[Block]]:
+    """The subject, and headers and text as blocks."""
+    mail = _parsed(data)
+    subject = _header(mail, "Subject")
+    blocks = [Block("heading", subject, 1)] if subject else []
+    lines = [f"{name}: {value}" for name in HEADERS if (value := _header(mail, name))]
+    if lines:
+        blocks.append(Block("paragraph", "\n".join(lines)))
+    plain = mail.get_body(("plain",))
+    page = mail.get_body(("html",))
+    if plain is not None and (text := _text(plain)).strip():
+        blocks += read_text(text.encode())[1]
+    elif page is not None:
+        blocks += read_html(_text(page).encode())[1]
+    return subject, blocks
+
+
+def mail_members(data: bytes) -> Iterator[Member]:
+    """The attachments, by the names they were sent under."""
+    for number, part in enumerate(_attachments(_parsed(data)), 1):
+        if part.get_content_type() == "message/rfc822":
+            inner = part.get_payload(0)
+            if isinstance(inner, Message):
+                name = _repaired(
+                    part.get_filename() or f"{_header(inner, 'Subject') or number}.eml"
+                )
+                yield Member(shown_name(name.replace("/", " ")), inner.as_bytes())
+            continue
+        body = part.get_payload(decode=True)
+        name = _name(part.get_filename() or str(number))
+        if isinstance(body, bytes) and not name.lower().endswith(".p7s"):
+            yield Member(name, body)
+
+
+def _attachments(mail: EmailMessage) -> Iterator[Message]:
+    """Parts that are not text of the mail; those without a name are pictures of its layout."""
+    bodies = {id(mail.get_body((kind,))) for kind in ("plain", "html")}
+    pending: list[Message] = [mail]
+    while pending:
+        part = pending.pop()
+        if part.get_content_type() == "message/rfc822":
+            yield part
+        elif part.is_multipart():
+            inner = part.get_payload()
+            parts = inner if isinstance(inner, list) else []
+            pending += [p for p in reversed(parts) if isinstance(p, Message)]
+        elif id(part) not in bodies and part.get_filename():
+            yield part
+
+
+def _name(name: str) -> str:
+    return shown_name(_repaired(name).replace("/", " "))
+
+
+def _parsed(data: bytes) -> EmailMessage:
+    mail = email.message_from_bytes(data, policy=email.policy.default)
+    if not isinstance(mail, EmailMessage) or not mail.keys():
+        raise _no_mail()
+    return mail
+
+
+def _header(mail: Message, name: str) -> str:
+    return " ".join(_repaired(str(mail.get(name, ""))).split())
+
+
+def _repaired(text: str) -> str:
+    """Raw bytes in a header come as lone surrogates; they are decoded by their own evidence."""
+    raw = text.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp949", "replace")
+
+
+def _text(part: Message) -> str:
+    data = part.get_payload(decode=True)
+    if not isinstance(data, bytes):
+        return ""
+    charset = (part.get_content_charset() or "").lower()
+    try:
+        return data.decode("cp949" if charset in KOREAN else charset or "utf-8")
+    except (UnicodeDecodeError, LookupError):
+        return decode(data)[0]
+
+
+def _no_mail() -> OnsilError:
+    return OnsilError(
+        en=(
+            "this file is called .eml but has no mail headers",
+            "A mail begins with lines such as From: and Subject:.",
+            "Save the mail again from the mail program as .eml.",
+        ),
+        ko=(
+            "이름은 .eml이지만 메일 머리글이 없습니다.",
+            "메일은 From:, Subject: 같은 줄로 시작합니다.",
+            "메일 프로그램에서 .eml로 다시 저장해 주세요.",
+        ),
+    )

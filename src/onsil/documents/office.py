@@ -1,0 +1,95 @@
+"""Old Office formats (doc, xls, ppt) by way of LibreOffice, where it is installed.
+
+These formats are closed books that LibreOffice has learned to read; it rewrites a file as its
+modern kind and the reader of that kind takes over. Each conversion has a profile and a folder of
+its own, a bound on time, and macros stay off (LibreOffice runs none of an untrusted document
+without asking, and headless there is nobody to ask). Many a .xls or .doc is something else under
+that name, a web page or a modern file; those need no LibreOffice.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from onsil.documents.formats import LEGACY
+from onsil.errors import OnsilError
+
+OLE = bytes.fromhex("d0cf11e0a1b11ae1")
+SECONDS = 180
+PAGE = (b"<html", b"<!doctype html", b"<table", b"<meta", b"<head")
+
+
+def disguised(suffix: str, data: bytes) -> str:
+    """The suffix a file with an old name should have had, or its own if it is what it says."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if data.startswith(b"PK\x03\x04"):
+        return LEGACY[suffix]
+    if start.startswith(b"{\\rtf"):
+        return ".rtf"
+    return ".html" if start.startswith(PAGE) else suffix
+
+
+def convert(suffix: str, data: bytes) -> bytes:
+    """The file as its modern kind, `LEGACY[suffix]`."""
+    program = shutil.which("soffice") or shutil.which("libreoffice")
+    if program is None:
+        raise _no_libreoffice(suffix)
+    if not data.startswith(OLE):
+        raise _not_converted(suffix, "it does not begin like one")
+    kind = LEGACY[suffix].lstrip(".")
+    with TemporaryDirectory() as scratch:
+        source = Path(scratch) / f"document{suffix}"
+        source.write_bytes(data)
+        profile = f"-env:UserInstallation={(Path(scratch) / 'profile').as_uri()}"
+        command = [program, profile, "--headless", "--norestore", "--convert-to", kind]
+        process = subprocess.Popen(
+            [*command, "--outdir", scratch, str(source)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # soffice is a script that starts the program
+        )
+        try:
+            process.wait(SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise _not_converted(suffix, f"more than {SECONDS} seconds") from error
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        made = source.with_suffix(LEGACY[suffix])
+        if not made.is_file():
+            raise _not_converted(suffix, f"exit code {process.returncode}")
+        return made.read_bytes()
+
+
+def _no_libreoffice(suffix: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"{suffix} files are read only where LibreOffice is installed",
+            "The format is old and closed; LibreOffice (soffice) was not found on the PATH.",
+            f"Save it as {LEGACY[suffix]}, or install LibreOffice and run again.",
+        ),
+        ko=(
+            f"{suffix} 파일은 리브레오피스(LibreOffice)가 있어야 읽습니다.",
+            "오래된 비공개 형식이며, PATH에서 리브레오피스(soffice)를 찾지 못했습니다.",
+            f"{LEGACY[suffix]}로 저장하거나, 리브레오피스를 설치하고 다시 실행해 주세요.",
+        ),
+    )
+
+
+def _not_converted(suffix: str, what: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"LibreOffice could not convert this {suffix} ({what})",
+            "It is damaged, has a password, or is another format under this name.",
+            f"Open it in its program and save it as {LEGACY[suffix]}.",
+        ),
+        ko=(
+            f"리브레오피스가 이 {suffix} 파일을 변환하지 못했습니다({what}).",
+            "손상되었거나 암호가 걸렸거나, 다른 형식의 이름만 바꾼 파일입니다.",
+            f"만든 프로그램에서 열어 {LEGACY[suffix]}로 다시 저장해 주세요.",
+        ),
+    )

@@ -1,0 +1,179 @@
+"""reStructuredText to blocks: headings by their adornment, paragraphs, lists, simple tables.
+
+A heading is a line over (or between) a line of punctuation at least as wide; which character means
+which level is the order in which they appear, as docutils has it. Directives are dropped with their
+options and their content is kept, for a note is text; comments, targets and substitutions go. A
+table drawn with `=` or with `+---+` is parted where its rulers part it. Inline marks are stripped.
+
+Left out: what a directive would bring in (`include`, `csv-table` files), footnote numbers, spans in
+drawn tables.
+"""
+
+import re
+from collections.abc import Iterator
+
+from onsil.documents.lines import width
+from onsil.documents.tables import Cell, grid
+from onsil.documents.text import decode
+from onsil.documents.types import Block
+
+RULER = re.compile(r"([!-/:-@\[-`{-~])\1{2,}\s*$")
+SIMPLE = re.compile(r"\s*=+(\s+=+)+\s*$")
+DRAWN = re.compile(r"\s*\+(?:[-=]+\+)+\s*$")
+DIRECTIVE = re.compile(r"\s*\.\.\s+(?:\|[^|]+\|\s+)?([\w:-]+)::\s*(.*)$")
+SILENT = re.compile(
+    r"image|figure|include|toctree|index|contents|highlight|raw|csv-table|meta|auto\w+|module"
+    r"|currentmodule"
+)
+COMMENT = re.compile(r"\s*\.\.(\s|$)")
+OPTION = re.compile(r"\s*:[\w-]+:(\s|$)")
+ITEM = re.compile(r"\s*(?:[-*+•]\s+(?=\S)|(?=(?:\d{1,3}|#)[.)]\s+\S))")
+INLINE = (
+    (re.compile(r"``(.+?)``"), r"\1"),
+    (re.compile(r":[\w:+-]+:`~?([^`<]+?)(?:\s*<[^`>]+>)?`"), r"\1"),
+    (re.compile(r"`([^`<]+?)(?:\s*<[^`>]+>)?`__?"), r"\1"),
+    (re.compile(r"\*\*(?=\S)(.+?)(?<=\S)\*\*"), r"\1"),
+    (re.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])"), r"\1"),
+    (re.compile(r"`([^`]+)`"), r"\1"),
+    (re.compile(r"\|([^|\s][^|]*)\|_?"), r"\1"),
+    (re.compile(r"(?<=\w)__?(?=\W|$)"), ""),
+)
+
+
+def read_rst(data: bytes) -> tuple[str, list[Block]]:
+    """The blocks in order; the first heading names the document."""
+    lines = [line.expandtabs().rstrip() for line in decode(data)[0].splitlines()]
+    return "", list(_Lines(lines).read())
+
+
+class _Lines:
+    """One pass over the lines; `order` is the adornments seen so far, outermost first."""
+
+    def __init__(self, lines: list[str]):
+        self.lines, self.order = lines, []
+
+    def read(self) -> Iterator[Block]:
+        i, open_lines = 0, []
+        while i < len(self.lines):
+            line = self.lines[i]
+            taken, blocks = self.heading(i) or self.marked(i) or self.table(i) or (0, [])
+            if taken and not open_lines:
+                yield from blocks
+                i += taken
+                continue
+            if not line.strip() or ITEM.match(line) or taken:
+                yield from _paragraph(open_lines)
+                open_lines = []
+                if taken:
+                    continue
+            if line.strip():
+                item = ITEM.match(line)
+                open_lines.append(line[item.end() :] if item else line)
+            i += 1
+        yield from _paragraph(open_lines)
+
+    def heading(self, i: int) -> tuple[int, list[Block]] | None:
+        above = bool(RULER.match(self.lines[i])) and i + 2 < len(self.lines)
+        at = i + 1 if above else i
+        if at + 1 >= len(self.lines) or not self.lines[at].strip():
+            return None
+        text, ruler = self.lines[at].strip(), RULER.match(self.lines[at + 1])
+        if not ruler or RULER.match(text) or (not above and self.lines[at][0] == " "):
+            return None
+        if above and self.lines[i].strip() != self.lines[at + 1].strip():
+            return None
+        if not above and len(ruler[0].strip()) < min(len(text), width(text)):
+            return None
+        key = (ruler[1], above)
+        if key not in self.order:
+            self.order.append(key)
+        block = Block("heading", plain(text), min(self.order.index(key) + 1, 9))
+        return (3 if above else 2), [block]
+
+    def marked(self, i: int) -> tuple[int, list[Block]] | None:
+        """A directive (its words go, its content stays to be read) or a comment (goes whole)."""
+        line = self.lines[i]
+        directive = DIRECTIVE.match(line)
+        if directive is None and not COMMENT.match(line):
+            return (1, []) if OPTION.match(line) and line.startswith(" ") else None
+        indent = len(line) - len(line.lstrip())
+        end = i + 1
+        while end < len(self.lines) and (
+            not self.lines[end].strip()
+            or len(self.lines[end]) - len(self.lines[end].lstrip()) > indent
+        ):
+            end += 1
+        if directive is None or SILENT.fullmatch(directive[1]):
+            return end - i, []
+        argument = plain(directive[2])
+        shown = argument if not directive[1].startswith("code") else ""
+        return 1, [Block("paragraph", shown)] if shown else []
+
+    def table(self, i: int) -> tuple[int, list[Block]] | None:
+        line = self.lines[i]
+        if DRAWN.match(line):
+            end = i
+            while end < len(self.lines) and self.lines[end].strip()[:1] in ("+", "|"):
+                end += 1
+            return end - i, _table(_drawn(self.lines[i:end]))
+        if SIMPLE.match(line):
+            rulers = [n for n in range(i, len(self.lines)) if SIMPLE.match(self.lines[n])]
+            blank = [n for n in rulers if not "".join(self.lines[n + 1 : n + 2]).strip()]
+            if not blank or len(rulers) < 2:
+                return None
+            return blank[0] + 1 - i, _table(_simple(line, self.lines[i + 1 : blank[0]]))
+        return None
+
+
+def _paragraph(lines: list[str]) -> Iterator[Block]:
+    text = plain(" ".join(line.strip() for line in lines)).removesuffix("::").strip()
+    if text and not RULER.match(text):
+        yield Block("paragraph", text)
+
+
+def _table(rows: list[list[Cell]]) -> list[Block]:
+    laid_out = grid(rows)
+    return [Block("table", rows=laid_out)] if laid_out else []
+
+
+def _drawn(lines: list[str]) -> list[list[Cell]]:
+    rows: list[list[str]] = []
+    fresh = True
+    for line in lines:
+        if line.strip().startswith("+"):
+            fresh = True
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if fresh or len(cells) != len(rows[-1]):
+            rows.append(cells)
+        else:
+            rows[-1] = [" ".join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
+        fresh = False
+    return [[Cell(plain(cell)) for cell in row] for row in rows]
+
+
+def _simple(ruler: str, lines: list[str]) -> list[list[Cell]]:
+    """Columns begin where the ruler's pieces do, counted in columns of the page."""
+    starts = [match.start() for match in re.finditer("=+", ruler)]
+    rows = []
+    for line in lines:
+        if line.strip() and not SIMPLE.match(line) and set(line.strip()) != {"-", " "}:
+            rows.append([Cell(plain(part)) for part in _cut(line, starts)])
+    return rows
+
+
+def _cut(line: str, starts: list[int]) -> list[str]:
+    parts, at, column = [""] * len(starts), 0, 0
+    for c in line:
+        while at + 1 < len(starts) and column >= starts[at + 1]:
+            at += 1
+        parts[at] += c
+        column += width(c)
+    return [part.strip() for part in parts]
+
+
+def plain(text: str) -> str:
+    """Inline marks stripped."""
+    for pattern, replacement in INLINE:
+        text = pattern.sub(replacement, text)
+    return re.sub(r"\\(.)", r"\1", text).strip()
