@@ -141,6 +141,18 @@ def chat(name: Name) -> None:
 
 
 @app.command()
+def serve(
+    name: Name,
+    host: Annotated[str, typer.Option(help="address to listen on · 주소")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one · 0이면 빈 포트")] = 8000,
+) -> None:
+    """A page and an OpenAI-style API for a model, on this machine. · 웹 화면과 API."""
+    from onsil.serving.app import serve as run_server
+
+    run_server(Workspace.find(), name, host, port, typer.echo)
+
+
+@app.command()
 def report(name: Name) -> None:
     """Where the report of a model is, and its summary. · 성적표 보기."""
     from onsil.evaluation.report import summary

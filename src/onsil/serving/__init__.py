@@ -1,0 +1,1 @@
+"""Doors: a grown model behind HTTP, for programs (OpenAI's chat) and for people (a page)."""

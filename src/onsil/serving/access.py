@@ -1,0 +1,101 @@
+"""Who may come in: one key for programs, a cookie for the page, a one-time link to get it.
+
+The key is made once and kept in the workspace for its owner alone (mode 0600), or taken from
+`$ONSIL_KEY`. A sign-in code works once and for ten minutes; it becomes a session in a cookie that
+scripts cannot read. Comparisons take the same time whatever is wrong with what is compared.
+"""
+
+import hmac
+import os
+import secrets
+import time
+from pathlib import Path
+
+from onsil.errors import OnsilError
+
+COOKIE = "onsil_session"
+CODE_SECONDS, SESSION_SECONDS = 600, 12 * 3600
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def key_of(home: Path) -> str:
+    """The workspace's key; made on first use. Raises OnsilError for a `$ONSIL_KEY` too short."""
+    if given := os.environ.get("ONSIL_KEY", ""):
+        if len(given) < 16:
+            raise OnsilError(
+                en=(
+                    f"$ONSIL_KEY has {len(given)} characters.",
+                    "A short key can be guessed, and it is all that guards the documents.",
+                    "Use at least 16 characters, or unset it and let onsil make one.",
+                ),
+                ko=(
+                    f"$ONSIL_KEY가 {len(given)}자입니다.",
+                    "짧은 키는 알아맞힐 수 있고, 문서를 지키는 것은 이 키뿐입니다.",
+                    "16자 이상으로 하거나, 지정하지 않고 onsil이 만들게 해 주세요.",
+                ),
+            )
+        return given
+    path = home / "key"
+    if not path.exists():
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:  # another server was quicker
+            return path.read_text().strip()
+        with os.fdopen(handle, "w") as f:
+            f.write(secrets.token_urlsafe(32) + "\n")
+    return path.read_text().strip()
+
+
+def refuse_open_door(host: str) -> None:
+    """Only with a key that somebody chose on purpose may other machines reach the server."""
+    if host in LOOPBACK or os.environ.get("ONSIL_KEY"):
+        return
+    raise OnsilError(
+        en=(
+            f"--host {host} would let other machines in.",
+            "They would need only the key that was made automatically, over a line without TLS.",
+            "Set $ONSIL_KEY to a key of your own, or leave --host out to stay on this machine.",
+        ),
+        ko=(
+            f"--host {host}(으)로 열면 다른 컴퓨터에서도 들어올 수 있습니다.",
+            "자동으로 만든 키 하나만 알면 되고, 통신도 암호화되지 않습니다.",
+            "$ONSIL_KEY에 직접 정한 키를 넣거나, --host를 빼고 이 컴퓨터에서만 쓰세요.",
+        ),
+    )
+
+
+class Access:
+    """The key, the codes that are still good, the sessions that are open."""
+
+    def __init__(self, key: str):
+        self._key = key
+        self._codes: dict[str, float] = {}
+        self._sessions: dict[str, float] = {}
+
+    def new_code(self) -> str:
+        code = secrets.token_urlsafe(24)
+        self._codes[code] = time.monotonic() + CODE_SECONDS
+        return code
+
+    def redeem(self, code: str) -> str | None:
+        """A session for a good code, which is then used up; None for any other."""
+        now, good = time.monotonic(), None
+        for known, until in list(self._codes.items()):
+            if hmac.compare_digest(known.encode(), code.encode()):
+                good = until
+                del self._codes[known]
+        if good is None or good < now:
+            return None
+        session = secrets.token_urlsafe(32)
+        self._sessions = {s: t for s, t in self._sessions.items() if t > now}
+        self._sessions[session] = now + SESSION_SECONDS
+        return session
+
+    def key_fits(self, key: str) -> bool:
+        return hmac.compare_digest(self._key.encode(), key.encode())
+
+    def session_fits(self, session: str) -> bool:
+        now, fits = time.monotonic(), False
+        for known, until in self._sessions.items():
+            fits |= hmac.compare_digest(known.encode(), session.encode()) and until > now
+        return fits

@@ -1,0 +1,193 @@
+"""What every request passes before anything of ours looks at it.
+
+Default deny: a route is public only if it is named here. Host and Origin are checked because a
+page elsewhere can make a browser talk to this machine (DNS rebinding); bodies are limited while
+they stream in; a request that takes too long is ended. Written as plain ASGI, so that streamed
+answers pass through untouched.
+"""
+
+import asyncio
+import json
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onsil.serving.access import COOKIE, Access
+
+PUBLIC = ("/health", "/sign-in")
+LARGEST_BODY, DEEPEST, SECONDS = 1_000_000, 64, 120.0
+LARGEST_HEADERS = 32_000
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Refused(Exception):
+    """An answer instead of the work: HTTP status, message, OpenAI's error type, field named."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.kind, self.param, self.code = kind, param, code
+
+    def body(self) -> bytes:
+        """OpenAI's error object."""
+        error = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+
+class Guard:
+    """ASGI middleware: checks, limits and headers around `app`. `hosts`: allowed Host values."""
+
+    def __init__(self, app: ASGIApp, access: Access, hosts: frozenset[str]):
+        self.app, self.access, self.hosts = app, access, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                named = {name.lower() for name, _ in message["headers"]}
+                extra = [
+                    (name.encode(), value.encode())
+                    for name, value in HEADERS.items()
+                    if name.lower().encode() not in named
+                ]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
+        try:
+            self._admit(scope)
+            body = await asyncio.wait_for(_whole_body(scope, receive), SECONDS)
+            scope["state"] = scope.get("state", {}) | {"body": body}
+            await asyncio.wait_for(self.app(scope, receive, sending), SECONDS)
+        except Refused as refused:
+            if not started:
+                await refuse(sending, refused)
+        except TimeoutError:
+            if not started:
+                await refuse(sending, Refused(408, "The request took too long.", "timeout_error"))
+
+    def _admit(self, scope: Scope) -> None:
+        """Raises Refused unless host, origin and key are in order."""
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > LARGEST_HEADERS:
+            raise Refused(431, "The headers are too large.")
+        if headers.get("host", "").lower() not in self.hosts:
+            raise Refused(421, "This server does not answer to that host name.")
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() not in self.hosts:
+            raise Refused(403, "Requests from other origins are refused.", "permission_error")
+        if scope["path"] in PUBLIC:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self.access.key_fits(key.strip()):
+            return
+        if self.access.session_fits(_session(headers.get("cookie", ""))):
+            if scope["method"] in ("GET", "HEAD") or origin is not None:
+                return
+            raise Refused(403, "A page's request must name its origin.", "permission_error")
+        raise Refused(401, "A key is needed: Authorization: Bearer KEY.", "authentication_error")
+
+
+def _session(cookies: str) -> str:
+    try:
+        found = SimpleCookie(cookies).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found else ""
+
+
+async def _whole_body(scope: Scope, receive: Receive) -> bytes:
+    """The body, refused as soon as it is known to be too large."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > LARGEST_BODY:
+            raise _too_large()
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "The request ended before its body did.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > LARGEST_BODY:
+            raise _too_large()
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _too_large() -> Refused:
+    return Refused(413, f"The body is larger than {LARGEST_BODY:,} bytes.")
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises Refused for anything else, before it is built when it is
+    nested too deep."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise Refused(400, f"The body is not UTF-8 (byte {e.start}).") from e
+    depth = 0
+    inside = escaped = False
+    for character in text:
+        if inside:
+            inside = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+        elif character == '"':
+            inside = True
+        elif character in "[{":
+            depth += 1
+            if depth > DEEPEST:
+                raise Refused(400, f"The JSON is nested deeper than {DEEPEST}.")
+        elif character in "]}":
+            depth -= 1
+    try:
+        found = json.loads(text, parse_constant=_no_constant)
+    except ValueError as e:
+        raise Refused(400, f"The body is not JSON: {e}.") from e
+    if not isinstance(found, dict):
+        raise Refused(400, "The body must be a JSON object.")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def refuse(send: Send, refused: Refused) -> None:
+    body = refused.body()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refused.status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
