@@ -64,7 +64,11 @@ class Models:
             raise _unknown(reference) from e
         with self._lock:
             if made.digest not in self._loaded:
-                folder = self.ws.whole(made)
+                try:
+                    folder = self.ws.whole(made)
+                except OnsilError as e:
+                    log.error("%s is damaged", made.digest)
+                    raise Refused(503, e.en[0], "server_error", code="model_damaged") from e
                 self._loaded[made.digest] = (Answerer(folder), load_tokenizer(folder / "tokenizer"))
                 for old in list(self._loaded)[:-KEPT]:
                     del self._loaded[old]

@@ -4,7 +4,7 @@
 
 const WORDS = {
   ko: {
-    notice: "인공지능이 문서에서 찾아 만든 답입니다. 중요한 내용은 오른쪽에 열리는 원문을 확인하세요.",
+    notice: "인공지능이 문서에서 찾아 만든 답입니다. 중요한 내용은 함께 열리는 원문을 확인하세요.",
     about: "모델 정보", report: "성적표", lineage: "무엇으로 만들었나", close: "닫기",
     welcome: "무엇이 궁금하신가요?", topics: (n, t) => `문서 ${n}건에서 찾습니다: ${t} …`,
     sources: "답의 근거", nearest: "가장 가까운 대목", sourcesEmpty: "답을 하면 근거가 여기에 열립니다.",
@@ -15,7 +15,7 @@ const WORDS = {
     citation: "근거가 맞은 답", abstained: "답이 없을 때 물러난 비율", other: "English", otherLang: "en",
   },
   en: {
-    notice: "Answers are made by AI from the documents. Check the source on the right for anything important.",
+    notice: "Answers are made by AI from the documents. Check the source that opens with the answer for anything important.",
     about: "About the model", report: "Report card", lineage: "What it was made from", close: "Close",
     welcome: "What would you like to know?", topics: (n, t) => `Answers come from ${n} documents: ${t} …`,
     sources: "Where the answer stands", nearest: "Nearest passages", sourcesEmpty: "Sources open here with the answer.",

@@ -1,0 +1,54 @@
+"""A tiny real model behind a real server, for the tests of the doors. Not a test itself."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from test_grow import PLAN, onsil
+
+TRAP = "<img src=x onerror=\"document.title='broken'\">"
+DOCUMENTS = {
+    "휴가규정.md": "# 휴가 규정\n\n## 제3조(연차의 이월)\n"
+    "쓰지 않은 연차는 다음 해에 5일까지 이월한다.\n\n"
+    "## 제4조(병가)\n병가는 1년에 60일까지 쓸 수 있다.\n",
+    "출장규정.md": "# 출장 규정\n\n## 제5조(숙박비)\n숙박비는 하루 80,000원까지 지급한다.\n",
+    "함정.md": f"# 함정 {TRAP}\n\n## 제1조(상징물)\n기관의 상징물은 {TRAP} 소나무로 한다.\n",
+}
+
+
+def grow_small(folder: Path) -> Path:
+    """A workspace with `desk`, grown in seconds."""
+    documents, home, plan = folder / "docs", folder / "ws", folder / "plan.json"
+    documents.mkdir()
+    for name, text in DOCUMENTS.items():
+        (documents / name).write_text(text)
+    plan.write_text(json.dumps(PLAN | {"decoder_epochs": 1, "encoder_epochs": 1}))
+    command = onsil(home, "grow", str(documents), "--name", "desk", "--plan", str(plan))
+    subprocess.run(command, check=True, capture_output=True)
+    return home
+
+
+@contextmanager
+def server(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[str, str]]:
+    """`onsil serve desk` on a free port: (its address, its sign-in link)."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onsil", "serve", "desk", "--port", "0", *arguments],
+        env=os.environ | {"ONSIL_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        said = "".join(process.stdout.readline() for _ in range(3))
+        link = re.search(r"http://\S+sign-in\S+", said)
+        assert link, said + process.stderr.read()
+        yield link.group().partition("/sign-in")[0], link.group()
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)

@@ -1,0 +1,135 @@
+"""The page as a person meets it, in a real browser that reaches this machine alone."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+from served import grow_small, server
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+QUESTION = "쓰지 않은 연차는 며칠까지 이월되나요?"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return grow_small(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(home, browser) -> Iterator[Page]:
+    """The page, signed in, in Korean; what it says to the console and asks of the network kept."""
+    with server(home) as (address, link):
+        context = browser.new_context(locale="ko-KR")
+        page = context.new_page()
+        page.told = []
+        page.asked = []
+        page.on("console", lambda message: page.told.append(message.text))
+        page.on("pageerror", lambda error: page.told.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(link)
+        page.wait_for_selector("#summary:not(:empty)")
+        yield page
+        assert page.told == []
+        assert all(url.startswith((address, "data:")) for url in page.asked)
+        context.close()
+
+
+def ask(page: Page, question: str, number: int = 1) -> str:
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"article:nth-of-type({number}) .cited button")
+    return page.inner_text(f"article:nth-of-type({number}) .answered")
+
+
+def test_a_question_is_answered_with_its_passage_beside_it(page):
+    said = ask(page, QUESTION)
+    assert "5일까지" in said
+    assert page.inner_text("#passages h3") == "제3조(연차의 이월)"
+    assert "5일까지" in page.inner_text("#passages mark")
+    assert page.inner_text("#passages .document") == "휴가규정.md"
+    assert page.evaluate("() => document.activeElement.id") == "question"
+
+
+def test_a_conversation_keeps_every_answer_and_opens_the_one_that_is_chosen(page):
+    ask(page, QUESTION)
+    ask(page, "숙박비는 하루 얼마까지 주나요?", 2)
+    assert page.inner_text("#passages h3") == "제5조(숙박비)"
+    page.click("article:nth-of-type(1) .cited button")
+    assert page.inner_text("#passages h3") == "제3조(연차의 이월)"
+
+
+def test_the_notice_and_the_model_stand_on_the_page_in_both_languages(page):
+    assert "인공지능" in page.inner_text(".notice")
+    page.click("#language")
+    assert "made by AI" in page.inner_text(".notice")
+    assert page.get_attribute("html", "lang") == "en"
+    page.click("#about-open")
+    assert page.inner_text("#card").count("\n") > 5
+    assert "read_files@" in page.inner_text("#lineage")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#about")
+
+
+def test_enter_belongs_to_the_input_method_while_a_syllable_is_composed(page):
+    page.fill("#question", "연차")
+    for init in ("{isComposing: true}", "{keyCode: 229}"):
+        page.evaluate(
+            "() => document.getElementById('question').dispatchEvent("
+            f"new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, ...{init}}}))"
+        )
+    assert page.query_selector("article") is None
+    page.keyboard.press("Shift+Enter")
+    assert page.query_selector("article") is None and "\n" in page.input_value("#question")
+
+
+def test_markup_in_a_document_stays_text(page):
+    ask(page, "기관의 상징물은 뭔가요?")
+    assert "onerror" in page.inner_text("#sources")
+    assert page.query_selector("#sources img, #talk img") is None
+    assert page.title() == "desk"
+
+
+def test_it_can_be_used_by_keyboard_alone(page):
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate("() => document.activeElement.tagName") == "BUTTON"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("article .cited button")
+    page.focus("article .cited button")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => document.activeElement.tagName") == "H3"
+    outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_nothing_is_cut_off_at_any_width(page, width):
+    page.set_viewport_size({"width": width, "height": 700})
+    ask(page, QUESTION)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    box = page.query_selector("#send").bounding_box()
+    assert box and box["x"] + box["width"] <= width and box["y"] + box["height"] <= 700
+
+
+def test_signed_out_it_says_so(home, browser):
+    with server(home) as (_, link):
+        page = browser.new_page(locale="ko-KR")
+        page.goto(link)
+        page.context.clear_cookies()
+        page.wait_for_selector("#summary:not(:empty)")
+        page.fill("#question", QUESTION)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".answered.none")
+        assert "onsil serve" in page.inner_text(".answered")
+        assert page.goto(link).status == 401
+        page.close()
