@@ -8,6 +8,7 @@ Left out: pictures in the text, signatures and encryption (an encrypted part is 
 """
 
 import email.policy
+import re
 from collections.abc import Iterator
 from email.message import EmailMessage, Message
 
@@ -19,6 +20,12 @@ from onsil.errors import OnsilError
 
 HEADERS = ("From", "To", "Cc", "Date")
 KOREAN = frozenset(("euc-kr", "ks_c_5601-1987", "ks_c_5601", "ksc5601", "cp949", "uhc"))
+HEADS = re.compile(  # the headers of the mail and of its parts, at the start and after boundaries
+    rb"(?:\A|^--\S[^\n]*\n)(?:[A-Za-z][\w-]*:[^\n]*\n(?:[ \t][^\n]*\n)*)+", re.MULTILINE
+)
+NAMED_KOREAN = re.compile(  # in an encoded word, =?euc-kr?B?…?=, or a parameter, name*=euc-kr''…
+    rb"(=\?|\*=)(?:euc-kr|ks_c_5601(?:-1987)?|ksc5601)(?=[?'])", re.IGNORECASE
+)
 
 
 def read_eml(data: bytes) -> tuple[str, list[Block]]:
@@ -44,9 +51,8 @@ def mail_members(data: bytes) -> Iterator[Member]:
         if part.get_content_type() == "message/rfc822":
             inner = part.get_payload(0)
             if isinstance(inner, Message):
-                name = _repaired(
-                    part.get_filename() or f"{_header(inner, 'Subject') or number}.eml"
-                )
+                title = _header(inner, "Subject") or str(number)
+                name = part.get_filename() or f"{title}.eml"
                 yield Member(shown_name(name.replace("/", " ")), inner.as_bytes())
             continue
         body = part.get_payload(decode=True)
@@ -72,27 +78,28 @@ def _attachments(mail: EmailMessage) -> Iterator[Message]:
 
 
 def _name(name: str) -> str:
-    return shown_name(_repaired(name).replace("/", " "))
+    return shown_name(name.replace("/", " "))
 
 
 def _parsed(data: bytes) -> EmailMessage:
-    mail = email.message_from_bytes(data, policy=email.policy.default)
+    mail = email.message_from_bytes(HEADS.sub(_mended, data), policy=email.policy.default)
     if not isinstance(mail, EmailMessage) or not mail.keys():
         raise _no_mail()
     return mail
 
 
-def _header(mail: Message, name: str) -> str:
-    return " ".join(_repaired(str(mail.get(name, ""))).split())
-
-
-def _repaired(text: str) -> str:
-    """Raw bytes in a header come as lone surrogates; they are decoded by their own evidence."""
-    raw = text.encode("utf-8", "surrogateescape")
+def _mended(head: re.Match[bytes]) -> bytes:
+    """Headers as the library expects them: CP949 called by its name, raw bytes as UTF-8."""
+    block = NAMED_KOREAN.sub(rb"\1cp949", head[0])
     try:
-        return raw.decode("utf-8")
+        block.decode("utf-8")
     except UnicodeDecodeError:
-        return raw.decode("cp949", "replace")
+        return block.decode("cp949", "replace").encode()
+    return block
+
+
+def _header(mail: Message, name: str) -> str:
+    return " ".join(str(mail.get(name, "")).split())
 
 
 def _text(part: Message) -> str:

@@ -17,7 +17,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onsil.documents.formats import (
@@ -103,12 +103,18 @@ def _digest(file: Path) -> str:
 
 def _bytes(ref: FileRef, file: Path | None) -> bytes:
     """The bytes that were listed, or why they are not to be had."""
-    if file is not None and ref.sha256 == UNREADABLE:
+    if file is None:
+        raise _changed()
+    if ref.sha256 == UNREADABLE:
         raise _unreadable()
-    if file is not None and file.stat().st_size > LARGEST:
-        raise _too_large(file.stat().st_size)
-    data = file.read_bytes() if file is not None else b""
-    if file is None or hashlib.sha256(data).hexdigest() != ref.sha256:
+    try:
+        size = file.stat().st_size
+        if size > LARGEST:
+            raise _too_large(size)
+        data = file.read_bytes()
+    except OSError as error:
+        raise _unreadable() from error
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
         raise _changed()
     return data
 
@@ -161,23 +167,47 @@ def _kind(path: str, data: bytes) -> tuple[str, str, bytes]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """NFC relative path -> file. macOS stores names decomposed; they must still be found."""
+    """Relative path as `FileRef` spells it -> file, or a folder that could not be listed.
+
+    Paths are NFC: macOS stores names decomposed, and they must still be found. Linux can hold both
+    spellings beside each other; then the decomposed one keeps the path it has on disk.
+    """
+    spelled = [(_spelled(file.relative_to(folder)), file) for file in _walked(folder)]
     found: dict[str, Path] = {}
-    for here, folders, names in os.walk(folder):
+    for path, file in sorted(spelled, key=lambda s: not unicodedata.is_normalized("NFC", s[0])):
+        normal = unicodedata.normalize("NFC", path)
+        found[path if normal in found else normal] = file
+    return found
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    refused: list[Path] = []
+
+    def remember(error: OSError) -> None:
+        refused.append(Path(os.fspath(error.filename)))
+
+    for here, folders, names in os.walk(folder, onerror=remember):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and not (Path(here) / name).is_symlink()
+            if not name.startswith(".") and not os.path.islink(os.path.join(here, name))
         )
         for name in sorted(names):
             file = Path(here) / name
-            if name.startswith((".", "~$")) or name == QUESTIONS or file.is_symlink():
+            if name.startswith((".", "~$")) or name == QUESTIONS or os.path.islink(file):
                 continue
-            if file.is_file():
-                path = file.relative_to(folder).as_posix()
-                normal = unicodedata.normalize("NFC", path)
-                found[path if normal in found else normal] = file
-    return found
+            if os.path.isfile(file) or not os.path.lexists(file):  # not even to be looked at
+                yield file
+    yield from refused
+
+
+def _spelled(path: Path) -> str:
+    """Names are bytes on Linux, and a disk from Windows may hold them in CP949."""
+    raw = os.fsencode(path.as_posix())
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp949", "replace")
 
 
 def _document(ref: FileRef, form: str, parsed: Parsed) -> Document:
@@ -219,14 +249,14 @@ def _no_text() -> OnsilError:
 def _unreadable() -> OnsilError:
     return OnsilError(
         en=(
-            "this file may not be opened",
-            "The operating system refuses it (permissions, or a broken disk).",
-            "Give yourself the right to read it and run again.",
+            "it may not be opened",
+            "The operating system refuses it (permissions, a path too long, a broken disk).",
+            "Give yourself the right to read it, or move it, and run again.",
         ),
         ko=(
-            "열 수 없는 파일입니다.",
-            "운영체제가 읽기를 허락하지 않습니다(권한이 없거나 디스크 오류).",
-            "읽기 권한을 준 뒤 다시 실행해 주세요.",
+            "파일이나 폴더를 열 수 없습니다.",
+            "운영체제가 읽기를 허락하지 않습니다(권한, 지나치게 긴 경로, 디스크 오류 등).",
+            "읽기 권한을 주거나 다른 곳으로 옮긴 뒤 다시 실행해 주세요.",
         ),
     )
 

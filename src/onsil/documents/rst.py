@@ -126,7 +126,10 @@ class _Lines:
 
 
 def _paragraph(lines: list[str]) -> Iterator[Block]:
-    text = plain(" ".join(line.strip() for line in lines)).removesuffix("::").strip()
+    text = plain(" ".join(line.strip() for line in lines))
+    if text.endswith("::"):  # code follows; one colon is read aloud, unless it stands alone
+        text = text[:-2].rstrip() if text[:-2].endswith((" ", ":")) else text[:-1]
+        text = "" if text == ":" else text
     if text and not RULER.match(text):
         yield Block("paragraph", text)
 

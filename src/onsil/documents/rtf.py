@@ -216,7 +216,7 @@ class _Reader:
         """Decode the bytes that have come together."""
         if self.bytes:
             data, self.bytes = bytes(self.bytes), bytearray()
-            self.say(_decoded(data, (self.group.encoding, self.page, "cp949")))
+            self.say(_decoded(data, (self.group.encoding, self.page, "cp949", "cp1252")))
 
     def end(self, aside: bool = False) -> None:
         """A paragraph mark, or the end of a note."""

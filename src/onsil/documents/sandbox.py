@@ -9,7 +9,7 @@ many files, for starting Python costs more than reading most of them.
     parent ── suffix, bytes ──▶ child ── title, blocks, members | error ──▶ parent
 
 A message is a length and JSON, then raw bytes; nothing is unpickled. A file that runs out of
-memory or time in a child that has read others is tried once more in a fresh one, so that the
+memory, or kills a child that has read others, is tried once more in a fresh one, so that the
 result does not depend on what was read before. The bounds stop accidents and clumsy malice. They
 are no jail: the child can read what its user can. Where there are no rlimits (Windows), only the
 clock is bounded.
@@ -71,15 +71,13 @@ class Sandbox:
 
     def parse(self, suffix: str, data: bytes) -> Parsed:
         """The contents of one file; an OnsilError says what was wrong or which bound it hit."""
-        if self.worn:
-            try:
-                return self._parsed(suffix, data)
-            except _Bound:
-                self.stop()
+        worn = self.worn
         try:
             return self._parsed(suffix, data)
         except _Bound as bound:
             self.stop()
+            if worn and not bound.final:
+                return self.parse(suffix, data)
             raise bound.error from bound
 
     def _parsed(self, suffix: str, data: bytes) -> Parsed:
@@ -94,8 +92,11 @@ class Sandbox:
             found = _unpacked(reply, read)
         except (BrokenPipeError, EOFError) as error:
             code = child.wait()
-            why = _too_slow(self.limits) if overran.is_set() else _died(code, self.limits)
-            raise _Bound(why) from error
+            if overran.is_set():
+                raise _Bound(_too_slow(self.limits), final=True) from error
+            if code == -getattr(signal, "SIGXCPU", 0):
+                raise _Bound(_too_much_work(self.limits), final=True) from error
+            raise _Bound(_crashed(code)) from error
         finally:
             timer.cancel()
         self.worn = True
@@ -114,11 +115,11 @@ class Sandbox:
 
 
 class _Bound(Exception):
-    """The child hit a bound or died; `error` is what the user is told."""
+    """The child hit a bound or died: what the user is told, and whether a fresh one would too."""
 
-    def __init__(self, error: OnsilError):
+    def __init__(self, error: OnsilError, final: bool = False):
         super().__init__(error.en[0])
-        self.error = error
+        self.error, self.final = error, final
 
 
 # --- messages -----------------------------------------------------------------------------------
@@ -255,30 +256,33 @@ def _out_of_memory(limits: Limits) -> OnsilError:
     )
 
 
-def _died(code: int, limits: Limits) -> OnsilError:
-    if code == -getattr(signal, "SIGXCPU", 0):
-        return OnsilError(
-            en=(
-                f"reading it took more than {limits.cpu} seconds of processor time",
-                "A document takes seconds at most; this one is damaged or made to stall readers.",
-                "Open it in its program and save it again, or leave it out.",
-            ),
-            ko=(
-                f"읽는 데 프로세서 시간을 {limits.cpu}초 넘게 썼습니다.",
-                "보통 문서는 몇 초면 읽습니다. 손상되었거나 일부러 만든 파일로 보입니다.",
-                "만든 프로그램에서 열어 다시 저장하거나 폴더에서 빼 주세요.",
-            ),
-        )
+def _too_much_work(limits: Limits) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"reading it took more than {limits.cpu} seconds of processor time",
+            "A document takes seconds at most; this one is damaged or made to stall readers.",
+            "Open it in its program and save it again, or leave it out.",
+        ),
+        ko=(
+            f"읽는 데 프로세서 시간을 {limits.cpu}초 넘게 썼습니다.",
+            "보통 문서는 몇 초면 읽습니다. 손상되었거나 일부러 만든 파일로 보입니다.",
+            "만든 프로그램에서 열어 다시 저장하거나 폴더에서 빼 주세요.",
+        ),
+    )
+
+
+def _crashed(code: int) -> OnsilError:
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return OnsilError(
         en=(
             f"the reader crashed on it ({how})",
-            "A library it is read with could not cope; the other files are not affected.",
+            "A library could not cope with it, perhaps for want of memory; other files are safe.",
             "Open it in its program and save it again, or leave it out.",
         ),
         ko=(
             f"파일을 읽던 프로그램이 비정상 종료되었습니다({how}).",
-            "읽는 데 쓰는 라이브러리가 감당하지 못한 파일이며, 다른 파일에는 영향이 없습니다.",
+            "라이브러리가 감당하지 못한 파일이며 메모리가 모자랐을 수 있습니다. 다른 파일에는"
+            " 영향이 없습니다.",
             "만든 프로그램에서 열어 다시 저장하거나 폴더에서 빼 주세요.",
         ),
     )

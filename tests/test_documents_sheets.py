@@ -1,0 +1,225 @@
+"""Tables and slides: CSV, Excel, PowerPoint, catalogues, data sets, notebooks."""
+
+import datetime
+import io
+import json
+
+import openpyxl
+import pptx
+import pytest
+from openpyxl.styles.numbers import FORMAT_PERCENTAGE_00
+from pptx.util import Inches
+
+from onsil.documents.delimited import read_csv, separator
+from onsil.documents.json_lines import read_jsonl
+from onsil.documents.notebook import read_ipynb
+from onsil.documents.po import read_po
+from onsil.documents.pptx import read_pptx
+from onsil.documents.types import Block
+from onsil.documents.xlsx import read_xlsx
+from onsil.errors import OnsilError
+
+# --- csv ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-8-sig", "utf-16"])
+def test_csv_in_the_encodings_of_excel(encoding: str):
+    data = '부서,담당자,비고\r\n총무과,김하늘,"전화, 방문\n모두 가능"\r\n\r\n인사과,박바다,\r\n'
+    assert read_csv(data.encode(encoding))[1] == [
+        Block(
+            "table",
+            rows=(
+                ("부서", "담당자", "비고"),
+                ("총무과", "김하늘", "전화, 방문\n모두 가능"),
+                ("인사과", "박바다", ""),
+            ),
+        )
+    ]
+
+
+@pytest.mark.parametrize("parted", [",", "\t", ";", "|"])
+def test_the_separator_is_the_one_that_parts_evenly(parted: str):
+    rows = [["이름", "금액", "주소"], ["가", "1,200", "서울; 중구"], ["나", "3", "부산 | 서구"]]
+    if parted in ";|":
+        rows = [[cell.replace(parted, " ") for cell in row] for row in rows]
+    text = "\n".join(
+        parted.join(f'"{cell}"' if parted in cell else cell for cell in row) for row in rows
+    )
+    assert separator(text) == parted
+
+
+def test_a_single_column_is_paragraphs_and_an_empty_file_is_nothing():
+    assert read_csv("첫째 줄\n둘째 줄\n".encode())[1] == [
+        Block("paragraph", "첫째 줄"),
+        Block("paragraph", "둘째 줄"),
+    ]
+    assert read_csv(b"\n\n")[1] == []
+
+
+# --- xlsx ---------------------------------------------------------------------------------------
+
+
+def workbook() -> bytes:
+    book = openpyxl.Workbook()
+    book.properties.title = "예산"
+    sheet = book.active
+    assert sheet is not None
+    sheet.title = "2026년"
+    sheet.append(["구분", None, "금액", "비율", "기준일"])
+    sheet.append(["인건비", "정규직", 1_200_000, 0.256, datetime.date(2026, 11, 20)])
+    sheet.append([None, "계약직", 0.1 + 0.2, True, datetime.datetime(2026, 11, 20, 9, 30)])
+    sheet["D2"].number_format = FORMAT_PERCENTAGE_00
+    sheet.merge_cells("A1:B1")
+    sheet.merge_cells("A2:A3")
+    book.create_sheet("빈 시트")
+    book.create_sheet("둘째").append(["메모"])
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+def test_sheets_are_headings_and_merged_cells_are_repeated():
+    title, blocks = read_xlsx(workbook())
+    assert title == "예산"
+    assert blocks == [
+        Block("heading", "2026년", 1),
+        Block(
+            "table",
+            rows=(
+                ("구분", "구분", "금액", "비율", "기준일"),
+                ("인건비", "정규직", "1200000", "25.6%", "2026-11-20"),
+                ("인건비", "계약직", "0.3", "TRUE", "2026-11-20 09:30"),
+            ),
+        ),
+        Block("heading", "둘째", 1),
+        Block("table", rows=(("메모",),)),
+    ]
+
+
+@pytest.mark.parametrize("read", [read_xlsx, read_pptx])
+def test_encrypted_and_false_packages_are_named(read):
+    ole = bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600)
+    with pytest.raises(OnsilError, match="encrypted with a password"):
+        read(ole + "EncryptedPackage".encode("utf-16-le"))
+    for data in (ole, b"not a zip"):
+        with pytest.raises(OnsilError, match="is no"):
+            read(data)
+
+
+# --- pptx ---------------------------------------------------------------------------------------
+
+
+def slides() -> bytes:
+    show = pptx.Presentation()
+    slide = show.slides.add_slide(show.slide_layouts[1])
+    slide.shapes.title.text = "추진\v배경"
+    slide.placeholders[1].text = "첫째 항목\n둘째 항목"
+    slide.notes_slide.notes_text_frame.text = "발표자 메모"
+    slide = show.slides.add_slide(show.slide_layouts[6])
+    table = slide.shapes.add_table(2, 3, Inches(1), Inches(1), Inches(5), Inches(1)).table
+    table.cell(0, 0).merge(table.cell(0, 1))
+    for (row, column), text in {(0, 0): "구분", (0, 2): "일정", (1, 0): "1단계"}.items():
+        table.cell(row, column).text = text
+    group = slide.shapes.add_group_shape()
+    group.shapes.add_textbox(0, 0, 100, 100).text_frame.text = "묶인 글상자"
+    out = io.BytesIO()
+    show.save(out)
+    return out.getvalue()
+
+
+def test_slides_give_titles_text_tables_and_notes():
+    title, blocks = read_pptx(slides())
+    assert title == ""  # the library's default title is nobody's
+    assert blocks == [
+        Block("heading", "추진 배경", 1),
+        Block("paragraph", "첫째 항목"),
+        Block("paragraph", "둘째 항목"),
+        Block("paragraph", "발표자 메모"),
+        Block("table", rows=(("구분", "구분", "일정"), ("1단계", "", ""))),
+        Block("paragraph", "묶인 글상자"),
+    ]
+
+
+# --- data sets, notebooks, catalogues -----------------------------------------------------------
+
+
+def test_json_lines_keep_what_is_text():
+    rows = [
+        {
+            "id": "a-17",
+            "url": "https://example.kr/가나",
+            "본문": "연차는 15일이다.",
+            "제목": "연차",
+        },
+        {"messages": [{"role": "user", "content": "몇 일인가요?"}, {"content": "열닷새입니다"}]},
+        ["two words", 3, None, "code"],
+    ]
+    data = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
+    assert read_jsonl(data.encode())[1] == [
+        Block("heading", "연차", 1),
+        Block("paragraph", "연차는 15일이다."),
+        Block("paragraph", "몇 일인가요?"),
+        Block("paragraph", "열닷새입니다"),
+        Block("paragraph", "two words"),
+    ]
+    with pytest.raises(OnsilError, match="line 2 is not JSON"):
+        read_jsonl(b'{"a": 1}\n{"a": \n')
+
+
+def test_notebook_cells():
+    cells = [
+        {"cell_type": "markdown", "source": ["# 분석\n", "\n", "**자료**를 읽는다."]},
+        {"cell_type": "code", "source": "x = 1\nprint(x)", "outputs": [{"text": "하나"}]},
+        {"cell_type": "raw", "source": "버림"},
+    ]
+    assert read_ipynb(json.dumps({"cells": cells, "metadata": {"title": "노트"}}).encode()) == (
+        "노트",
+        [
+            Block("heading", "분석", 1),
+            Block("paragraph", "자료를 읽는다."),
+            Block("paragraph", "x = 1\nprint(x)"),
+        ],
+    )
+    for data in (b'{"worksheets": []}', b"[", b"[]"):
+        with pytest.raises(OnsilError, match="not a notebook"):
+            read_ipynb(data)
+
+
+def test_catalogue_rows():
+    text = r"""
+msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8\n"
+
+#. a comment
+#: file.c:1
+msgctxt "menu"
+msgid "Open \"%s\""
+msgstr "“%s” 열기"
+
+msgid ""
+"two "
+"parts\n"
+msgstr "두 "
+"부분\n"
+
+msgid "one file"
+msgid_plural "%d files"
+msgstr[0] "파일 %d개"
+
+msgid "not yet"
+msgstr ""
+
+#~ msgid "old"
+#~ msgstr "옛것"
+"""
+    assert read_po(text.encode())[1] == [
+        Block(
+            "table",
+            rows=(
+                ('Open "%s"', "“%s” 열기"),
+                ("two parts", "두 부분"),
+                ("one file\n%d files", "파일 %d개"),
+                ("not yet", ""),
+            ),
+        )
+    ]
