@@ -19,8 +19,8 @@ PUBLIC = ("/health", "/sign-in")
 LARGEST_BODY, DEEPEST, SECONDS = 1_000_000, 64, 120.0
 LARGEST_HEADERS = 32_000
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'; object-src 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'; object-src 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
