@@ -1,5 +1,6 @@
 """Prose in other clothes: RTF, OpenDocument, reStructuredText, mail."""
 
+import base64
 import email.message
 import io
 import zipfile
@@ -58,7 +59,7 @@ def test_rtf_says_nothing_that_is_not_text():
     body = (
         "{\\header\\pard running\\par}{\\*\\generator Riched20;}{\\pict\\wmetafile8 0102030405}"
         '{\\field{\\*\\fldinst HYPERLINK "http://x"}{\\fldrslt link}}'
-        "{\\listtext 1.\\tab}item{\\v hidden}{\\deleted gone}\\bin4 {{{{ end\\par"
+        "{\\listtext 1.\\tab}item{\\v hidden}{\\deleted gone}\\bin4 x}}y end\\par"
     )
     assert [b.text for b in read_rtf(rtf(body))[1]] == ["linkitem end"]
 
@@ -209,6 +210,9 @@ def test_rst_blocks():
 
 사용
 ----
+
+세부
+~~~~
 """
     assert read_rst(text.encode())[1] == [
         Block("heading", "안내", 1),
@@ -222,6 +226,7 @@ def test_rst_blocks():
         Block("table", rows=(("이름", "값"), ("가", "1"), ("나나", "2"))),
         Block("table", rows=(("ㄱ", "ㄴ ㄷ"),)),
         Block("heading", "사용", 2),
+        Block("heading", "세부", 3),
     ]
 
 
@@ -268,6 +273,13 @@ def test_mail_of_old_programs(charset: str):
     title, blocks = read_eml(raw.encode("cp949"))
     assert title == "똠방각하"
     assert blocks[-1].text == "똠방각하 드림"
+
+
+def test_encoded_words_that_call_cp949_by_another_name():
+    word = base64.b64encode("똠방각하".encode("cp949")).decode()
+    raw = f"Subject: =?ks_c_5601-1987?B?{word}?=\nFrom: =?EUC-KR?B?{word}?= <a@b.kr>\n\n글\n"
+    title, blocks = read_eml(raw.encode())
+    assert title == "똠방각하" and blocks[1].text == "From: 똠방각하 <a@b.kr>"
 
 
 def test_what_is_no_mail_is_named():

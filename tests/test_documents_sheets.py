@@ -48,6 +48,11 @@ def test_the_separator_is_the_one_that_parts_evenly(parted: str):
     assert separator(text) == parted
 
 
+def test_a_line_over_the_table_does_not_mislead():
+    text = "2026년 현황\n부서,전화,비고\n총무,1,가\n인사,2,나\n"
+    assert separator(text) == ","
+
+
 def test_a_single_column_is_paragraphs_and_an_empty_file_is_nothing():
     assert read_csv("첫째 줄\n둘째 줄\n".encode())[1] == [
         Block("paragraph", "첫째 줄"),
@@ -118,7 +123,7 @@ def slides() -> bytes:
     slide = show.slides.add_slide(show.slide_layouts[6])
     table = slide.shapes.add_table(2, 3, Inches(1), Inches(1), Inches(5), Inches(1)).table
     table.cell(0, 0).merge(table.cell(0, 1))
-    for (row, column), text in {(0, 0): "구분", (0, 2): "일정", (1, 0): "1단계"}.items():
+    for (row, column), text in {(0, 0): "구분", (0, 2): "일정", (1, 2): "2월"}.items():
         table.cell(row, column).text = text
     group = slide.shapes.add_group_shape()
     group.shapes.add_textbox(0, 0, 100, 100).text_frame.text = "묶인 글상자"
@@ -135,7 +140,7 @@ def test_slides_give_titles_text_tables_and_notes():
         Block("paragraph", "첫째 항목"),
         Block("paragraph", "둘째 항목"),
         Block("paragraph", "발표자 메모"),
-        Block("table", rows=(("구분", "구분", "일정"), ("1단계", "", ""))),
+        Block("table", rows=(("구분", "구분", "일정"), ("", "", "2월"))),
         Block("paragraph", "묶인 글상자"),
     ]
 

@@ -2,8 +2,7 @@
 
 Headings carry their outline level; lists become their items; notes and text boxes follow the
 paragraph they hang on; a table is a grid. A cell or row that is written once and repeated is
-repeated here too, unless it is empty, for spreadsheets pasted into a page repeat blanks by the
-thousand.
+repeated here too, within reason: spreadsheets pasted into a page repeat blanks by the thousand.
 
 Left out: page headers and footers (they stand in `styles.xml`), tables of contents and indexes,
 comments, and text that tracked changes deleted.
@@ -123,9 +122,7 @@ def _table(table: "Element") -> Iterator[Block]:
                 cell = _cell(tc, nested)
                 repeats = _count(tc, "number-columns-repeated")
                 row += [cell] * min(repeats, MOST_REPEATS)
-        filled = any(cell.text for cell in row)
-        repeats = min(_count(tr, "number-rows-repeated"), MOST_REPEATS) if filled else 1
-        rows += [row] * repeats
+        rows += [row] * min(_count(tr, "number-rows-repeated"), MOST_REPEATS)
     if all(sum(bool(cell.text) for cell in row) < 2 for row in rows):
         yield from (Block("paragraph", cell.text) for row in rows for cell in row if cell.text)
     elif laid_out := grid(rows):

@@ -24,10 +24,10 @@ def read_po(data: bytes) -> tuple[str, list[Block]]:
     for raw in decode(data)[0].splitlines():
         line = raw.strip()
         if match := KEYWORD.match(line):
-            key = {"msgid_plural": "msgid"}.get(match[1], match[1])
-            if match[1] == "msgctxt" or (match[1] == "msgid" and _complete(entries)):
+            if match[1] == "msgid":
                 entries.append({})
-            field = entries[-1].setdefault(key, [])
+            key = {"msgid_plural": "msgid"}.get(match[1], match[1])
+            field = entries[-1].setdefault(key, []) if entries and key != "msgctxt" else [""]
             field.append(match[2])
         elif field and (match := MORE.match(line)):
             field[-1] += match[1]
@@ -39,11 +39,6 @@ def read_po(data: bytes) -> tuple[str, list[Block]]:
         if _plain(entry.get("msgid", []))
     )
     return "", [Block("table", rows=rows)] if rows else []
-
-
-def _complete(entries: list[dict[str, list[str]]]) -> bool:
-    """Whether a msgid begins an entry, rather than following the msgctxt of this one."""
-    return not entries or "msgid" in entries[-1]
 
 
 def _plain(parts: list[str]) -> str:
