@@ -183,13 +183,21 @@ def test_rst_blocks():
 ``pip`` 로 설치하고 :ref:`설정 <conf>` 과 `누리집 <http://x.kr>`_ 을
 **꼭** 읽습니다::
 
-    코드는 그대로
+    코드는 *그대로*
+
+      줄도
+
+.. code-block:: python
+   :linenos:
+
+   x = 1
+   y = 2
 
 - 첫째
   이어짐
 - 둘째
 
-.. note:: 조심할 것
+.. note :: 조심할 것
 
    내용도 남는다.
 
@@ -218,7 +226,8 @@ def test_rst_blocks():
         Block("heading", "안내", 1),
         Block("heading", "설치", 2),
         Block("paragraph", "pip 로 설치하고 설정 과 누리집 을 꼭 읽습니다:"),
-        Block("paragraph", "코드는 그대로"),
+        Block("paragraph", "코드는 *그대로*\n\n  줄도"),
+        Block("paragraph", "x = 1\ny = 2"),
         Block("paragraph", "첫째 이어짐"),
         Block("paragraph", "둘째"),
         Block("paragraph", "조심할 것"),

@@ -3,14 +3,19 @@
 import datetime
 import io
 import json
+import tarfile
+from collections import Counter
+from pathlib import Path
 
 import openpyxl
 import pptx
 import pytest
+import zstandard
 from openpyxl.styles.numbers import FORMAT_PERCENTAGE_00
 from pptx.util import Inches
 
 from onsil.documents.delimited import read_csv, separator
+from onsil.documents.formats import parse, suffix_of
 from onsil.documents.json_lines import read_jsonl
 from onsil.documents.notebook import read_ipynb
 from onsil.documents.po import read_po
@@ -228,3 +233,32 @@ msgstr ""
             ),
         )
     ]
+
+
+def test_real_notebooks_catalogues_and_rst_keep_their_hangul(onsil_data: Path):
+    with (onsil_data / "raw-docs" / "raw-docs.tar.zst").open("rb") as packed:
+        stream = zstandard.ZstdDecompressor().stream_reader(packed)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            counts: Counter[str] = Counter()
+            for member in archive:
+                suffix = suffix_of(member.name)
+                if (
+                    suffix not in (".po", ".ipynb", ".rst")
+                    or (file := archive.extractfile(member)) is None
+                ):
+                    continue
+                data = file.read()
+                _, blocks, _ = parse(suffix, data)
+                cells = [cell for block in blocks for row in block.rows for cell in row]
+                kept = hangul("".join([block.text for block in blocks] + cells))
+                counts.update(
+                    {suffix: 1, f"{suffix} in": hangul(data.decode()), f"{suffix} out": kept}
+                )
+    assert counts[".po"] == counts[".ipynb"] == counts[".rst"] == 12
+    assert counts[".ipynb out"] == counts[".ipynb in"] > 15_000
+    assert counts[".po out"] > 0.99 * counts[".po in"] > 16_000  # obsolete entries go
+    assert counts[".rst out"] > 0.98 * counts[".rst in"] > 11_000  # comments and targets go
+
+
+def hangul(text: str) -> int:
+    return sum("가" <= c <= "힣" for c in text)

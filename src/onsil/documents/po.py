@@ -27,7 +27,7 @@ def read_po(data: bytes) -> tuple[str, list[Block]]:
             if match[1] == "msgid":
                 entries.append({})
             key = {"msgid_plural": "msgid"}.get(match[1], match[1])
-            field = entries[-1].setdefault(key, []) if entries and key != "msgctxt" else [""]
+            field = entries[-1].setdefault(key, []) if entries else [""]
             field.append(match[2])
         elif field and (match := MORE.match(line)):
             field[-1] += match[1]

@@ -10,6 +10,7 @@ drawn tables.
 """
 
 import re
+import textwrap
 from collections.abc import Iterator
 
 from onsil.documents.lines import width
@@ -20,14 +21,19 @@ from onsil.documents.types import Block
 RULER = re.compile(r"([!-/:-@\[-`{-~])\1{2,}\s*$")
 SIMPLE = re.compile(r"\s*=+(\s+=+)+\s*$")
 DRAWN = re.compile(r"\s*\+(?:[-=]+\+)+\s*$")
-DIRECTIVE = re.compile(r"\s*\.\.\s+(?:\|[^|]+\|\s+)?([\w:-]+)::\s*(.*)$")
+DIRECTIVE = re.compile(r"\s*\.\.\s+(?:\|[^|]+\|\s+)?([\w:-]+)\s?::\s*(.*)$")
 SILENT = re.compile(
     r"image|figure|include|toctree|index|contents|highlight|raw|csv-table|meta|auto\w+|module"
     r"|currentmodule"
 )
+SPOKEN = re.compile(  # directives whose first line is text; of the others it is a setting
+    r"note|warning|tip|hint|important|caution|danger|error|attention|seealso|admonition|topic"
+    r"|sidebar|rubric|title|versionadded|versionchanged|deprecated|replace|epigraph|todo"
+)
+CODE = re.compile(r"code(-block)?|sourcecode|parsed-literal|doctest|math|prompt|testcode")
 COMMENT = re.compile(r"\s*\.\.(\s|$)")
 OPTION = re.compile(r"\s*:[\w-]+:(\s|$)")
-ITEM = re.compile(r"\s*(?:[-*+•]\s+(?=\S)|(?=(?:\d{1,3}|#)[.)]\s+\S))")
+ITEM = re.compile(r"\s*(?:(?:[-*+•]|#[.)])\s+(?=\S)|(?=\d{1,3}[.)]\s+\S))")
 INLINE = (
     (re.compile(r"``(.+?)``"), r"\1"),
     (re.compile(r":[\w:+-]+:`~?([^`<]+?)(?:\s*<[^`>]+>)?`"), r"\1"),
@@ -63,6 +69,12 @@ class _Lines:
                 continue
             if not line.strip() or ITEM.match(line) or taken:
                 yield from _paragraph(open_lines)
+                if open_lines and open_lines[-1].endswith("::"):
+                    end = self.below(i, _indent(self.lines[i - 1]))
+                    yield from _code(self.lines[i:end])
+                    i = max(end, i + 1 - bool(line.strip()))
+                    open_lines = []
+                    continue
                 open_lines = []
                 if taken:
                     continue
@@ -71,6 +83,12 @@ class _Lines:
                 open_lines.append(line[item.end() :] if item else line)
             i += 1
         yield from _paragraph(open_lines)
+
+    def below(self, i: int, indent: int) -> int:
+        """Where the lines that stand further in than `indent` end, from line `i` on."""
+        while i < len(self.lines) and (not self.lines[i] or _indent(self.lines[i]) > indent):
+            i += 1
+        return i
 
     def heading(self, i: int) -> tuple[int, list[Block]] | None:
         above = bool(RULER.match(self.lines[i])) and i + 2 < len(self.lines)
@@ -96,17 +114,13 @@ class _Lines:
         directive = DIRECTIVE.match(line)
         if directive is None and not COMMENT.match(line):
             return (1, []) if OPTION.match(line) and line.startswith(" ") else None
-        indent = len(line) - len(line.lstrip())
-        end = i + 1
-        while end < len(self.lines) and (
-            not self.lines[end].strip()
-            or len(self.lines[end]) - len(self.lines[end].lstrip()) > indent
-        ):
-            end += 1
+        end = self.below(i + 1, _indent(line))
         if directive is None or SILENT.fullmatch(directive[1]):
             return end - i, []
-        argument = plain(directive[2])
-        shown = argument if not directive[1].startswith("code") else ""
+        if CODE.fullmatch(directive[1]):
+            body = [line for line in self.lines[i + 1 : end] if not OPTION.match(line)]
+            return end - i, list(_code(body))
+        shown = plain(directive[2]) if SPOKEN.fullmatch(directive[1]) else ""
         return 1, [Block("paragraph", shown)] if shown else []
 
     def table(self, i: int) -> tuple[int, list[Block]] | None:
@@ -132,6 +146,16 @@ def _paragraph(lines: list[str]) -> Iterator[Block]:
         text = "" if text == ":" else text
     if text and not RULER.match(text):
         yield Block("paragraph", text)
+
+
+def _code(lines: list[str]) -> Iterator[Block]:
+    """Code keeps its lines."""
+    if text := textwrap.dedent("\n".join(lines)).strip("\n"):
+        yield Block("paragraph", text)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _table(rows: list[list[Cell]]) -> list[Block]:
