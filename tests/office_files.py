@@ -1,9 +1,14 @@
-"""Word, HWPX and PDF files written by the tests themselves."""
+"""Word, HWPX, Excel, PowerPoint and PDF files written by the tests themselves."""
 
+import datetime
 import io
 import zipfile
 
 import docx
+import openpyxl
+import pptx
+from openpyxl.styles.numbers import FORMAT_PERCENTAGE_00
+from pptx.util import Inches
 
 NS = (
     'xmlns:hp="http://www.hancom.co.kr/hwpml/2011/paragraph" '
@@ -87,3 +92,40 @@ def pdf_file(*pages: list[tuple[int, int, str]], title: str = "") -> bytes:
         f"{body}xref\n0 {count}\n0000000000 65535 f \n{table}"
         f"trailer<</Size {count}/Root 1 0 R/Info {count - 1} 0 R>>\nstartxref\n{len(body)}\n%%EOF"
     ).encode("latin-1")
+
+
+def workbook() -> bytes:
+    book = openpyxl.Workbook()
+    book.properties.title = "예산"
+    sheet = book.active
+    assert sheet is not None
+    sheet.title = "2026년"
+    sheet.append(["구분", None, "금액", "비율", "기준일"])
+    sheet.append(["인건비", "정규직", 1_200_000, 0.256, datetime.date(2026, 11, 20)])
+    sheet.append([None, "계약직", 0.1 + 0.2, True, datetime.datetime(2026, 11, 20, 9, 30)])
+    sheet["D2"].number_format = FORMAT_PERCENTAGE_00
+    sheet.merge_cells("A1:B1")
+    sheet.merge_cells("A2:A3")
+    book.create_sheet("빈 시트")
+    book.create_sheet("둘째").append(["메모"])
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+def slides() -> bytes:
+    show = pptx.Presentation()
+    slide = show.slides.add_slide(show.slide_layouts[1])
+    slide.shapes.title.text = "추진\v배경"
+    slide.placeholders[1].text = "첫째 항목\n둘째 항목"
+    slide.notes_slide.notes_text_frame.text = "발표자 메모"
+    slide = show.slides.add_slide(show.slide_layouts[6])
+    table = slide.shapes.add_table(2, 3, Inches(1), Inches(1), Inches(5), Inches(1)).table
+    table.cell(0, 0).merge(table.cell(0, 1))
+    for (row, column), text in {(0, 0): "구분", (0, 2): "일정", (1, 2): "2월"}.items():
+        table.cell(row, column).text = text
+    group = slide.shapes.add_group_shape()
+    group.shapes.add_textbox(0, 0, 100, 100).text_frame.text = "묶인 글상자"
+    out = io.BytesIO()
+    show.save(out)
+    return out.getvalue()

@@ -1,18 +1,13 @@
 """Tables and slides: CSV, Excel, PowerPoint, catalogues, data sets, notebooks."""
 
-import datetime
-import io
 import json
 import tarfile
 from collections import Counter
 from pathlib import Path
 
-import openpyxl
-import pptx
 import pytest
 import zstandard
-from openpyxl.styles.numbers import FORMAT_PERCENTAGE_00
-from pptx.util import Inches
+from office_files import slides, workbook
 
 from onsil.documents.delimited import read_csv, separator
 from onsil.documents.formats import parse, suffix_of
@@ -69,25 +64,6 @@ def test_a_single_column_is_paragraphs_and_an_empty_file_is_nothing():
 # --- xlsx ---------------------------------------------------------------------------------------
 
 
-def workbook() -> bytes:
-    book = openpyxl.Workbook()
-    book.properties.title = "예산"
-    sheet = book.active
-    assert sheet is not None
-    sheet.title = "2026년"
-    sheet.append(["구분", None, "금액", "비율", "기준일"])
-    sheet.append(["인건비", "정규직", 1_200_000, 0.256, datetime.date(2026, 11, 20)])
-    sheet.append([None, "계약직", 0.1 + 0.2, True, datetime.datetime(2026, 11, 20, 9, 30)])
-    sheet["D2"].number_format = FORMAT_PERCENTAGE_00
-    sheet.merge_cells("A1:B1")
-    sheet.merge_cells("A2:A3")
-    book.create_sheet("빈 시트")
-    book.create_sheet("둘째").append(["메모"])
-    out = io.BytesIO()
-    book.save(out)
-    return out.getvalue()
-
-
 def test_sheets_are_headings_and_merged_cells_are_repeated():
     title, blocks = read_xlsx(workbook())
     assert title == "예산"
@@ -117,24 +93,6 @@ def test_encrypted_and_false_packages_are_named(read):
 
 
 # --- pptx ---------------------------------------------------------------------------------------
-
-
-def slides() -> bytes:
-    show = pptx.Presentation()
-    slide = show.slides.add_slide(show.slide_layouts[1])
-    slide.shapes.title.text = "추진\v배경"
-    slide.placeholders[1].text = "첫째 항목\n둘째 항목"
-    slide.notes_slide.notes_text_frame.text = "발표자 메모"
-    slide = show.slides.add_slide(show.slide_layouts[6])
-    table = slide.shapes.add_table(2, 3, Inches(1), Inches(1), Inches(5), Inches(1)).table
-    table.cell(0, 0).merge(table.cell(0, 1))
-    for (row, column), text in {(0, 0): "구분", (0, 2): "일정", (1, 2): "2월"}.items():
-        table.cell(row, column).text = text
-    group = slide.shapes.add_group_shape()
-    group.shapes.add_textbox(0, 0, 100, 100).text_frame.text = "묶인 글상자"
-    out = io.BytesIO()
-    show.save(out)
-    return out.getvalue()
 
 
 def test_slides_give_titles_text_tables_and_notes():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from hwp_files import hwp_file, paragraph
-from office_files import hwpx_file, p, pdf_file, t, word_file
+from office_files import hwpx_file, p, pdf_file, t, word_file, workbook
 
 from onsil.documents import read_folder, scan
 from onsil.documents.office import convert, disguised
@@ -153,7 +153,17 @@ def test_ordinary_packages_pass():
         check_size(data, ".zip")
 
 
-def test_hwp_bombs_and_xml_depth(tmp_path: Path):
+def test_packages_that_were_cut_or_changed_are_named(tmp_path: Path):
+    good = workbook()
+    spoilt = bytearray(good)
+    at = good.index(b"xl/worksheets/sheet1.xml") + 200
+    spoilt[at : at + 20] = bytes(20)
+    _, reasons = reading(tmp_path, cut_xlsx=good[:-30], spoilt_xlsx=bytes(spoilt))
+    assert "is no .xlsx package" in reasons["cut.xlsx"]
+    assert "this .xlsx is damaged" in reasons["spoilt.xlsx"]
+
+
+def test_depth_and_entities_end(tmp_path: Path):
     deep = "<hp:p><hp:run>" * 3_000 + "</hp:run></hp:p>" * 3_000
     documents, reasons = reading(
         tmp_path,

@@ -6,11 +6,13 @@ files; those are listed by `MEMBERS` and read one by one, each by the reader of 
 """
 
 import importlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from onsil.documents.members import Member
-from onsil.documents.packages import check_size
+from onsil.documents.packages import check_size, damaged
 from onsil.documents.types import Block
 from onsil.errors import OnsilError
 
@@ -85,10 +87,13 @@ def suffix_of(path: str) -> str:
 
 def parse(suffix: str, data: bytes) -> tuple[str, list[Block], list[Member]]:
     """Title, blocks and members of one file; raises what the reader raises."""
-    if suffix in ZIPPED:
-        check_size(data, suffix)
-    title, blocks = READERS[suffix][1](data)
-    return title, blocks, list(MEMBERS[suffix](data)) if suffix in MEMBERS else []
+    try:
+        if suffix in ZIPPED:
+            check_size(data, suffix)
+        title, blocks = READERS[suffix][1](data)
+        return title, blocks, list(MEMBERS[suffix](data)) if suffix in MEMBERS else []
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise damaged(suffix, str(error)) from error
 
 
 def known_suffixes() -> str:

@@ -40,6 +40,21 @@ def check_size(data: bytes, suffix: str) -> None:
         raise _bomb(suffix, len(data), total, len(parts))
 
 
+def damaged(suffix: str, what: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"this {suffix} is damaged ({what})",
+            "It was cut off or changed on its way here and cannot be unpacked.",
+            "Copy it again from where it came, or open it in its program and save it again.",
+        ),
+        ko=(
+            f"손상된 {suffix} 파일입니다({what}).",
+            "옮기는 동안 잘렸거나 내용이 바뀌어 압축을 풀 수 없습니다.",
+            "원본을 다시 복사하거나, 만든 프로그램에서 열어 다시 저장해 주세요.",
+        ),
+    )
+
+
 def _encrypted(suffix: str) -> OnsilError:
     name = suffix.lstrip(".").upper()
     return OnsilError(
