@@ -12,7 +12,7 @@ from test_grow import OFFICE, PLAN, onsil
 from onsil.corpus import curate
 from onsil.documents import read
 from onsil.errors import OnsilError
-from onsil.lineage import Artifact, Workspace
+from onsil.lineage import Artifact, Workspace, file_lineage
 from onsil.models.families import load, packed, unpacked
 from onsil.tokenizer import train_tokenizer
 from onsil.training.base import adopt, shrink
@@ -117,3 +117,13 @@ def spoiled(base: Path, folder: Path, what: str) -> Path:
 def test_what_does_not_belong_together_is_refused(ws, base, tmp_path, what):
     with pytest.raises(OnsilError):
         adopt(ws, spoiled(base, tmp_path / "base", what))
+
+
+def test_the_base_in_this_repository_is_one_and_says_what_it_is_made_of(ws):
+    folder = Path(__file__).resolve().parents[1] / "base"
+    adopted = adopt(ws, folder)
+    assert (adopted / "encoder" / "model.safetensors").exists()
+    said = file_lineage(folder / "encoder" / "model.safetensors")
+    stages = {node["stage"].partition("@")[0] for node in said["nodes"].values()}
+    assert {"read_files", "curate", "pretrain", "write_lessons", "finetune", "shrink"} <= stages
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 16_000_000
