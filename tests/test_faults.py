@@ -6,10 +6,12 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from test_grow import PLAN, grow_command, model_digest, onsil
 
+from onsil.documents.read import read_folder, scan
 from onsil.lineage import Artifact, Run, Workspace, stage
 from onsil.lineage.history import verify
 
@@ -110,6 +112,26 @@ def test_a_full_disk_is_said_and_the_rest_goes_on_elsewhere(tmp_path, plan, home
         assert model_digest(small / "ws") == model_digest(home)
     finally:
         run("umount", str(small))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="dropping privileges needs root")
+def test_a_file_that_may_not_be_opened_is_listed_and_the_rest_is_read():
+    """Root may open everything, so the folder is listed as somebody else."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "열림.txt").write_text("연차는 5일까지 이월한다.")
+        (folder / "닫힘.txt").write_text("비밀")
+        (folder / "닫힘.txt").chmod(0o600)
+        os.seteuid(65534)
+        try:
+            files = scan(folder)
+        finally:
+            os.seteuid(0)
+        documents, skipped = read_folder(folder, files)
+    assert [d.path for d in documents] == ["열림.txt"]
+    assert [row["path"] for row in skipped] == ["닫힘.txt"]
+    assert "may not be opened" in skipped[0]["reason_en"] and skipped[0]["reason_ko"]
 
 
 @stage(version=1)
