@@ -138,9 +138,7 @@ def plan_for(
     epochs, seconds = {}, 0.0
     for part in ("decoder", "encoder"):
         pass_seconds = max(1, text_tokens) / (speed * RELATIVE_SPEED[part])
-        epochs[f"{part}_epochs"] = _whole(
-            SHARES[part] * minutes * 60 / pass_seconds, most[part]
-        )
+        epochs[f"{part}_epochs"] = _whole(SHARES[part] * minutes * 60 / pass_seconds, most[part])
         seconds += epochs[f"{part}_epochs"] * pass_seconds
     pass_seconds = max(1, reading_tokens) / (speed * RELATIVE_SPEED["reader"])
     passes = SHARES["reader"] * minutes * 60 / pass_seconds
