@@ -174,6 +174,6 @@ def test_ten_thousand_files(tmp_path):
     start = time.process_time()
     documents = read(ws, folder)
     corpus = curate(ws, documents=documents)
-    assert sum(1 for _ in (documents / "documents.jsonl").open()) == 10_000
+    assert len((documents / "documents.jsonl").read_text().splitlines()) == 10_000
     assert (corpus / "report.json").exists()
     assert time.process_time() - start < 300
