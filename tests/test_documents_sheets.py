@@ -1,10 +1,12 @@
 """Tables and slides: CSV, Excel, PowerPoint, catalogues, data sets, notebooks."""
 
+import io
 import json
 import tarfile
 from collections import Counter
 from pathlib import Path
 
+import openpyxl
 import pytest
 import zstandard
 from office_files import slides, workbook
@@ -53,6 +55,11 @@ def test_a_line_over_the_table_does_not_mislead():
     assert separator(text) == ","
 
 
+def test_a_separator_that_is_said_is_obeyed():
+    rows = read_csv("sep=;\r\n이름;값, 단위\r\n가;1, 원\r\n".encode())[1][0].rows
+    assert rows == (("이름", "값, 단위"), ("가", "1, 원"))
+
+
 def test_a_single_column_is_paragraphs_and_an_empty_file_is_nothing():
     assert read_csv("첫째 줄\n둘째 줄\n".encode())[1] == [
         Block("paragraph", "첫째 줄"),
@@ -80,6 +87,22 @@ def test_sheets_are_headings_and_merged_cells_are_repeated():
         Block("heading", "둘째", 1),
         Block("table", rows=(("메모",),)),
     ]
+
+
+def test_a_stray_cell_at_the_far_end_costs_nothing():
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    sheet["A1"], sheet["B2"], sheet["XFD1048576"] = "처음", "둘째", "끝"
+    sheet.merged_cells.add("A3:XFD1048575")
+    sheet.merged_cells.add("A1:A1048576")
+    out = io.BytesIO()
+    book.save(out)
+    assert read_xlsx(out.getvalue())[1][1].rows == (
+        ("처음", "", ""),
+        ("처음", "둘째", ""),
+        ("처음", "", "끝"),
+    )
 
 
 @pytest.mark.parametrize("read", [read_xlsx, read_pptx])

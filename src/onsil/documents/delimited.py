@@ -11,6 +11,7 @@ dates as values; cells are text.
 
 import csv
 import io
+import re
 from collections import Counter
 
 from onsil.documents.tables import Cell, grid
@@ -18,15 +19,21 @@ from onsil.documents.text import decode
 from onsil.documents.types import Block
 
 SEPARATORS = ",\t;|"
+SAID = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)  # a first line only Excel writes and reads
 SAMPLE = 60  # rows that decide
 LONGEST_CELL = 2**24
 
 
 def read_csv(data: bytes) -> tuple[str, list[Block]]:
     """The rows as one table; a CSV names no title."""
-    text = decode(data)[0].replace("\0", "")
+    text = decode(data)[0]
+    said = SAID.match(text)
+    if said:
+        text = text[said.end() :]
     csv.field_size_limit(LONGEST_CELL)
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator(text)))
+    rows = list(
+        csv.reader(io.StringIO(text, newline=""), delimiter=said[1] if said else separator(text))
+    )
     laid_out = grid([Cell(cell.strip()) for cell in row] for row in rows)
     if laid_out and len(laid_out[0]) == 1:
         return "", [Block("paragraph", row[0]) for row in laid_out]

@@ -42,7 +42,6 @@ def _span(count: int) -> int:
 
 
 def _trim(rows: list[list[str]]) -> tuple[tuple[str, ...], ...]:
-    columns = max((len(row) for row in rows), default=0)
-    padded = [row + [""] * (columns - len(row)) for row in rows]
-    kept = [i for i in range(columns) if any(row[i] for row in padded)]
-    return tuple(tuple(row[i] for i in kept) for row in padded if any(row))
+    """Equally long rows of the columns with text; sparse sheets are never laid out in full."""
+    kept = sorted({i for row in rows for i, text in enumerate(row) if text})
+    return tuple(tuple(row[i] if i < len(row) else "" for i in kept) for row in rows if any(row))

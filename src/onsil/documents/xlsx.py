@@ -12,13 +12,12 @@ amount in thousands is the number in the cell).
 import datetime
 import io
 import zipfile
+from itertools import compress
 from typing import Any
 
 from onsil.documents.packages import check_package
 from onsil.documents.tables import Cell, grid
 from onsil.documents.types import Block
-
-WIDEST = 16_384  # columns of a sheet; a merged range may claim all of them
 
 
 def read_xlsx(data: bytes) -> tuple[str, list[Block]]:
@@ -43,12 +42,14 @@ def read_xlsx(data: bytes) -> tuple[str, list[Block]]:
 def _rows(sheet: Any, merged: list[tuple[int, int, int, int]]) -> tuple[tuple[str, ...], ...]:
     sheet.reset_dimensions()  # what a file claims about its size is often wrong
     rows = [[_text(cell) for cell in row] for row in sheet.iter_rows()]
+    widest, filled = max(map(len, rows), default=0), [any(row) for row in rows]
     for left, top, right, bottom in merged:
+        right = min(right, widest)
         if top <= len(rows) and left <= len(rows[top - 1]) and (text := rows[top - 1][left - 1]):
-            for row in rows[top - 1 : bottom]:
-                row += [""] * (min(right, WIDEST) - len(row))
-                row[left - 1 : right] = [text] * (min(right, WIDEST) - left + 1)
-    return grid([Cell(text) for text in row] for row in rows)
+            for row in compress(rows[top - 1 : bottom], filled[top - 1 : bottom]):
+                row += [""] * (right - len(row))
+                row[left - 1 : right] = [text] * (right - left + 1)
+    return grid([Cell(text) for text in row] for row in rows if any(row))
 
 
 def _merged(package: zipfile.ZipFile, path: str) -> list[tuple[int, int, int, int]]:
