@@ -67,8 +67,8 @@ def open_hwp(data: bytes) -> HwpFile:
     try:
         with olefile.OleFileIO(io.BytesIO(data)) as ole:
             return _opened(ole, data)
-    except (OSError, OverflowError, zlib.error) as error:  # olefile's own errors are OSErrors
-        raise _damaged(str(error)) from error
+    except (OSError, OverflowError, ValueError, zlib.error) as error:  # what olefile raises
+        raise _damaged(str(error)[:200]) from error
 
 
 def _opened(ole: "OleFileIO", data: bytes) -> HwpFile:
