@@ -67,7 +67,12 @@ def test_one_sentence_becomes_a_model(tmp_path, plan):
 def test_ctrl_c_keeps_what_is_done_and_going_on_gives_the_same_model(tmp_path, plan, home):
     mine = tmp_path / "ws"
     process = subprocess.Popen(
-        grow_command(mine, plan), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        grow_command(mine, plan),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it puts in the background deaf to Ctrl-C, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
