@@ -10,7 +10,7 @@ from onsil.retrieval.bm25 import BM25, coverage, marks, terms
 from onsil.retrieval.concepts import _forms, concept, concepts, concepts_at
 from onsil.retrieval.gate import ABSTAIN, calibrate
 from onsil.retrieval.passages import Passage, cells_of, table_lines
-from onsil.retrieval.ranking import find, kind_asked
+from onsil.retrieval.ranking import find, kinds_asked
 from onsil.retrieval.readers import best_sentence, typed_sentence
 
 
@@ -174,8 +174,15 @@ def test_what_the_question_says_is_no_answer(index):
 def test_kind_asked(question, text, found):
     import re
 
-    pattern = kind_asked(question)
-    assert pattern and bool(re.search(pattern, text)) is found
+    patterns = kinds_asked(question)
+    assert patterns and any(re.search(p, text) for p in patterns) is found
+
+
+def test_how_many_days_is_a_number_of_days_before_it_is_a_date():
+    text = "연차는 최대 10일까지 이월할 수 있다.\n이월한 연차는 다음 해 6월 30일까지 쓴다."
+    index = BM25([passage("제12조(연차의 이월)", text)])
+    assert answer(index, "연차는 며칠까지 이월되나요?")[0] == "10일까지"
+    assert answer(index, "이월한 연차는 언제까지 쓰나요?")[0] == "6월 30일까지"
 
 
 def test_cells_are_read_back_from_the_line_they_were_written_in():

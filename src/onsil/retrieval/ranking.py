@@ -47,8 +47,8 @@ PLACE = (
 ASKED = [
     (r"누구|누가|어느\s*(?:팀|부서)|어떤\s*(?:팀|부서)", WHO),
     (r"어디|몇\s*층", PLACE),
-    (r"언제까지|마감", DATE + "|" + SPAN),
-    (r"며칠|몇\s*일|기한", SPAN + "|" + DATE),
+    (r"언제까지|마감", DATE, SPAN),
+    (r"며칠|몇\s*일|기한", SPAN, DATE),
     (r"얼마\s*(?:동안|나\s*(?:지나|오래|자주))", SPAN + r"|영구|해마다|매년"),
     (r"얼마|금액|한도|비용|몇\s*원", NUMBER + r"(?:만\s*원|천\s*원|원|%|퍼센트|점)" + BOUND),
     (r"몇\s*시(?!간)", r"(?:오전|오후)?\s*(?:\d{1,2}:\d{2}|\d{1,2}시(?:\s*\d{1,2}분)?)(?:까지)?"),
@@ -65,19 +65,19 @@ COUNTED = {
 }  # fmt: skip
 
 
-def kind_asked(question: str) -> str | None:
-    """The pattern of what a question asks for («며칠» → a number of days), or None."""
-    for asks, answers in ASKED:
+def kinds_asked(question: str) -> tuple[str, ...]:
+    """Patterns of what a question asks for, the likeliest first («며칠» → a number of days, else a
+    date); none when nothing is counted, dated, placed or named."""
+    for asks, *answers in ASKED:
         if re.search(asks, question):
-            return answers
+            return tuple(answers)
     found = re.search(r"몇\s*([가-힣a-z%℃]{1,3})", question.lower())
     if found is None:
-        return None
+        return ()
     unit = found.group(1)
     known = next((unit[:n] for n in (3, 2, 1) if unit[:n] in COUNTED), None)
-    return (
-        r"(?:만\s*)?" + NUMBER + f"(?:{COUNTED[known] if known else re.escape(unit[:2])})" + BOUND
-    )
+    counted = COUNTED[known] if known else re.escape(unit[:2])
+    return (r"(?:만\s*)?" + NUMBER + f"(?:{counted})" + BOUND,)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def find(index: BM25, question: str, limit: int = 5, without: str | None = None)
     found = index.search(question, CANDIDATES, without)
     if not found:
         return []
-    words, kind, defined = index.words(question), kind_asked(question), index.defined(question)
+    words, kind = index.words(question), "|".join(kinds_asked(question))
+    defined = index.defined(question)
     asked = frozenset(terms(question)) | frozenset(c for word in words for c in word.concepts)
     hits = []
     for score, i in found:

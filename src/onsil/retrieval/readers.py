@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onsil.retrieval.bm25 import BM25, DEFINES, Word, coverage, marks
 from onsil.retrieval.passages import Passage, cells_of
-from onsil.retrieval.ranking import Hit, evidence, kind_asked
+from onsil.retrieval.ranking import Hit, evidence, kinds_asked
 
 MEANING = re.compile(
     r"[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*(?:말한다|뜻한다|말하며|말하고|말합니다)"
@@ -47,10 +47,10 @@ def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | Non
     reading = best_sentence(index, question, hits)
     if reading is None:
         return None
-    words, kind = index.words(question), kind_asked(question)
-    text = meaning_asked(question, hits[0].line) or cell_asked(words, kind, hits[0].line)
-    if text is None and kind is not None:
-        text = thing_asked(words, kind, reading.passage.text, reading.answer, question)
+    words, kinds = index.words(question), kinds_asked(question)
+    text = meaning_asked(question, hits[0].line) or cell_asked(words, "|".join(kinds), hits[0].line)
+    for kind in kinds:
+        text = text or thing_asked(words, kind, reading.passage.text, reading.answer, question)
     if text is None:
         return reading
     return Reading(text, reading.passage, reading.features)
@@ -62,12 +62,12 @@ def meaning_asked(question: str, line: str) -> str | None:
     return found.group(1) if found and DEFINES.search(question) else None
 
 
-def cell_asked(words: list[Word], kind: str | None, line: str) -> str | None:
+def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
     """Of a table row, the cell under the column the question names, or the only one of the kind
     asked for; None when the line is no row or nothing tells which."""
     row = cells_of(line)
     row = [(column, column if MARK.fullmatch(cell) else cell) for column, cell in row]
-    if kind is not None:
+    if kind:
         row = [(column, cell) for column, cell in row if re.search(kind, cell)]
     if not row:
         return None
