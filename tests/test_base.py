@@ -13,7 +13,8 @@ from onsil.corpus import curate
 from onsil.documents import read
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Workspace, file_lineage
-from onsil.models.families import load, packed, unpacked
+from onsil.models.checkpoint import load
+from onsil.models.weights import packed, unpacked
 from onsil.tokenizer import train_tokenizer
 from onsil.training.base import adopt, shrink
 from onsil.training.plan import adopt_plan

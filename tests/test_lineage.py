@@ -249,7 +249,7 @@ def test_garbage_collection_keeps_what_names_reach(ws):
 def test_a_weights_file_carries_digests_and_no_names(ws, tmp_path):
     import torch
 
-    from onsil.models.families import stable_bytes
+    from onsil.models.weights import stable_bytes
 
     @stage(version=1)
     def weigh(*, source: Artifact, out, run):

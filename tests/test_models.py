@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from onsil.models.families import config_of, load, save
+from onsil.models.checkpoint import load, save
+from onsil.models.families.grown import config_of
 from onsil.models.shape import Shape, decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
 
@@ -92,7 +93,7 @@ def test_a_weights_file_has_the_same_bytes_in_every_process(tmp_path):
 
     code = (
         "import sys, torch; from pathlib import Path\n"
-        "from onsil.models.families import stable_bytes\n"
+        "from onsil.models.weights import stable_bytes\n"
         "names = {k: str(i) for i, k in enumerate('abcdefgh')}\n"
         "Path(sys.argv[1]).write_bytes(stable_bytes({'t': torch.ones(3)}, names))"
     )

@@ -17,7 +17,7 @@ from onsil.documents.types import FileRef, read_documents
 from onsil.evaluation.metrics import paired_difference, risk_coverage, scorecard
 from onsil.evaluation.questions import Question, ask_all, gated, load_gold
 from onsil.lineage import Artifact, Run, stage
-from onsil.models.families import load
+from onsil.models.checkpoint import load
 from onsil.models.transformer import Transformer
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import calibrate

@@ -1,14 +1,33 @@
 """What tells two transformers apart, as one frozen record.
 
-A decoder is a causal stack, an encoder one that is not; pre- and post-norm, RMS and layer norm,
-rotary and learned positions, gated and plain MLPs are values of a word here, never another class.
-`QWEN3` and `BERT` are the two shapes grown today; `families.py` names them on disk.
+A decoder is a causal stack, an encoder one that is not, and an encoder-decoder two stacks, the
+second of which also looks at the first (`cross`). Where norms stand, how positions are told, what
+is gated or shared or capped are values of a word here, never another class. `families/` knows what
+each published checkpoint calls them.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from onsil.errors import OnsilError
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021) and the ways of stretching them over longer texts."""
+
+    base: float = 10_000.0
+    width: int = 0  # channels of a head that turn; 0: all
+    interleaved: bool = False  # neighbours turn together (GPT-J), not the two halves (LLaMA)
+    scaling: Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"] = "none"
+    factor: float = 1.0
+    original: int = 0  # context before stretching
+    slow: float = 1.0  # llama3: low_freq_factor; yarn: beta_slow
+    fast: float = 1.0  # llama3: high_freq_factor; yarn: beta_fast
+    truncate: bool = True  # yarn: whole channels as borders
+    amplitude: float = 1.0  # cos and sin are multiplied by it (yarn, longrope)
+    short: tuple[float, ...] = ()  # longrope: a divisor a channel, texts up to `original`
+    long: tuple[float, ...] = ()  # … and longer ones
 
 
 @dataclass(frozen=True)
@@ -23,37 +42,79 @@ class Shape:
     head_width: int = 0  # 0: width / heads
     hidden: int = 0  # 0: 4 × width, or 8/3 × width rounded up to 32 when gated
     context: int = 1024
+    reads: Literal["tokens", "vectors"] = "tokens"  # vectors: of a front end (speech, images)
+    writes: Literal["tokens", "vectors"] = "tokens"  # vectors: hidden states, no vocabulary head
     causal: bool = True
-    wiring: Literal["pre", "post"] = "pre"  # x + f(norm(x)), or norm(x + f(x))
-    norm: Literal["rms", "layer"] = "rms"
+    cross: bool = False  # looks at the states of an encoder between attention and MLP
+    # A letter a layer, repeated to the depth: G sees all, L the last `window`, N all without rotary
+    pattern: str = "G"
+    window: int = 0
+    # pre x+f(n(x)) · post n(x+f(x)) · output x+n(f(x)) · sandwich x+n'(f(n(x)))
+    # · parallel x+attention(n(x))+mlp(n'(x)) · shared: parallel with n' = n
+    wiring: Literal["pre", "post", "output", "sandwich", "parallel", "shared"] = "pre"
+    norm: Literal["rms", "rms+1", "layer"] = "rms"  # rms+1: multiplies by 1 + weight
     norm_epsilon: float = 1e-6
-    qk_norm: bool = True
-    positions: Literal["rotary", "learned"] = "rotary"
-    rotary_base: float = 10_000.0
+    # norm of queries and keys: of each head, of each head with own weights, of all heads at once
+    qk_norm: Literal["none", "head", "heads", "all"] = "head"
+    qk_norm_bias: bool = False
+    positions: Literal["rotary", "learned", "sinusoidal", "relative", "alibi", "none"] = "rotary"
+    rotary: Rotary = Rotary()
+    local_rotary: Rotary | None = None  # of the L layers; None: as the others
+    position_offset: int = 0  # rows of the position table before position 0 (OPT, RoBERTa)
+    buckets: int = 32  # relative: distances told apart (T5)
+    reach: int = 128  # relative: from here on all distances are one
+    relative_layers: bool = False  # relative: a table a layer (umT5), not one for all
     gated: bool = True
-    activation: Literal["silu", "gelu"] = "silu"
-    bias: bool = False
-    segments: int = 0  # rows of BERT's token-type embedding
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    bias: str = ""  # which carry one: q k v o, u(p and gate), d(own), h(ead)
+    experts: int = 0  # 0: one MLP for all tokens
+    experts_used: int = 2
+    experts_renormalised: bool = True  # the weights of the used ones sum to one
+    score_scale: float = 0.0  # 0: 1/√head_width
+    score_cap: float = 0.0  # 0: none; else cap · tanh(score / cap)
+    logit_cap: float = 0.0
+    logit_scale: float = 1.0
+    logit_bias: bool = False  # a fixed vector added to the logits (Marian)
+    residual_scale: float = 1.0
+    embedding_scale: float = 1.0
+    embedding_width: int = 0  # 0: width; else projected in and out (OPT-350m)
     embedding_norm: bool = False
+    segments: int = 0  # rows of BERT's token-type embedding
     head_transform: bool = False  # BERT's dense → activation → norm before the vocabulary
     tied: bool = True
 
     def __post_init__(self):
         gated_hidden = -(-8 * self.width // 3 // 32) * 32
+        for name in ("width", "depth", "heads", "context"):
+            if getattr(self, name) < 1:
+                raise _impossible(f"{name}={getattr(self, name)}", "must be at least 1")
+        if self.vocabulary < 1 and "tokens" in (self.reads, self.writes):
+            raise _impossible(f"vocabulary={self.vocabulary}", "must be at least 1")
         defaults = {
             "kv_heads": self.heads,
             "head_width": self.width // self.heads,
             "hidden": gated_hidden if self.gated else 4 * self.width,
+            "embedding_width": self.width,
+            "score_scale": (self.head_width or self.width // self.heads) ** -0.5,
         }
         for name, value in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or value)
-        for name in ("vocabulary", "width", "depth", "heads", "context"):
-            if getattr(self, name) < 1:
-                raise _impossible(f"{name}={getattr(self, name)}", "must be at least 1")
         if self.heads % self.kv_heads:
             raise _impossible(
                 f"heads={self.heads}, kv_heads={self.kv_heads}", "heads must be a multiple"
             )
+        if self.qk_norm == "all" and self.norm == "layer":
+            raise _impossible("qk_norm=all, norm=layer", "no checkpoint is known to have both")
+
+    def kind(self, layer: int) -> str:
+        """G, L or N: what layer number `layer` sees."""
+        return self.pattern[layer % len(self.pattern)]
+
+    def rotary_of(self, kind: str) -> Rotary | None:
+        """The rotary positions of a layer of this kind; None when it has none."""
+        if self.positions != "rotary" or kind == "N":
+            return None
+        return self.local_rotary if kind == "L" and self.local_rotary else self.rotary
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,12 +125,12 @@ def _impossible(values: str, rule: str) -> OnsilError:
         en=(
             f"No transformer has {values}: {rule}.",
             "The model cannot be built.",
-            "Change the plan.",
+            "Change the plan, or check the config.json it was read from.",
         ),
         ko=(
             f"{values}인 트랜스포머는 만들 수 없습니다({rule}).",
             "모델을 세울 수 없습니다.",
-            "계획의 값을 고쳐 주세요.",
+            "계획의 값을 고치거나, 읽어 온 config.json을 확인해 주세요.",
         ),
     )
 
@@ -93,11 +154,11 @@ def encoder_shape(vocabulary: int, width: int, depth: int, context: int = 512) -
         wiring="post",
         norm="layer",
         norm_epsilon=1e-12,
-        qk_norm=False,
+        qk_norm="none",
         positions="learned",
         gated=False,
         activation="gelu",
-        bias=True,
+        bias="qkvoudh",
         segments=3,
         embedding_norm=True,
         head_transform=True,

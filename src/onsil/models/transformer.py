@@ -1,110 +1,45 @@
 """The one transformer: a stack of blocks that reads its differences from `Shape`.
 
 Letters: B batch, T positions, S positions looked at, D width, H heads, G key/value heads, K head
-width, V vocabulary. Weights are kept in float32; with `compute="bf16"` every linear layer casts
-its weight and input to bfloat16 on the way (fp32 masters, as nanochat does), while norms, softmax
-and losses stay in float32.
+width, E experts, N tokens of any leading shape, V vocabulary. Weights are kept as they were loaded
+(float32 when grown here); with `compute="bf16"` every linear layer casts its weight and input to
+bfloat16 on the way (fp32 masters, as nanochat does), while norms, softmax and losses stay in
+float32.
 
 Documents never see each other: a batch is a list of documents laid end to end, and attention runs
 over each of them alone (`lengths`), which is exact by construction and on a CPU three times
-faster than a mask (docs/log.md, "attention").
+faster than a mask (docs/log.md, "attention"). Padded rows (`keep`) are for serving, where rows
+grow together; every row counts its positions from its own first token.
 """
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onsil.models.attention import Attention, Cache, Linear, Norm, View, Views
+from onsil.models.positions import sinusoids
 from onsil.models.shape import Shape
 
-
-class Linear(nn.Linear):
-    """fp32 weights, computed in the dtype of the stream."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
-
-
-class Norm(nn.Module):
-    """RMS (Zhang & Sennrich 2019) or layer norm, computed in float32."""
-
-    def __init__(self, shape: Shape, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if shape.norm == "layer" else None
-        self.epsilon = shape.norm_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        width = (x.shape[-1],)
-        if self.bias is not None:
-            return F.layer_norm(x.float(), width, self.weight, self.bias, self.epsilon).type_as(x)
-        return F.rms_norm(x.float(), width, self.weight, self.epsilon).type_as(x)
-
-
-def rotary_tables(positions_T: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """cos and sin, T × K, in the half-split layout of LLaMA checkpoints (Su et al. 2021)."""
-    half = torch.arange(0, shape.head_width, 2, device=positions_T.device).float()
-    angle_TK = positions_T[:, None].float() * shape.rotary_base ** -(half / shape.head_width)
-    angle_TK = torch.cat((angle_TK, angle_TK), -1)
-    return angle_TK.cos(), angle_TK.sin()
-
-
-def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    a, b = x_BHTK.chunk(2, -1)
-    turned = x_BHTK.float() * cos_TK + torch.cat((-b, a), -1).float() * sin_TK
-    return turned.type_as(x_BHTK)
-
-
-class Attention(nn.Module):
-    def __init__(self, shape: Shape):
-        super().__init__()
-        self.shape = shape
-        D, H, G, K = shape.width, shape.heads, shape.kv_heads, shape.head_width
-        self.q = Linear(D, H * K, bias=shape.bias)
-        self.k = Linear(D, G * K, bias=shape.bias)
-        self.v = Linear(D, G * K, bias=shape.bias)
-        self.o = Linear(H * K, D, bias=shape.bias)
-        self.q_norm = Norm(shape, K) if shape.qk_norm else None
-        self.k_norm = Norm(shape, K) if shape.qk_norm else None
-
-    def forward(self, x_BTD: Tensor, rotary, lengths: list[int] | None, cache) -> Tensor:
-        s = self.shape
-        q = self.q(x_BTD).unflatten(-1, (s.heads, s.head_width))
-        k = self.k(x_BTD).unflatten(-1, (s.kv_heads, s.head_width))
-        v = self.v(x_BTD).unflatten(-1, (s.kv_heads, s.head_width)).transpose(1, 2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            if cache:
-                k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
-            cache[:] = (k, v)
-        # One query sees everything before it; more than one starts from an empty cache.
-        causal = s.causal and q.size(2) > 1
-        gqa = s.kv_heads != s.heads
-        if lengths is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
-        else:
-            parts = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
-            y = torch.cat(
-                [
-                    F.scaled_dot_product_attention(*part, is_causal=causal, enable_gqa=gqa)
-                    for part in parts
-                ],
-                dim=2,
-            )
-        return self.o(y.transpose(1, 2).flatten(2))
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class MLP(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
-        self.activation = F.silu if shape.activation == "silu" else F.gelu
-        self.gate = Linear(shape.width, shape.hidden, bias=shape.bias) if shape.gated else None
-        self.up = Linear(shape.width, shape.hidden, bias=shape.bias)
-        self.down = Linear(shape.hidden, shape.width, bias=shape.bias)
+        self.activation = ACTIVATIONS[shape.activation]
+        up = "u" in shape.bias
+        self.gate = Linear(shape.width, shape.hidden, bias=up) if shape.gated else None
+        self.up = Linear(shape.width, shape.hidden, bias=up)
+        self.down = Linear(shape.hidden, shape.width, bias="d" in shape.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
@@ -112,19 +47,77 @@ class MLP(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
-class Block(nn.Module):
+class Experts(nn.Module):
+    """A mixture (Jiang et al. 2024): each token goes through its `experts_used` best-scoring gated
+    MLPs, weighted by the router's softmax over all of them."""
+
     def __init__(self, shape: Shape):
         super().__init__()
-        self.post = shape.wiring == "post"
-        self.attention, self.attention_norm = Attention(shape), Norm(shape, shape.width)
-        self.mlp, self.mlp_norm = MLP(shape), Norm(shape, shape.width)
+        self.shape, self.activation = shape, ACTIVATIONS[shape.activation]
+        E, D, hidden = shape.experts, shape.width, shape.hidden
+        self.router = Linear(D, E, bias=False)
+        self.gate = nn.Parameter(torch.empty(E, hidden, D))
+        self.up = nn.Parameter(torch.empty(E, hidden, D))
+        self.down = nn.Parameter(torch.empty(E, D, hidden))
 
-    def forward(self, x: Tensor, rotary, lengths, cache) -> Tensor:
-        if self.post:
-            x = self.attention_norm(x + self.attention(x, rotary, lengths, cache))
-            return self.mlp_norm(x + self.mlp(x))
-        x = x + self.attention(self.attention_norm(x), rotary, lengths, cache)
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        s, x_ND = self.shape, x_BTD.flatten(0, -2)
+        weight, chosen = self.router(x_ND).float().softmax(-1).topk(s.experts_used, -1)
+        if s.experts_renormalised:
+            weight = weight / weight.sum(-1, keepdim=True)
+        order = chosen.flatten().argsort(stable=True)
+        rows = order // s.experts_used
+        counts = torch.bincount(chosen.flatten(), minlength=s.experts).tolist()
+        parts = []
+        for e, part in enumerate(x_ND[rows].split(counts)):
+            if len(part):
+                gate, up, down = (w[e].to(part.dtype) for w in (self.gate, self.up, self.down))
+                parts.append(F.linear(self.activation(part @ gate.T) * (part @ up.T), down))
+        told = torch.cat(parts) * weight.flatten()[order, None].type_as(x_ND)
+        return torch.zeros_like(x_ND).index_add(0, rows, told).view_as(x_BTD)
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape, kind: str):
+        super().__init__()
+        self.shape, wiring = shape, shape.wiring
+        self.attention, self.attention_norm = Attention(shape, kind), Norm(shape, shape.width)
+        self.cross = Attention(shape, cross=True) if shape.cross else None
+        self.cross_norm = Norm(shape, shape.width) if shape.cross else None
+        self.mlp = Experts(shape) if shape.experts else MLP(shape)
+        self.mlp_norm = Norm(shape, shape.width) if wiring != "shared" else None
+        sandwich = wiring == "sandwich"
+        self.attention_norm_out = Norm(shape, shape.width) if sandwich else None
+        self.mlp_norm_out = Norm(shape, shape.width) if sandwich else None
+        own = shape.relative_layers
+        self.relative = nn.Embedding(shape.buckets, shape.heads) if own else None
+
+    def forward(self, x, views: Views, table, source, source_views, cache) -> Tensor:
+        own, other = (None, None) if cache is None else cache
+        table = table if self.relative is None else self.relative
+        attend = lambda h: self.attention(h, h, views, table, own)  # noqa: E731
+        if self.shape.wiring in ("parallel", "shared"):
+            h = self.attention_norm(x)
+            return x + attend(h) + self.mlp(h if self.mlp_norm is None else self.mlp_norm(x))
+        x = self.branch(x, attend, self.attention_norm, self.attention_norm_out)
+        if (cross := self.cross) is not None:
+            look = lambda h: cross(h, source, source_views, None, other)  # noqa: E731
+            x = self.branch(x, look, self.cross_norm, None)
+        return self.branch(x, self.mlp, self.mlp_norm, self.mlp_norm_out)
+
+    def branch(self, x: Tensor, f, norm, norm_out) -> Tensor:
+        """The four sequential wirings of norm, branch and residual."""
+        scale = self.shape.residual_scale
+        match self.shape.wiring:
+            case "post":
+                return norm(x + f(x))
+            case "output":
+                return x + norm(f(x))
+            case "sandwich":
+                y = norm_out(f(norm(x)))
+            case _:
+                y = f(norm(x))
+        return x + y if scale == 1.0 else x + y * scale
 
 
 class Transformer(nn.Module):
@@ -134,69 +127,128 @@ class Transformer(nn.Module):
     def __init__(self, shape: Shape, compute: str = "fp32"):
         super().__init__()
         self.shape = shape
+        self.origin: Any = None  # what it was on disk, when it was loaded (families.Origin)
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[compute]
-        D = shape.width
-        self.embedding = nn.Embedding(shape.vocabulary, D)
-        learned = shape.positions == "learned"
-        self.position = nn.Embedding(shape.context, D) if learned else None
+        D, wide, tokens = shape.width, shape.embedding_width, shape.reads == "tokens"
+        self.embedding = nn.Embedding(shape.vocabulary, wide) if tokens else None
+        projected = wide != D
+        self.project_in = Linear(wide, D, bias=False) if projected else None
+        rows = shape.context + shape.position_offset
+        self.position = nn.Embedding(rows, D) if shape.positions == "learned" else None
         self.segment = nn.Embedding(shape.segments, D) if shape.segments else None
         self.embedding_norm = Norm(shape, D) if shape.embedding_norm else None
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
-        self.final_norm = Norm(shape, D) if shape.wiring == "pre" else None
+        shared = shape.positions == "relative" and not shape.relative_layers
+        self.relative = nn.Embedding(shape.buckets, shape.heads) if shared else None
+        self.blocks = nn.ModuleList(Block(shape, shape.kind(i)) for i in range(shape.depth))
+        self.final_norm = Norm(shape, D) if shape.wiring != "post" else None
+        self.project_out = Linear(D, wide, bias=False) if projected else None
         self.transform = Linear(D, D) if shape.head_transform else None
         self.transform_norm = Norm(shape, D) if shape.head_transform else None
-        self.head = Linear(D, shape.vocabulary, bias=shape.head_transform)
-        if shape.tied:
+        writes = shape.writes == "tokens"
+        self.head = Linear(wide, shape.vocabulary, bias="h" in shape.bias) if writes else None
+        self.logit_bias = nn.Parameter(torch.zeros(shape.vocabulary)) if shape.logit_bias else None
+        self.tie()
+
+    def shared(self) -> dict[str, str]:
+        """Parameters that are another one: the head of a tied model is its embedding."""
+        tied = self.shape.tied and self.head is not None and self.embedding is not None
+        return {"head.weight": "embedding.weight"} if tied else {}
+
+    def tie(self) -> None:
+        """Make the shared parameters one tensor (again)."""
+        if self.shared() and self.head is not None and self.embedding is not None:
             self.head.weight = self.embedding.weight
 
     def initialise(self, seed: int) -> "Transformer":
         """Normal(0, 0.02) matrices; outputs of each branch scaled by 1/√(2·depth) (GPT-2)."""
         generator = torch.Generator().manual_seed(seed)
+        norms = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
-                parameter.data.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            branch_end = name.endswith(("attention.o.weight", "mlp.down.weight"))
-            std = 0.02 / (2 * self.shape.depth) ** 0.5 if branch_end else 0.02
-            parameter.data.normal_(0.0, std, generator=generator)
+            if id(parameter) in norms and name.endswith("weight"):
+                parameter.data.fill_(0.0 if self.shape.norm == "rms+1" else 1.0)
+            elif parameter.dim() < 2 or id(parameter) in norms:
+                parameter.data.fill_(0.0)
+            else:
+                ends = ("attention.o.weight", "cross.o.weight", "mlp.down.weight", "mlp.down")
+                std = 0.02 / (2 * self.shape.depth) ** 0.5 if name.endswith(ends) else 0.02
+                parameter.data.normal_(0.0, std, generator=generator)
         return self
 
-    def new_cache(self) -> list[list[Tensor]]:
-        """One growing (key, value) pair a layer, filled by `encode`."""
-        return [[] for _ in self.blocks]
+    def new_cache(self) -> Cache:
+        """Nothing seen yet; filled by `encode`."""
+        return Cache(self.shape.depth)
+
+    def views(self, ids_BT: Tensor, lengths, keep_BT, cache: Cache | None) -> Views:
+        """One view for the batch, or one for each of the documents in its row."""
+        if lengths is not None:
+            at = {n: torch.arange(n, device=ids_BT.device)[None] for n in set(lengths)}
+            of = {n: View(self.shape, at_T, at_T) for n, at_T in at.items()}
+            return Views([of[n] for n in lengths])
+        past = 0 if cache is None else cache.past
+        keep_BS = keep_BT if cache is None else cache.grow(keep_BT, ids_BT)
+        if keep_BS is None:
+            at_BS = torch.arange(past + ids_BT.size(1), device=ids_BT.device)[None]
+        else:
+            at_BS = (keep_BS.long().cumsum(1) - 1).clamp(min=0)
+        return Views([View(self.shape, at_BS[:, past:], at_BS, keep_BS)])
 
     def encode(
         self,
-        ids_BT: Tensor,
+        ids_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         lengths: list[int] | None = None,
-        cache: list[list[Tensor]] | None = None,
+        cache: Cache | None = None,
+        keep_BT: Tensor | None = None,
+        vectors_BTD: Tensor | None = None,
+        source_BSD: Tensor | None = None,
+        source_keep_BS: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states B T D. `lengths` cuts T into documents that do not see each other, each
-        with positions from 0; `cache` continues from the positions already in it."""
-        past = cache[0][0].size(2) if cache and cache[0] else 0
-        if lengths is None:
-            positions_T = torch.arange(past, past + ids_BT.size(1), device=ids_BT.device)
+        """Hidden states B T D.
+
+        `lengths` cuts T into documents that do not see each other, each with positions from 0;
+        `cache` continues from the positions already in it; `keep` is false on padding, left or
+        right; `vectors` stand in for the embedding of ids; `source` are an encoder's states.
+        """
+        s = self.shape
+        if vectors_BTD is not None:
+            x, ids_BT = vectors_BTD, vectors_BTD[..., 0].long()
         else:
-            positions_T = torch.cat([torch.arange(n, device=ids_BT.device) for n in lengths])
-        x = self.embedding(ids_BT)
+            assert self.embedding is not None and ids_BT is not None, "this stack reads vectors"
+            x = self.embedding(ids_BT)
+        views = self.views(ids_BT, lengths, keep_BT, cache)
+        x = x if s.embedding_scale == 1.0 else x * s.embedding_scale
+        x = x if self.project_in is None else self.project_in(x)
         if self.position is not None:
-            x = x + self.position(positions_T)
+            x = x + self.position(views.q_BT + s.position_offset)
+        elif s.positions == "sinusoidal":
+            x = x + sinusoids(s.width, views.q_BT)
         if self.segment is not None:
             x = x + self.segment(torch.zeros_like(ids_BT) if segments_BT is None else segments_BT)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = x.to(self.dtype)
-        rotary = rotary_tables(positions_T, self.shape) if self.position is None else None
+        source_views = None
+        if source_BSD is not None:
+            at_BS = torch.arange(source_BSD.size(1), device=x.device)[None]
+            unordered = replace(s, causal=False, positions="none")
+            source_views = Views([View(unordered, views.q_BT, at_BS, source_keep_BS)])
         for i, block in enumerate(self.blocks):
-            x = block(x, rotary, lengths, None if cache is None else cache[i])
+            kept = None if cache is None else cache.layers[i]
+            x = block(x, views, self.relative, source_BSD, source_views, kept)
         return x if self.final_norm is None else self.final_norm(x)
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Vocabulary scores in float32 for hidden states of any leading shape."""
+        s = self.shape
+        assert self.head is not None, "this stack writes vectors"
         if self.transform is not None and self.transform_norm is not None:
-            x_ND = self.transform_norm(F.gelu(self.transform(x_ND)))
-        return self.head(x_ND).float()
+            x_ND = self.transform_norm(ACTIVATIONS[s.activation](self.transform(x_ND)))
+        x_ND = x_ND if self.project_out is None else self.project_out(x_ND)
+        x_ND = x_ND if s.logit_scale == 1.0 else x_ND * s.logit_scale
+        scores = self.head(x_ND).float()
+        if self.logit_bias is not None:
+            scores = scores + self.logit_bias
+        return s.logit_cap * torch.tanh(scores / s.logit_cap) if s.logit_cap else scores
 
-    def forward(self, ids_BT: Tensor, **kwargs) -> Tensor:
+    def forward(self, ids_BT: Tensor | None = None, **kwargs) -> Tensor:
         return self.logits(self.encode(ids_BT, **kwargs))

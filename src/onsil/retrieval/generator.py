@@ -4,7 +4,7 @@ the passage's own words (`inference.copying`)."""
 from pathlib import Path
 
 from onsil.inference import copied_answer
-from onsil.models.families import load
+from onsil.models.checkpoint import load
 from onsil.models.transformer import Transformer
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.passages import reading_text

@@ -35,7 +35,7 @@ def adopt(ws: Workspace, folder: Path) -> Artifact:
 @stage(version=1)
 def adopt_base(*, files: list[FileRef], out: Path, run: Run) -> dict:
     """tokenizer.json and `encoder/`, `decoder/` of a base, each loaded once to see that it is."""
-    from onsil.models.families import load
+    from onsil.models.checkpoint import load
 
     for file in files:
         at = out / file.path
@@ -71,7 +71,7 @@ def adopt_tokenizer(*, base: Artifact, out: Path, run: Run) -> dict:
 @stage(version=1)
 def shrink(*, model: Artifact, out: Path, run: Run) -> dict:
     """A grown model with its matrices in int8, small enough to ship."""
-    from onsil.models.families import load, save
+    from onsil.models.checkpoint import load, save
 
     grown, extra = load(model.path)
     save(grown, out, run.ancestry, extra, int8=True)

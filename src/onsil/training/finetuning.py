@@ -13,7 +13,7 @@ import torch
 
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
-from onsil.models.families import load, save
+from onsil.models.checkpoint import load, save
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.template import Rendered, render_pair, render_turn

@@ -13,7 +13,7 @@ import torch
 from onsil.corpus import document_text, load_corpus
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
-from onsil.models.families import load, save
+from onsil.models.checkpoint import load, save
 from onsil.models.ngram import NGram
 from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer

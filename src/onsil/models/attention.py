@@ -1,0 +1,206 @@
+"""Attention, and what one call of a stack may see.
+
+Letters as in transformer.py. Masks, distance biases and rotary tables depend on positions alone:
+a `View` makes each once a call and every layer shares it. Where nothing but the causal order has
+to be said no mask is made at all, so that the fused kernel can be used.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onsil.models.positions import alibi, bucket, rotary_tables, rotate
+from onsil.models.shape import Rotary, Shape
+
+UNSEEN = torch.finfo(torch.float32).min
+
+
+class Linear(nn.Linear):
+    """fp32 weights, computed in the dtype of the stream."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class Norm(nn.Module):
+    """RMS (Zhang & Sennrich 2019) or layer norm over the last of `size`, computed in float32."""
+
+    def __init__(self, shape: Shape, *size: int, bias: bool = True):
+        super().__init__()
+        self.offset = 1.0 if shape.norm == "rms+1" else 0.0
+        self.layer, self.epsilon = shape.norm == "layer", shape.norm_epsilon
+        self.weight = nn.Parameter(torch.full(size, 1.0 - self.offset))
+        self.bias = nn.Parameter(torch.zeros(size)) if self.layer and bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        width, wide = x.shape[-1:], x.float()
+        weight = self.weight.float() + self.offset if self.offset else self.weight.float()
+        if not self.layer:
+            return F.rms_norm(wide, width, weight, self.epsilon).type_as(x)
+        bias = None if self.bias is None else self.bias.float()
+        if weight.dim() > 1:  # a row of weights for every head
+            y = F.layer_norm(wide, width, eps=self.epsilon) * weight
+            return (y if bias is None else y + bias).type_as(x)
+        return F.layer_norm(wide, width, weight, bias, self.epsilon).type_as(x)
+
+
+class View:
+    """Which keys each query of one document (or one padded batch) sees, and from how far."""
+
+    def __init__(self, shape: Shape, q_BT: Tensor, k_BS: Tensor, keep_BS: Tensor | None = None):
+        self.shape, self.q_BT, self.k_BS, self.keep_BS = shape, q_BT, k_BS, keep_BS
+        self.made: dict[tuple, Tensor] = {}
+
+    @cached_property
+    def ahead_BTS(self) -> Tensor:
+        """Key position − query position."""
+        return self.k_BS[:, None, :] - self.q_BT[:, :, None]
+
+    def free(self, kind: str) -> bool:
+        """Whether the causal order (or "all") says everything: no mask needed."""
+        T, S = self.q_BT.size(1), self.k_BS.size(1)
+        windowed = kind == "L" and self.shape.window < S
+        unseen = self.shape.causal and 1 < T != S
+        return self.keep_BS is None and not windowed and not unseen
+
+    def mask(self, kind: str) -> Tensor:
+        """0 where a key is seen and the least number where not, B 1 T S."""
+        if ("mask", kind) not in self.made:
+            seen = torch.ones_like(self.ahead_BTS, dtype=torch.bool)
+            if self.shape.causal:
+                seen = self.ahead_BTS <= 0
+            if kind == "L":
+                seen = seen & (self.ahead_BTS.abs() < self.shape.window)
+            if self.keep_BS is not None:
+                seen = seen & self.keep_BS[:, None, :]
+            empty = torch.zeros(seen.shape, device=seen.device)
+            self.made["mask", kind] = empty.masked_fill(~seen, UNSEEN)[:, None]
+        return self.made["mask", kind]
+
+    def bias(self, kind: str, table: nn.Embedding | None) -> Tensor | None:
+        """What is added to the scores, B H T S (H may be 1); None when nothing has to be."""
+        if self.shape.positions == "alibi":
+            if ("alibi", kind) not in self.made:
+                self.made["alibi", kind] = alibi(self.shape, self.ahead_BTS) + self.mask(kind)
+            return self.made["alibi", kind]
+        if table is None:
+            return None if self.free(kind) else self.mask(kind)
+        if (table, kind) not in self.made:
+            distance = table(bucket(self.shape, self.ahead_BTS)).permute(0, 3, 1, 2)
+            self.made[table, kind] = distance.float() + self.mask(kind)
+        return self.made[table, kind]
+
+
+class Views:
+    """The views of one call: one, or one for each of the documents laid end to end."""
+
+    def __init__(self, parts: list[View]):
+        self.parts = parts
+        self.lengths = [part.q_BT.size(1) for part in parts]
+        self.q_BT = torch.cat([part.q_BT for part in parts], 1)
+        self.tables: dict[Rotary, tuple[Tensor, Tensor]] = {}
+
+    def rotary(self, kind: str) -> tuple[Tensor, Tensor]:
+        """cos and sin for the new positions, B 1 T K each."""
+        shape, part = self.parts[0].shape, self.parts[0]
+        rotary = shape.rotary_of(kind)
+        assert rotary is not None
+        if rotary not in self.tables:
+            if len(self.parts) == 1:
+                made = rotary_tables(rotary, shape, part.q_BT)
+            else:
+                by_length = {n: part for n, part in zip(self.lengths, self.parts, strict=True)}
+                each = {n: rotary_tables(rotary, shape, p.q_BT) for n, p in by_length.items()}
+                made = tuple(torch.cat([each[n][i] for n in self.lengths], 2) for i in (0, 1))
+            self.tables[rotary] = made  # type: ignore[assignment]
+        return self.tables[rotary]
+
+
+class Cache:
+    """Keys and values so far, a pair a layer and one for the encoder's, with where they stand."""
+
+    def __init__(self, depth: int):
+        self.layers: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(depth)]
+        self.past = 0
+        self.keep_BS: Tensor | None = None
+
+    def grow(self, keep_BT: Tensor | None, new_BT: Tensor) -> Tensor | None:
+        """Count new positions in; the padding of old and new ones together."""
+        if keep_BT is not None or self.keep_BS is not None:
+            rows = new_BT.size(0)
+            ones = torch.ones(rows, self.past, dtype=torch.bool, device=new_BT.device)
+            before = ones if self.keep_BS is None else self.keep_BS
+            now = torch.ones_like(new_BT, dtype=torch.bool) if keep_BT is None else keep_BT.bool()
+            self.keep_BS = torch.cat([before, now], 1)
+        self.past += new_BT.size(1)
+        return self.keep_BS
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape, kind: str = "G", cross: bool = False):
+        super().__init__()
+        self.shape, self.kind, self.cross = shape, kind, cross
+        D, H, G, K = shape.width, shape.heads, shape.kv_heads, shape.head_width
+        self.q = Linear(D, H * K, bias="q" in shape.bias)
+        self.k = Linear(D, G * K, bias="k" in shape.bias)
+        self.v = Linear(D, G * K, bias="v" in shape.bias)
+        self.o = Linear(H * K, D, bias="o" in shape.bias)
+        sizes = {"head": ((K,), (K,)), "heads": ((H, K), (G, K)), "all": ((H * K,), (G * K,))}
+        own = shape.qk_norm != "none" and not cross
+        of_q, of_k = sizes.get(shape.qk_norm, ((), ()))
+        self.q_norm = Norm(shape, *of_q, bias=shape.qk_norm_bias) if own else None
+        self.k_norm = Norm(shape, *of_k, bias=shape.qk_norm_bias) if own else None
+
+    def heads_of(self, x_BTX: Tensor, heads: int, norm: Norm | None) -> Tensor:
+        """B T (H·K) → B H T K, normed before or after the split."""
+        if norm is not None and self.shape.qk_norm == "all":
+            return norm(x_BTX).unflatten(-1, (heads, -1)).transpose(1, 2)
+        x_BTHK = x_BTX.unflatten(-1, (heads, -1))
+        return (x_BTHK if norm is None else norm(x_BTHK)).transpose(1, 2)
+
+    def forward(self, x_BTD: Tensor, source_BSD: Tensor, views: Views, table, cache) -> Tensor:
+        """`source` is `x` itself, or the encoder's states when this is cross-attention."""
+        s = self.shape
+        q = self.heads_of(self.q(x_BTD), s.heads, self.q_norm)
+        if self.cross and cache:  # the keys of the source never change
+            k, v = cache
+        else:
+            k = self.heads_of(self.k(source_BSD), s.kv_heads, self.k_norm)
+            v = self.heads_of(self.v(source_BSD), s.kv_heads, None)
+        rotary = None if self.cross else s.rotary_of(self.kind)
+        if rotary is not None:
+            q = rotate(q, views.rotary(self.kind), rotary.interleaved)
+            k = rotate(k, views.rotary(self.kind), rotary.interleaved)
+        if cache is not None:
+            if cache and not self.cross:
+                k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
+            cache[:] = (k, v)
+        if len(views.parts) == 1:
+            y = self.attend(q, k, v, views.parts[0], table)
+        else:
+            cut = [t.split(views.lengths, dim=2) for t in (q, k, v)]
+            parts = zip(*cut, views.parts, strict=True)
+            y = torch.cat([self.attend(a, b, c, view, table) for a, b, c, view in parts], dim=2)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+    def attend(self, q_BHTK: Tensor, k: Tensor, v: Tensor, view: View, table) -> Tensor:
+        """B H T K; keys and values are B G S K, each shared by H/G heads."""
+        s = self.shape
+        if not s.score_cap:
+            bias = view.bias(self.kind, table)
+            return F.scaled_dot_product_attention(
+                q_BHTK,
+                k,
+                v,
+                attn_mask=None if bias is None else bias.to(q_BHTK.dtype),
+                is_causal=view.shape.causal and bias is None and q_BHTK.size(2) > 1,
+                scale=s.score_scale,
+                enable_gqa=s.kv_heads != s.heads,
+            )
+        k, v = (t.repeat_interleave(s.heads // s.kv_heads, 1) for t in (k, v))
+        scores = (q_BHTK @ k.mT).float() * s.score_scale
+        scores = s.score_cap * torch.tanh(scores / s.score_cap) + view.mask(self.kind)
+        return scores.softmax(-1).type_as(v) @ v

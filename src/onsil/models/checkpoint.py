@@ -1,0 +1,233 @@
+"""Published checkpoints in and out of the one transformer, without a changed bit.
+
+`load` checks every name and shape against the files' headers before it allocates anything; `save`
+gives back what was read: the same names, types, config and values. What grew here is written as
+qwen3 (decoders) or bert (encoders), so that other tools open it. The safetensors metadata carries
+the lineage, digests only.
+"""
+
+import copy
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onsil.errors import OnsilError
+from onsil.lineage.history import METADATA_KEY
+from onsil.lineage.spelling import canonical
+from onsil.models.families import FAMILIES, Family, family_of, shape_of
+from onsil.models.families.grown import config_of
+from onsil.models.families.names import Pairing, pairings
+from onsil.models.shape import Shape
+from onsil.models.weights import (
+    Entry,
+    entries,
+    packed,
+    read_json,
+    stable_bytes,
+    tensors,
+    unpacked,
+)
+
+OWN_INT8 = "onsil_int8_rows"
+# Tensors some checkpoints carry that no computation reads.
+BUFFERS = re.compile(r"\.(?:inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
+
+
+@dataclass
+class Origin:
+    """What a loaded model was on disk, so that it can be written again as it was."""
+
+    family: str
+    config: dict[str, Any]
+    names: dict[str, str]  # canonical name → the file's own
+    dtypes: dict[str, torch.dtype]
+    twins: dict[str, str]  # a tensor the file has twice → the one it equals
+
+
+def stacks(shape: Any) -> list[Shape]:
+    """The transformer stacks of a shape."""
+    return [shape] if isinstance(shape, Shape) else list(shape.stacks)
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def canonical_names(found: dict[str, Entry], prefix: str) -> dict[str, str]:
+    """`{canonical name: the file's own}`: old spellings of norms, and names without the prefix that
+    a bare base model leaves off."""
+    bare = bool(prefix) and not any(name.startswith(prefix) for name in found)
+    names = {}
+    for name in found:
+        new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        new = new.replace(".weight_g", ".parametrizations.weight.original0")
+        new = new.replace(".weight_v", ".parametrizations.weight.original1")
+        if bare and not re.match(r"(lm_head|cls|classifier|score|qa_outputs|embed_out)\.", new):
+            new = prefix + new
+        names[new] = name
+    return names
+
+
+def load(
+    folder: Path, compute: str = "fp32", dtype: torch.dtype | None = torch.float32
+) -> tuple[Any, dict[str, Tensor]]:
+    """The model of a folder, and the tensors that belong to a task head rather than to it.
+
+    Weights become `dtype`; None keeps each as it is stored. Raises OnsilError when a tensor is
+    missing, unknown inside a layer, not finite, or has another shape than the config says.
+    """
+    config = read_json(folder / "config.json")
+    family = family_of(config)
+    ours = quantised(config)
+    found = entries(folder)
+    names = canonical_names(found, family.prefix)
+    shape = shape_of(config)
+    for stack in stacks(shape):
+        if max(stack.depth, stack.experts) > len(found):
+            raise _misfit(folder, f"{stack.depth} layers", "other sizes", f"{len(found)} tensors")
+    values = {name: tensor for name, tensor in tensors({n: found[n] for n in names.values()})}
+    stored = {new: values.pop(name) for new, name in names.items()}
+    if ours:
+        stored = unpacked(stored)
+    shape = untied_where_they_differ(family, shape, stored)
+    with torch.device("meta"):
+        model: Any = family.build(shape, compute)
+    shared = model.shared()
+    own = {name: tensor for name, tensor in model.state_dict().items()}
+    state, twins, dtypes = {}, {}, {}
+    rules = family.names(shape)
+    for pairing in pairings(rules, own, without=shared):
+        for name, tensor in zip(
+            pairing.ours, read_pairing(folder, pairing, stored, own), strict=True
+        ):
+            state[name] = (
+                tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+            )
+        dtypes |= {name: stored.pop(name).dtype for name in pairing.disk}
+    for pairing in pairings(rules, shared):
+        for name, of in zip(pairing.disk, pairing.ours, strict=True):
+            if name in stored:
+                dtypes[name] = stored.pop(name).dtype
+                twins[name] = shared[of]
+    strangers = [n for n in stored if re.search(r"\.\d+\.", n) and not BUFFERS.search(n)]
+    if strangers:
+        raise _misfit(folder, strangers[0], "in the file", "not part of this family")
+    model.load_state_dict(state | {name: state[of] for name, of in shared.items()}, assign=True)
+    model.tie()
+    model.requires_grad_(True)
+    model.origin = Origin(str(config["model_type"]), config, names, dtypes, twins)
+    return model, stored
+
+
+def quantised(config: dict[str, Any]) -> bool:
+    """Whether the weights are onsil's int8; any other quantisation is refused."""
+    told = (config.get("quantization_config") or {}).get("quant_method")
+    if told not in (None, OWN_INT8):
+        raise OnsilError(
+            en=(
+                f"The weights are quantised with {told!r}, which is not read here.",
+                "Read as they stand they would be meaningless numbers.",
+                "Get the checkpoint in bf16, fp16 or fp32.",
+            ),
+            ko=(
+                f"가중치가 {told!r} 방식으로 양자화되어 있어 읽을 수 없습니다.",
+                "그대로 읽으면 뜻이 없는 수가 됩니다.",
+                "bf16, fp16, fp32로 된 체크포인트를 받아 주세요.",
+            ),
+        )
+    return told == OWN_INT8
+
+
+def read_pairing(
+    folder: Path, pairing: Pairing, stored: dict[str, Tensor], own: dict[str, Tensor]
+) -> list[Tensor]:
+    """The tensors of ours behind one rule. Raises OnsilError when one is missing or misshapen."""
+    for name in pairing.disk:
+        if name not in stored:
+            wanted = str(tuple(own[pairing.ours[0]].shape))
+            raise _misfit(folder, name, "missing", wanted)
+    try:
+        made = pairing.rule.read([stored[name] for name in pairing.disk])
+    except RuntimeError:
+        made = []
+    wanted = [tuple(own[name].shape) for name in pairing.ours]
+    if [tuple(tensor.shape) for tensor in made] != wanted:
+        there = str(tuple(stored[pairing.disk[0]].shape))
+        raise _misfit(folder, pairing.disk[0], there, " + ".join(map(str, wanted)))
+    return made
+
+
+def untied_where_they_differ(family: Family, shape: Any, stored: dict[str, Tensor]) -> Any:
+    """A config may say "tied" beside a head of its own (umT5): then the file is right."""
+    *before, last = stacks(shape)
+    if not last.tied or last.writes != "tokens" or last.reads != "tokens":
+        return shape
+    side = "decoder." if before else ""
+    names = pairings(family.names(shape), [f"{side}head.weight", f"{side}embedding.weight"])
+    head, embedding = (pairing.disk[0] for pairing in names)
+    if head not in stored or torch.equal(stored[head], stored.get(embedding, stored[head])):
+        return shape
+    untied = replace(last, tied=False, logit_scale=1.0)
+    return untied if isinstance(shape, Shape) else replace(shape, decoder=untied)
+
+
+def _misfit(folder: Path, name: str, found: str, wanted: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"{folder.name}: tensor {name} is {found}; the config asks for {wanted}.",
+            "The weights and the config do not belong together, or the file is damaged.",
+            "Check it with: onsil verify NAME",
+        ),
+        ko=(
+            f"{folder.name}: 텐서 {name}이 {found}인데 설정은 {wanted}를 요구합니다.",
+            "가중치와 설정이 서로 다른 모델의 것이거나 파일이 손상되었습니다.",
+            "다음 명령으로 확인해 주세요: onsil verify 이름",
+        ),
+    )
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def save(
+    model: Any,
+    folder: Path,
+    ancestry: dict[str, Any],
+    extra: dict[str, Tensor] | None = None,
+    int8: bool = False,
+) -> None:
+    """config.json and model.safetensors in the family's layout, lineage in the metadata.
+
+    A model that was loaded is written as it was: names, types, config. With `int8` every matrix is
+    kept as one signed byte a weight and one scale a row: a quarter of the size, for shipping; only
+    onsil reads it back (`load`), as float32.
+    """
+    origin: Origin | None = model.origin
+    settings = config_of(model.shape) if origin is None else copy.deepcopy(origin.config)
+    settings.pop("quantization_config", None)
+    family = FAMILIES[settings["model_type"]]
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    out: dict[str, Tensor] = {}
+    rules = family.names(model.shape)
+    for pairing in pairings(rules, state, without=model.shared()):
+        made = pairing.rule.write([state[name] for name in pairing.ours])
+        out |= dict(zip(pairing.disk, made, strict=True))
+    if origin is not None and not int8:
+        for name, of in origin.twins.items():
+            out[name] = state[of]
+        out = {name: t.to(origin.dtypes.get(name, t.dtype)) for name, t in out.items()}
+    out |= extra or {}
+    if origin is not None:
+        out = {origin.names.get(name, name): tensor for name, tensor in out.items()}
+    out = {name: tensor.clone() for name, tensor in out.items()}
+    if int8:
+        out = packed(out)
+        settings["quantization_config"] = {"quant_method": OWN_INT8}
+    config = json.dumps(settings, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(config + "\n")
+    metadata = {"format": "pt", METADATA_KEY: canonical(ancestry)}
+    (folder / "model.safetensors").write_bytes(stable_bytes(out, metadata))

@@ -1,0 +1,95 @@
+"""The families: for each `model_type` a function config.json → shape, and a table of names.
+
+Nothing here reads a weight; checkpoint.py does, by these tables.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from onsil.errors import OnsilError
+from onsil.models.families import decoders, encoders
+from onsil.models.families.config import Config
+from onsil.models.families.names import Rule
+from onsil.models.transformer import Transformer
+from onsil.models.weights import stable_bytes
+
+__all__ = ["FAMILIES", "Family", "family_of", "shape_of", "stable_bytes"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one `model_type` reads: config → shape, shape → names; `prefix` is what some checkpoints
+    leave off their names."""
+
+    shape: Callable[[Config], Any]
+    names: Callable[[Any], list[Rule]]
+    prefix: str
+    build: Callable[..., nn.Module] = Transformer
+
+
+def _llama_like(name: str) -> Family:
+    names = lambda shape: decoders.llama_like_names(name, shape)  # noqa: E731
+    return Family(decoders.llama_like, names, "model.")
+
+
+FAMILIES: dict[str, Family] = {
+    **{name: _llama_like(name) for name in decoders.LLAMA_LIKE},
+    "gpt2": Family(
+        decoders.gpt2, lambda s: decoders.gpt2_names(s, decoders.GPT2_TOP), "transformer."
+    ),
+    "openai-gpt": Family(
+        decoders.openai_gpt, lambda s: decoders.gpt2_names(s, decoders.GPT1_TOP), "transformer."
+    ),
+    "gpt_neo": Family(decoders.gpt_neo, decoders.gpt_neo_names, "transformer."),
+    "gpt_neox": Family(decoders.gpt_neox, decoders.gpt_neox_names, "gpt_neox."),
+    "gptj": Family(decoders.gptj, decoders.gptj_names, "transformer."),
+    "opt": Family(decoders.opt, decoders.opt_names, "model."),
+    "bloom": Family(decoders.bloom, decoders.bloom_names, "transformer."),
+    "bert": Family(encoders.bert, encoders.bert_names, "bert."),
+    "roberta": Family(encoders.roberta, encoders.roberta_names, "roberta."),
+}
+
+
+def family_of(config: dict[str, Any]) -> Family:
+    """The family a config.json names. Raises OnsilError when it is not built here, or when the
+    checkpoint brings code of its own."""
+    name = str(config.get("model_type", ""))
+    if "auto_map" in config:
+        raise OnsilError(
+            en=(
+                "This checkpoint asks for code of its own (auto_map in config.json).",
+                "onsil never runs code that comes with weights: it could do anything here.",
+                f"If it is an ordinary {name or 'model'}, remove auto_map from config.json.",
+            ),
+            ko=(
+                "이 체크포인트는 자체 코드 실행을 요구합니다(config.json의 auto_map).",
+                "가중치에 딸려 온 코드는 무엇이든 할 수 있으므로 실행하지 않습니다.",
+                f"일반적인 {name or '모델'}이면 config.json에서 auto_map을 지우고 불러 주세요.",
+            ),
+        )
+    if name not in FAMILIES:
+        near = (get_close_matches(name, FAMILIES, 1, 0.0) or ["llama"])[0]
+        known = ", ".join(FAMILIES)
+        raise OnsilError(
+            en=(
+                f"Checkpoints of type {name!r} cannot be loaded; the nearest known is {near}.",
+                "Guessing a wiring would give wrong answers without a warning.",
+                f"Families known here: {known}.",
+            ),
+            ko=(
+                f"{name!r} 계열의 체크포인트는 불러올 수 없습니다. 가장 가까운 것은 {near}입니다.",
+                "구조를 짐작해서 읽으면 틀린 답을 경고 없이 내게 됩니다.",
+                f"읽을 수 있는 계열: {known}.",
+            ),
+        )
+    return FAMILIES[name]
+
+
+def shape_of(config: dict[str, Any]) -> Any:
+    """The shape of a config.json (two of them for an encoder-decoder). Raises OnsilError."""
+    return family_of(config).shape(Config(copy.deepcopy(config)))

@@ -1,0 +1,39 @@
+"""The config.json of what grew here: qwen3 for decoders, bert for encoders."""
+
+from typing import Any
+
+from onsil.models.shape import Shape
+
+
+def config_of(shape: Shape) -> dict[str, Any]:
+    """The family's own config.json for a grown shape."""
+    common = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.hidden,
+        "max_position_embeddings": shape.context,
+        "tie_word_embeddings": shape.tied,
+        "dtype": "float32",
+    }
+    if shape.causal:
+        return common | {
+            "model_type": "qwen3",
+            "architectures": ["Qwen3ForCausalLM"],
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_width,
+            "hidden_act": shape.activation,
+            "rms_norm_eps": shape.norm_epsilon,
+            "attention_bias": bool(shape.bias),
+            "rope_parameters": {"rope_type": "default", "rope_theta": shape.rotary.base},
+        }
+    return common | {
+        "model_type": "bert",
+        "architectures": ["BertForMaskedLM"],
+        "hidden_act": shape.activation,
+        "layer_norm_eps": shape.norm_epsilon,
+        "type_vocab_size": shape.segments,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }

@@ -1,0 +1,236 @@
+"""Tiny checkpoints of every family, with every switch that changes the maths on in some case.
+
+A case is a transformers config class, its arguments and the model class. Weights are perturbed with
+N(0, 0.05) everywhere, norms and biases too, because stock initialisation hides mistakes; where
+scores are capped, queries and keys are ten times larger so that the cap acts.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+GROUPED = SMALL | {"num_key_value_heads": 2}
+WIDE = GROUPED | {"head_dim": 24}
+GPT = {"vocab_size": 97, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 64}
+
+
+class Case(NamedTuple):
+    config: str
+    arguments: dict[str, Any]
+    model: str
+    sharpened: bool = False  # q and k × 10
+
+
+def causal(config: str, arguments: dict[str, Any], sharpened: bool = False) -> Case:
+    return Case(f"{config}Config", arguments, f"{config}ForCausalLM", sharpened)
+
+
+def roped(base: dict[str, Any], kind: str, **parameters: Any) -> dict[str, Any]:
+    return base | {"rope_parameters": {"rope_type": kind, "rope_theta": 5_000.0} | parameters}
+
+
+MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+HALVES = [0.5 + 0.25 * i for i in range(8)]
+DECODERS: dict[str, Case] = {
+    "llama": causal("Llama", WIDE | {"attention_bias": True, "mlp_bias": True}),
+    "llama tied": causal("Llama", GROUPED | {"tie_word_embeddings": True}),
+    "llama linear": causal("Llama", roped(GROUPED, "linear", factor=4.0)),
+    "llama dynamic": causal(
+        "Llama", roped(GROUPED | {"max_position_embeddings": 16}, "dynamic", factor=3.0)
+    ),
+    "llama llama3": causal(
+        "Llama",
+        roped(
+            GROUPED,
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=16,
+        ),
+    ),
+    "llama yarn": causal(
+        "Llama",
+        roped(GROUPED, "yarn", factor=4.0, original_max_position_embeddings=16, beta_fast=8.0),
+    ),
+    "llama yarn mscale": causal(
+        "Llama",
+        roped(
+            GROUPED,
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=16,
+            mscale=0.7,
+            mscale_all_dim=1.3,
+            truncate=False,
+        ),
+    ),
+    "mistral": causal("Mistral", WIDE | {"sliding_window": 8}),
+    "mistral full": causal("Mistral", GROUPED | {"sliding_window": None}),
+    "mixtral": causal("Mixtral", GROUPED | {"num_local_experts": 4, "sliding_window": 8}),
+    "qwen2": causal(
+        "Qwen2",
+        GROUPED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    ),
+    "qwen3": causal("Qwen3", WIDE | {"attention_bias": True}),
+    "qwen3_moe": causal(
+        "Qwen3Moe",
+        WIDE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48},
+    ),
+    "qwen3_moe renormalised": causal(
+        "Qwen3Moe",
+        WIDE
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+        },
+    ),
+    "phi": causal("Phi", roped(GROUPED, "default", partial_rotary_factor=0.5)),
+    "phi qk norm": causal(
+        "Phi", roped(GROUPED | {"qk_layernorm": True}, "default", partial_rotary_factor=0.25)
+    ),
+    "phi3": causal("Phi3", GROUPED | {"sliding_window": 8}),
+    "phi3 longrope long": causal(
+        "Phi3",
+        roped(
+            GROUPED | {"original_max_position_embeddings": 16},
+            "longrope",
+            short_factor=HALVES,
+            long_factor=[2 * f for f in HALVES],
+        ),
+    ),
+    "phi3 longrope short": causal(
+        "Phi3",
+        roped(
+            GROUPED | {"original_max_position_embeddings": 48},
+            "longrope",
+            short_factor=HALVES,
+            long_factor=[2 * f for f in HALVES],
+        ),
+    ),
+    "gemma": causal("Gemma", SMALL | {"num_key_value_heads": 1, "head_dim": 32}),
+    "gemma2": causal(
+        "Gemma2", WIDE | {"query_pre_attn_scalar": 20, "sliding_window": 8}, sharpened=True
+    ),
+    "gemma3_text": causal(
+        "Gemma3Text",
+        WIDE
+        | {
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 8,
+            "layer_types": MIXED,
+            "final_logit_softcapping": 3.0,
+        },
+    )._replace(model="Gemma3ForCausalLM"),
+    "stablelm": causal("StableLm", GROUPED | {"use_qkv_bias": True}),
+    "stablelm parallel": causal(
+        "StableLm", GROUPED | {"use_parallel_residual": True, "qk_layernorm": True}
+    ),
+    "exaone4": causal("Exaone4", WIDE | {"sliding_window": 8, "sliding_window_pattern": 3}),
+    "exaone4 full": causal(
+        "Exaone4", GROUPED | {"sliding_window": None, "layer_types": ["full_attention"] * 4}
+    ),
+    "hyperclovax": causal(
+        "HyperCLOVAX",
+        GROUPED
+        | {
+            "use_post_norm": True,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 0.5,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.3,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "hyperclovax pre": causal("HyperCLOVAX", GROUPED | {"use_post_norm": False}),
+    "olmo2": causal("Olmo2", GROUPED),
+    "smollm3": causal("SmolLM3", GROUPED),
+    "gpt2": Case("GPT2Config", GPT | {"n_inner": 112}, "GPT2LMHeadModel"),
+    "gpt2 unscaled": Case("GPT2Config", GPT | {"scale_attn_weights": False}, "GPT2LMHeadModel"),
+    "openai-gpt": Case("OpenAIGPTConfig", GPT, "OpenAIGPTLMHeadModel"),
+    "gpt_neo": causal(
+        "GPTNeo",
+        {
+            "vocab_size": 97,
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_heads": 4,
+            "max_position_embeddings": 64,
+            "intermediate_size": 112,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 8,
+        },
+    ),
+    "gpt_neox": causal("GPTNeoX", SMALL),
+    "gpt_neox sequential": causal(
+        "GPTNeoX",
+        roped(
+            SMALL | {"use_parallel_residual": False, "attention_bias": False},
+            "default",
+            partial_rotary_factor=0.5,
+        ),
+    ),
+    "gptj": causal("GPTJ", GPT | {"rotary_dim": 8}),
+    "opt": causal(
+        "OPT",
+        {
+            "vocab_size": 97,
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "ffn_dim": 112,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 64,
+        },
+    ),
+    "opt 350m": causal(
+        "OPT",
+        {
+            "vocab_size": 97,
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "ffn_dim": 112,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 32,
+            "do_layer_norm_before": False,
+        },
+    ),
+    "bloom": causal(
+        "Bloom", {"vocab_size": 97, "hidden_size": 64, "n_layer": 4, "n_head": 6}
+    )._replace(arguments={"vocab_size": 97, "hidden_size": 48, "n_layer": 4, "n_head": 6}),
+}
+ENCODERS: dict[str, Case] = {
+    "bert": Case("BertConfig", SMALL, "BertForPreTraining"),
+    "bert untied": Case("BertConfig", SMALL | {"tie_word_embeddings": False}, "BertForMaskedLM"),
+    "roberta": Case(
+        "RobertaConfig",
+        SMALL | {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66},
+        "RobertaForMaskedLM",
+    ),
+}
+
+
+def make(case: Case, seed: int = 0) -> Any:
+    """The published model with perturbed weights, in evaluation, eager attention."""
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, case.config)(**case.arguments)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, case.model)(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+            if case.sharpened and name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter.mul_(10)
+    model.tie_weights()
+    return model
