@@ -25,8 +25,8 @@ from safetensors.numpy import load_file
 from onsil.errors import OnsilError
 from onsil.lineage.history import METADATA_KEY
 from onsil.lineage.spelling import canonical
-from onsil.models.families import stable_bytes
-from onsil.models.subwords import buckets_of
+from onsil.models.subwords import buckets_of, stem_among
+from onsil.models.weights import stable_bytes
 
 OBJECTIVES = ("skipgram", "cbow", "glove")
 KIND = "onsil_word_vectors"
@@ -99,14 +99,20 @@ class WordVectors:
         self.words_VD, self.ngrams_BD = words_VD, ngrams_BD
         self.place = {word: i for i, word in enumerate(self.words)}
 
+    def known(self, word: str) -> int | None:
+        """The place of a word, with or without its particle; None for an unknown one."""
+        stem = stem_among(self.place, word)
+        return None if stem is None else self.place[stem]
+
     def vector(self, word: str) -> np.ndarray | None:
         """The vector of a word (D,); of an unknown one the mean of its n-grams, or None where the
         vectors have no n-grams."""
-        at = self.place.get(word)
+        at = self.known(word)
         if not len(self.ngrams_BD):
             return None if at is None else self.words_VD[at]
         settings = self.settings
-        found = buckets_of(word, settings.shortest, settings.longest, len(self.ngrams_BD))
+        spelled = word if at is None else self.words[at]
+        found = buckets_of(spelled, settings.shortest, settings.longest, len(self.ngrams_BD))
         rows = self.ngrams_BD[found]
         if at is not None:
             rows = np.concatenate([self.words_VD[at : at + 1], rows])
@@ -120,14 +126,14 @@ class WordVectors:
         return unit(np.stack([v for w in self.words if (v := self.vector(w)) is not None]))
 
     def nearest(self, word: str, limit: int = 10) -> list[tuple[float, str]]:
-        """(cosine, word) of the words most like `word`, without it, the nearest first. Raises
+        """(cosine, word) of the words most like `word`, without itself, nearest first. Raises
         OnsilError for a word that has no vector."""
         vector = self.vector(word)
         if vector is None:
             raise _unknown(word, len(self.words))
         cosines = self.unit_VD @ unit(vector[None])[0]
-        if word in self.place:
-            cosines[self.place[word]] = -np.inf
+        if (at := self.known(word)) is not None:
+            cosines[at] = -np.inf
         found = np.argsort(-cosines, kind="stable")[: min(limit, len(self.words))]
         return [(float(cosines[i]), self.words[i]) for i in found if np.isfinite(cosines[i])]
 

@@ -30,7 +30,7 @@ from torch.nn.functional import embedding_bag, logsigmoid, pad
 from onsil.corpus import document_text, load_corpus
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, stage
-from onsil.models.subwords import buckets_of, lines_of_words
+from onsil.models.subwords import buckets_of, lines_of_words, stems
 from onsil.models.word_vectors import Settings, WordVectors
 
 NOISE_POWER = 0.75
@@ -43,8 +43,9 @@ ABSENT = -1
 
 @stage(version=1)
 def train_word_vectors(*, corpus: Artifact, settings: Settings, out: Path, run: Run) -> dict:
-    """A folder for `load_word_vectors`, from the documents of the training split."""
-    texts = [document_text(document) for document in load_corpus(corpus).train]
+    """A folder for `load_word_vectors`, from all documents of a corpus: nothing is held
+    out, since nothing here is scored by what it predicts."""
+    texts = [document_text(document) for document in load_corpus(corpus).documents]
     lines = [line for text in texts for line in lines_of_words(text)]
     vectors, curve = learn(lines, settings, run.say)
     vectors.save(out, run.ancestry)
@@ -54,8 +55,10 @@ def train_word_vectors(*, corpus: Artifact, settings: Settings, out: Path, run: 
 def learn(
     lines: Sequence[Sequence[str]], settings: Settings, say: Callable[[str], None] = lambda _: None
 ) -> tuple[WordVectors, list[float]]:
-    """Vectors of the words of `lines`, and the mean loss of an example in every epoch. Raises
+    """Vectors of the stems of `lines`, and the mean loss of an example in every epoch. Raises
     OnsilError when no word is frequent enough to have a row."""
+    stem = stems(word for line in lines for word in line)
+    lines = [[stem[word] for word in line] for line in lines]
     words, counts = vocabulary(lines, settings.fewest)
     if not words:
         raise _nothing_to_learn(lines, settings.fewest)
