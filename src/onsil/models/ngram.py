@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from onsil.errors import OnsilError
 from onsil.lineage.history import METADATA_KEY
 from onsil.lineage.spelling import canonical
-from onsil.models.families import stable_bytes
+from onsil.models.weights import stable_bytes
 
 Gram = tuple[int, ...]
 

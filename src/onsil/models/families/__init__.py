@@ -16,9 +16,8 @@ from onsil.models.families import decoders, encoders
 from onsil.models.families.config import Config
 from onsil.models.families.names import Rule
 from onsil.models.transformer import Transformer
-from onsil.models.weights import stable_bytes
 
-__all__ = ["FAMILIES", "Family", "family_of", "shape_of", "stable_bytes"]
+__all__ = ["FAMILIES", "Family", "family_of", "shape_of"]
 
 
 @dataclass(frozen=True)
