@@ -218,6 +218,61 @@ ENCODERS: dict[str, Case] = {
     ),
 }
 
+T5 = {
+    "vocab_size": 97, "d_model": 64, "d_kv": 24, "d_ff": 112, "num_layers": 3, "num_heads": 4,
+    "num_decoder_layers": 2, "relative_attention_num_buckets": 12,
+    "relative_attention_max_distance": 20,
+}  # fmt: skip
+BART = {
+    "vocab_size": 97, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 8, "encoder_ffn_dim": 112,
+    "decoder_ffn_dim": 80, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}  # fmt: skip
+GATED = T5 | {"feed_forward_proj": "gated-gelu"}
+PAIRS: dict[str, Case] = {
+    "t5": Case("T5Config", T5, "T5ForConditionalGeneration"),
+    "t5 v1.1": Case(
+        "T5Config", GATED | {"tie_word_embeddings": False}, "T5ForConditionalGeneration"
+    ),
+    "mt5": Case("MT5Config", GATED | {"tie_word_embeddings": False}, "MT5ForConditionalGeneration"),
+    "umt5": Case("UMT5Config", GATED, "UMT5ForConditionalGeneration"),
+    "marian": Case(
+        "MarianConfig",
+        BART
+        | {
+            "max_position_embeddings": 64,
+            "scale_embedding": True,
+            "activation_function": "swish",
+        },
+        "MarianMTModel",
+    ),
+    "marian apart": Case(
+        "MarianConfig",
+        BART
+        | {
+            "max_position_embeddings": 64,
+            "decoder_vocab_size": 89,
+            "share_encoder_decoder_embeddings": False,
+            "tie_word_embeddings": False,
+        },
+        "MarianMTModel",
+    ),
+    "whisper": Case(
+        "WhisperConfig",
+        BART
+        | {
+            "max_source_positions": 30,
+            "max_target_positions": 48,
+            "num_mel_bins": 20,
+            "scale_embedding": True,
+            "suppress_tokens": None,
+            "begin_suppress_tokens": None,
+        },
+        "WhisperForConditionalGeneration",
+    ),
+}
+
 
 def make(case: Case, seed: int = 0) -> Any:
     """The published model with perturbed weights, in evaluation, eager attention."""
@@ -229,8 +284,13 @@ def make(case: Case, seed: int = 0) -> Any:
     model = getattr(transformers, case.model)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if case.config == "MarianConfig" and "embed_positions" in name:
+                continue  # sinusoids, not weights: nothing of them is on disk
             parameter.add_(torch.randn_like(parameter) * 0.05)
             if case.sharpened and name.endswith(("q_proj.weight", "k_proj.weight")):
                 parameter.mul_(10)
+        for name, buffer in model.named_buffers():
+            if name == "final_logits_bias":
+                buffer.copy_(torch.randn_like(buffer))
     model.tie_weights()
     return model

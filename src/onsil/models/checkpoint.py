@@ -108,11 +108,9 @@ def load(
                 tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
             )
         dtypes |= {name: stored.pop(name).dtype for name in pairing.disk}
-    for pairing in pairings(rules, shared):
-        for name, of in zip(pairing.disk, pairing.ours, strict=True):
-            if name in stored:
-                dtypes[name] = stored.pop(name).dtype
-                twins[name] = shared[of]
+    for name, of in repeated(pairings(rules, shared), stored, state, shared).items():
+        dtypes[name] = stored.pop(name).dtype
+        twins[name] = of
     strangers = [n for n in stored if re.search(r"\.\d+\.", n) and not BUFFERS.search(n)]
     if strangers:
         raise _misfit(folder, strangers[0], "in the file", "not part of this family")
@@ -121,6 +119,25 @@ def load(
     model.requires_grad_(True)
     model.origin = Origin(str(config["model_type"]), config, names, dtypes, twins)
     return model, stored
+
+
+def repeated(
+    pairs: list[Pairing],
+    stored: dict[str, Tensor],
+    state: dict[str, Tensor],
+    shared: dict[str, str],
+) -> dict[str, str]:
+    """`{a tensor the file has twice: the one of ours it is}`: tied heads and embeddings that were
+    written out beside the one they are tied to."""
+    named = {pair.disk[0]: shared[pair.ours[0]] for pair in pairs if pair.disk[0] in stored}
+    table = next((n for n in ("decoder.embedding.weight", "embedding.weight") if n in state), None)
+    for name, tensor in stored.items():
+        if table and name.endswith("embed_tokens.weight") and name not in named:
+            same = tensor.shape == state[table].shape and torch.equal(
+                tensor.to(state[table].dtype), state[table]
+            )
+            named |= {name: table} if same else {}
+    return named
 
 
 def quantised(config: dict[str, Any]) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from onsil.errors import OnsilError
-from onsil.models.families import decoders, encoders
+from onsil.models.encoder_decoder import EncoderDecoder
+from onsil.models.families import decoders, encoders, pairs
 from onsil.models.families.config import Config
 from onsil.models.families.names import Rule
 from onsil.models.transformer import Transformer
@@ -51,6 +52,11 @@ FAMILIES: dict[str, Family] = {
     "bloom": Family(decoders.bloom, decoders.bloom_names, "transformer."),
     "bert": Family(encoders.bert, encoders.bert_names, "bert."),
     "roberta": Family(encoders.roberta, encoders.roberta_names, "roberta."),
+    "t5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
+    "mt5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
+    "umt5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
+    "marian": Family(pairs.marian, pairs.bart_names, "model.", EncoderDecoder),
+    "whisper": Family(pairs.whisper, pairs.bart_names, "model.", EncoderDecoder),
 }
 
 

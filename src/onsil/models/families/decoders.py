@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from onsil.models.families.config import Config, rope, sizes, windows
+from onsil.models.families.encoders import stack_sizes
 from onsil.models.families.names import (
     QKV,
     Rule,
@@ -61,7 +62,7 @@ def llama_shape(c: Config, **changed: Any) -> Shape:
         "rotary": rope(c),
         "bias": ("qkvo" if c.get("attention_bias") else "") + ("ud" if c.get("mlp_bias") else ""),
     }
-    return Shape(**(sizes(c) | gated | changed))
+    return Shape(**(stack_sizes(c) | gated | changed))
 
 
 def window_everywhere(c: Config, default: int | None = None) -> dict[str, Any]:
@@ -270,7 +271,7 @@ def gpt2(c: Config) -> Shape:
         {} if c.get("scale_attn_weights", default=True) else {"score_scale": 1.0}
     )
     return Shape(
-        **(sizes(c) | LAYER_NORM | unscaled),
+        **(stack_sizes(c) | LAYER_NORM | unscaled),
         norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
         positions="learned",
         activation=c.activation(default="gelu_new"),
@@ -283,7 +284,7 @@ def openai_gpt(c: Config) -> Shape:
     """GPT-1: norms after the residual, no final one, and «gelu» is the tanh form."""
     activation = c.activation("afn", default="gelu")
     return Shape(
-        **(sizes(c) | LAYER_NORM),
+        **(stack_sizes(c) | LAYER_NORM),
         norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
         positions="learned",
         wiring="post",
@@ -325,7 +326,7 @@ def gpt_neo(c: Config) -> Shape:
         kind for kinds, times in c.get("attention_types", default=[]) for kind in kinds * times
     ]
     return Shape(
-        **(sizes(c) | LAYER_NORM),
+        **(stack_sizes(c) | LAYER_NORM),
         **windows(c, [kind == "local" for kind in types]),
         norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
         positions="learned",
@@ -356,7 +357,7 @@ def gptj(c: Config) -> Shape:
     turned = c.get("rotary_dim") or head
     rotary = rope(c)
     return Shape(
-        **(sizes(c) | LAYER_NORM),
+        **(stack_sizes(c) | LAYER_NORM),
         norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
         wiring="shared",
         rotary=type(rotary)(rotary.base, turned if turned < head else 0, interleaved=True),
@@ -382,7 +383,7 @@ def gptj_names(shape: Shape) -> list[Rule]:
 def gpt_neox(c: Config) -> Shape:
     """Polyglot-Ko, Pythia: attention and MLP side by side, each with its norm."""
     return Shape(
-        **(sizes(c) | LAYER_NORM),
+        **(stack_sizes(c) | LAYER_NORM),
         norm_epsilon=c.real("layer_norm_eps", default=1e-5),
         wiring="parallel" if c.get("use_parallel_residual", default=True) else "pre",
         rotary=rope(c, share=0.25),
@@ -413,7 +414,7 @@ def gpt_neox_names(shape: Shape) -> list[Rule]:
 def bloom(c: Config) -> Shape:
     c.only("apply_residual_connection_post_layernorm", False)
     return Shape(
-        **(sizes(c) | LAYER_NORM),
+        **(stack_sizes(c) | LAYER_NORM),
         norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
         positions="alibi",
         activation="gelu_tanh",
@@ -447,7 +448,7 @@ def opt(c: Config) -> Shape:
     c.only("_remove_final_layer_norm", False)
     c.only("layer_norm_elementwise_affine", True)
     return Shape(
-        **(sizes(c) | LAYER_NORM),
+        **(stack_sizes(c) | LAYER_NORM),
         norm_epsilon=1e-5,
         positions="learned",
         position_offset=2,

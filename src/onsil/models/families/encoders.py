@@ -1,5 +1,6 @@
 """The encoder families, BERT and RoBERTa, with their masked-word head."""
 
+import re
 from typing import Any
 
 from onsil.models.families.config import Config, sizes
@@ -23,12 +24,27 @@ TOP = {
     "embedding_norm": "embeddings.LayerNorm",
 }
 
+# Classes named for the stack alone or for a task of another head.
+WITHOUT_WORDS = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|NextSentencePrediction)$"
+    r"|^(?!.*(LMHead|DoubleHeads)Model$).*Model$"
+)
+
+
+def stack_sizes(c: Config) -> dict[str, Any]:
+    """The sizes, and what the stack writes: the published class tells whether there is a
+    vocabulary head."""
+    name = str((c.get("architectures") or [""])[0])
+    return sizes(c) | {"writes": "vectors" if WITHOUT_WORDS.search(name) else "tokens"}
+
 
 def shape_of(c: Config, **more: Any) -> Shape:
+    common = stack_sizes(c) | more
+    words = common["writes"] == "tokens"
     c.only("position_embedding_type", "absolute")
     c.only("is_decoder", False)
     return Shape(
-        **(sizes(c) | more),
+        **common,
         causal=False,
         wiring="post",
         norm="layer",
@@ -36,10 +52,10 @@ def shape_of(c: Config, **more: Any) -> Shape:
         positions="learned",
         gated=False,
         activation=c.activation(default="gelu"),
-        bias="qkvoudh",
+        bias="qkvoudh" if words else "qkvoud",
         segments=c.number("type_vocab_size", default=2),
         embedding_norm=True,
-        head_transform=True,
+        head_transform=words,
         tied=bool(c.get("tie_word_embeddings", default=True)),
     )
 
