@@ -34,7 +34,8 @@ WITHOUT_WORDS = re.compile(
 def stack_sizes(c: Config) -> dict[str, Any]:
     """The sizes, and what the stack writes: the published class tells whether there is a
     vocabulary head."""
-    name = str((c.get("architectures") or [""])[0])
+    told = c.get("architectures")
+    name = str(told[0]) if isinstance(told, list) and told else ""
     return sizes(c) | {"writes": "vectors" if WITHOUT_WORDS.search(name) else "tokens"}
 
 
