@@ -4,15 +4,21 @@ import itertools
 import json
 import math
 import random
+from collections import Counter
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 
 from onsil.errors import OnsilError
+from onsil.models.ngram import NGram
 from onsil.models.recurrent import Recurrent, RecurrentLM, RecurrentShape, initialise_recurrent
 from onsil.models.seq2seq import Seq2Seq, Seq2SeqShape, reversed_within
+from onsil.training.loop import train
 
 CELLS = ["rnn", "lstm", "gru"]
 TORCH = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -313,3 +319,173 @@ def test_damaged_weights_are_named(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(OnsilError, match=r"config\.json"):
         RecurrentLM.load(tmp_path)
+
+
+# -- at work: minutes of CPU, figures with -rP ---------------------------------------------------
+
+
+def taught(model, loss_of, steps: int, peak: float, scratch):
+    """The model after `steps` of the one training loop, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in train(dict(model.named_parameters()), loss_of, steps, peak, scratch, checkpoints=1):
+        pass
+    torch.set_num_threads(threads)
+    return model
+
+
+def remembered(cell: str, peak: float, gap: int, scratch) -> float:
+    """Share of 512 symbols (1 of 8) told again after `gap` blanks and a sign. In training the gap
+    grows from 1 over the first 60 % of the steps."""
+
+    def batch(blanks: int, rows: int, seed: int) -> torch.Tensor:
+        symbols = torch.randint(2, 10, (rows, 1), generator=torch.Generator().manual_seed(seed))
+        sign = torch.ones(rows, 1, dtype=torch.long)
+        return torch.cat((symbols, sign.expand(-1, blanks) * 0, sign, symbols), 1)
+
+    def loss_of(k):
+        ids = batch(min(gap, 1 + round(gap * k / 360)), 32, k)
+        return F.cross_entropy(model.logits(ids)[:, -2], ids[:, -1], reduction="sum"), 32
+
+    model = RecurrentLM(RecurrentShape(10, 64, 1, cell)).initialise(0)
+    scratch.mkdir()
+    taught(model, loss_of, 600, peak, scratch)
+    ids = batch(gap, 512, 10**6)
+    with torch.no_grad():
+        return float((model.logits(ids)[:, -2].argmax(1) == ids[:, -1]).float().mean())
+
+
+@pytest.mark.slow
+def test_over_a_hundred_steps_gates_remember_and_the_plain_cell_does_not(tmp_path):
+    """The plain cell gets three learning rates, and shows over two steps that it can be taught."""
+    right = {
+        (cell, gap, peak): remembered(cell, peak, gap, tmp_path / f"{cell}-{gap}-{peak}")
+        for cell, gap, peak in [
+            ("lstm", 100, 5e-3),
+            ("gru", 100, 5e-3),
+            ("rnn", 100, 5e-3),
+            ("rnn", 100, 1e-3),
+            ("rnn", 100, 3e-4),
+            ("rnn", 2, 1e-3),
+        ]
+    }
+    for case, share in right.items():
+        print(*case, f"{share:.3f}")
+    chance = 0.125 + 4 * (0.125 * 0.875 / 512) ** 0.5
+    assert right["lstm", 100, 5e-3] > 0.99 and right["gru", 100, 5e-3] > 0.99
+    assert all(right["rnn", 100, peak] < chance for peak in (1e-3, 3e-4))
+    assert right["rnn", 100, 5e-3] < 0.5 and right["rnn", 2, 1e-3] > 0.99
+
+
+DIGITS = "영일이삼사오육칠팔구"
+LETTERS = {c: i for i, c in enumerate("0123456789" + DIGITS + "십백천만억조")}
+
+
+def korean(number: int) -> str:
+    """삼백이십오 for 325, below 경 (10¹⁶): groups of four digits; 일 is not said before 십, 백, 천,
+    nor before a leading 만."""
+    said = ""
+    for k, unit in ((3, "조"), (2, "억"), (1, "만"), (0, "")):
+        group = number // 10 ** (4 * k) % 10**4
+        part = "".join(
+            ("" if d == 1 and j else DIGITS[d]) + "천백십"[3 - j : 4 - j]
+            for j in (3, 2, 1, 0)
+            if (d := group // 10**j % 10)
+        )
+        if group:
+            said += ("" if group == 1 and unit == "만" and not said else part) + unit
+    return said or "영"
+
+
+def test_korean_numerals():
+    for number, said in [
+        (0, "영"),
+        (325, "삼백이십오"),
+        (10_000, "만"),
+        (110_011, "십일만십일"),
+        (100_000_000, "일억"),
+        (100_010_000, "일억일만"),
+        (1_234_567_812_345_678, "천이백삼십사조오천육백칠십팔억천이백삼십사만오천육백칠십팔"),
+    ]:
+        assert korean(number) == said
+
+
+def numeral_pairs(seed: int, count: int, digits: int, held_out: bool) -> list:
+    """(source, target) of numbers with 1 to `digits` digits, every length and both directions
+    alike; a seventh of all numbers is never trained on."""
+    draw, pairs = random.Random(seed), []
+    while len(pairs) < count:
+        n = draw.randint(1, digits)
+        number = draw.randrange(10 ** (n - 1) if n > 1 else 0, 10**n)
+        if (number % 7 == 3) is held_out:
+            pair = [[LETTERS[c] for c in text] for text in (str(number), korean(number))]
+            pairs.append(pair if draw.random() < 0.5 else pair[::-1])
+    return pairs
+
+
+def reader(attention: bool, scratch) -> Seq2Seq:
+    """Taught 1,200 batches of 64; the longest number grows from 3 digits to 16 over 480 of them."""
+    shape = Seq2SeqShape(len(LETTERS), len(LETTERS), 96, "lstm", attention)
+    model = Seq2Seq(shape).initialise(0)
+
+    def loss_of(k):
+        digits = min(16, 3 + round(13 * k / 480))
+        return model.loss(*zip(*numeral_pairs(k, 64, digits, held_out=False), strict=True))
+
+    scratch.mkdir()
+    return taught(model, loss_of, 1200, 4e-3, scratch)
+
+
+@pytest.mark.slow
+def test_numerals_are_read_and_attention_reads_the_long_ones_better(tmp_path):
+    held, right = numeral_pairs(10**6, 2000, 16, held_out=True), {}
+    for attention in (True, False):
+        model = reader(attention, tmp_path / str(attention))
+        outputs = model.greedy([source for source, _ in held], 40)
+        hits = [o.ids == target for o, (_, target) in zip(outputs, held, strict=True)]
+        right[attention] = np.array(hits, float)
+    long = np.array([max(map(len, pair)) > 20 for pair in held])
+    gain = (right[True] - right[False])[long]
+    resampled = np.random.default_rng(0).choice(gain, (10_000, len(gain))).mean(1)
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    for attention, hits in right.items():
+        print(f"attention={attention}: {hits.mean():.4f}, long {hits[long].mean():.4f}")
+    print(f"gain on {long.sum()} long ones {gain.mean():.3f}, 95 % {low:.3f} to {high:.3f}")
+    assert low > 0
+    assert right[True].mean() >= 0.99
+
+
+@pytest.mark.slow
+def test_language_models_beside_the_n_gram_on_the_same_korean(onsil_data, tmp_path):
+    """Statutes, by letters; a letter seen fewer than three times is spelled in bytes, so that no
+    model is let off anything."""
+    zstandard = pytest.importorskip("zstandard")
+    path = onsil_data / "text-ko" / "law-ko.jsonl.zst"
+    if not path.is_file():
+        pytest.skip("needs text-ko/law-ko.jsonl.zst in $ONSIL_DATA")
+    with zstandard.open(path, "rt", encoding="utf-8") as f:
+        texts = [json.loads(line)["text"][:2000] for n, line in enumerate(f) if n % 15 == 0][:150]
+    counts = Counter("".join(texts[:135]))
+    letters = {c: 256 + i for i, c in enumerate(sorted(c for c in counts if counts[c] > 2))}
+    vocabulary = 256 + len(letters)
+    ids = [[i for c in t for i in ([letters[c]] if c in letters else c.encode())] for t in texts]
+    seen, held = ids[:135], ids[135:]
+    size = sum(len(t.encode()) for t in texts[135:])
+    got = {f"n-gram {n}": sum(map(NGram(seen, n, vocabulary).bits, held)) / size for n in (1, 2, 5)}
+
+    def loss_of(model, k):
+        draw, windows = random.Random(k), []
+        for _ in range(16):
+            text = draw.choice(seen)
+            at = draw.randrange(max(1, len(text) - 64))
+            windows.append(text[at : at + 64])
+        return model.loss(windows)
+
+    for cell in CELLS:
+        model = RecurrentLM(RecurrentShape(vocabulary, 192, 1, cell)).initialise(0)
+        (tmp_path / cell).mkdir()
+        taught(model, partial(loss_of, model), 500, 5e-3, tmp_path / cell)
+        got[cell] = sum(map(model.bits, held)) / size
+    for name, bits in got.items():
+        print(f"{name}: {bits:.3f} bits per byte")
+    assert all(got[cell] < got["n-gram 2"] < got["n-gram 1"] for cell in CELLS)
