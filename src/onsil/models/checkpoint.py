@@ -142,7 +142,8 @@ def repeated(
 
 def quantised(config: dict[str, Any]) -> bool:
     """Whether the weights are onsil's int8; any other quantisation is refused."""
-    told = (config.get("quantization_config") or {}).get("quant_method")
+    part = config.get("quantization_config") or None
+    told = part.get("quant_method", "no name for it") if isinstance(part, dict) else part
     if told not in (None, OWN_INT8):
         raise OnsilError(
             en=(
@@ -167,6 +168,9 @@ def read_pairing(
         if name not in stored:
             wanted = str(tuple(own[pairing.ours[0]].shape))
             raise _misfit(folder, name, "missing", wanted)
+        if not stored[name].is_floating_point():
+            kind = str(stored[name].dtype).removeprefix("torch.")
+            raise _misfit(folder, name, f"of type {kind}", "fp32, fp16 or bf16")
     try:
         made = pairing.rule.read([stored[name] for name in pairing.disk])
     except RuntimeError:

@@ -103,6 +103,21 @@ class Shape:
             raise _impossible(
                 f"heads={self.heads}, kv_heads={self.kv_heads}", "heads must be a multiple"
             )
+        if not self.pattern or ("L" in self.pattern and not 0 < self.window <= 2**31):
+            raise _impossible(
+                f"window={self.window!r}, pattern={self.pattern!r}", "a window is at least 1"
+            )
+        if self.experts and not 0 < self.experts_used <= self.experts:
+            raise _impossible(
+                f"experts={self.experts}, experts_used={self.experts_used}", "more than there are"
+            )
+        if self.position_offset < 0:
+            raise _impossible(f"position_offset={self.position_offset}", "must be at least 0")
+        turned = self.rotary.width or self.head_width
+        if self.positions == "rotary" and (turned % 2 or turned > self.head_width):
+            raise _impossible(
+                f"head_width={self.head_width}, turned={turned}", "channels turn in pairs"
+            )
         if self.qk_norm == "all" and self.norm == "layer":
             raise _impossible("qk_norm=all, norm=layer", "no checkpoint is known to have both")
 

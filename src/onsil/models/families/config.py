@@ -7,6 +7,7 @@ than read nearly right.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from onsil.errors import OnsilError
@@ -16,8 +17,91 @@ ACTIVATION = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
-LARGEST = 2**31
 MISSING: Any = object()
+
+# Far above anything published, and far below what no file could hold: a size beyond them is a slip
+# or an attack, and is refused before a list as long as it is made.
+LARGEST = 2**28
+LIMITS: dict[str, int] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 2**20),
+    **dict.fromkeys(
+        ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "moe_intermediate_size",
+         "encoder_ffn_dim", "decoder_ffn_dim"), 2**24,
+    ),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "num_heads", "num_key_value_heads", "head_dim", "d_kv",
+         "encoder_attention_heads", "decoder_attention_heads"), 2**16,
+    ),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers",
+         "decoder_layers", "num_experts", "num_local_experts", "num_experts_per_tok"), 2**12,
+    ),
+}  # fmt: skip
+# What the other values may be, wherever they stand; null is "not said".
+SWITCHES = frozenset((
+    "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "qk_layernorm",
+    "use_parallel_residual", "use_qkv_bias", "norm_topk_prob", "use_post_norm", "truncate",
+    "scale_attn_weights", "scale_embedding", "do_layer_norm_before", "enable_bias",
+    "share_encoder_decoder_embeddings",
+))  # fmt: skip
+LEAST = {  # whole numbers that may be smaller than a size
+    "sliding_window": 0, "window_size": 0, "max_window_layers": 0, "rotary_dim": 0,
+    "pad_token_id": -1, "no_rope_layer_interval": 1,
+}  # fmt: skip
+POSITIVE = frozenset((
+    "rope_theta", "rope_local_base_freq", "rotary_emb_base", "factor", "low_freq_factor",
+    "high_freq_factor", "beta_fast", "beta_slow", "query_pre_attn_scalar", "rms_norm_eps",
+    "layer_norm_eps", "layer_norm_epsilon",
+))  # fmt: skip
+SHARES = frozenset(("partial_rotary_factor", "rotary_pct", "rope_pct"))
+EACH_LAYER = ("layer_types", "no_rope_layers", "attention_layers")
+
+
+def is_whole(value: Any, least: int, most: int = LARGEST) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def is_positive(value: Any, most: float = 1e30) -> bool:
+    return type(value) in (int, float) and 0 < value <= most  # false for NaN
+
+
+def is_list(value: Any, sound: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) <= LIMITS["head_dim"] and all(map(sound, value))
+
+
+def is_sound(family: str, key: str, value: Any) -> bool:
+    """Whether a value that is no size can stand under its key."""
+    if key in SWITCHES:
+        return value in (True, False) and isinstance(value, int)
+    if key in LEAST:
+        return is_whole(value, LEAST[key])
+    if key in POSITIVE:
+        return is_positive(value)
+    if key in SHARES:
+        return is_positive(value, 1.0)
+    match key:
+        case "sliding_window_pattern" | "_sliding_window_pattern":
+            letters = isinstance(value, str) and set(value) in ({"L"}, {"G"}, {"L", "G"})
+            return letters or is_whole(value, 0 if family == "exaone4" else 1, 2**12)
+        case "layer_types" | "attention_layers":
+            return is_list(value, lambda kind: isinstance(kind, str))
+        case "no_rope_layers":
+            return is_list(value, lambda rotary: rotary in (0, 1))
+        case "attention_types":
+            return is_list(
+                value,
+                lambda part: (
+                    isinstance(part, list)
+                    and len(part) == 2
+                    and is_list(part[0], lambda kind: isinstance(kind, str))
+                    and is_whole(part[1], 1, 2**12)
+                ),
+            )
+        case "short_factor" | "long_factor":
+            return is_list(value, is_positive)
+        case "rope_parameters" | "rope_scaling":
+            return isinstance(value, dict)
+    return True
 
 
 class Config:
@@ -26,39 +110,51 @@ class Config:
     def __init__(self, raw: dict[str, Any]):
         self.raw = raw
         self.family: str = raw.get("model_type", "")
+        depth = self.get("num_hidden_layers", "n_layer", "num_layers")
+        for key, value in raw.items():
+            if value is None:
+                continue
+            if not is_sound(self.family, key, value):
+                shown = repr(value)[:200]
+                raise self.wrong(
+                    key, f"{shown}, which it cannot be", f"{shown}이어서 쓸 수 없습니다"
+                )
+            if key in EACH_LAYER and depth not in (None, len(value)):
+                raise self.wrong(
+                    key,
+                    f"a list of {len(value)} for {depth} layers",
+                    f"{len(value)}개인데 층은 {depth}개입니다",
+                )
 
     def get(self, *keys: str, default: Any = None) -> Any:
         """The value under the first key that is there and not null."""
         return next((self.raw[k] for k in keys if self.raw.get(k) is not None), default)
 
     def number(self, *keys: str, default: Any = MISSING) -> int:
-        """A size: a whole number from 1 to 2³¹."""
+        """A size: a whole number from 1 to its limit."""
         value = self.get(*keys, default=default)
         if value is MISSING:
             raise self.wrong(keys[0], "missing", "없습니다")
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST:
-            raise self.wrong(
-                keys[0], f"{value!r}, which is no size", f"{value!r}이어서 크기가 아닙니다"
-            )
+        key = next((k for k in keys if self.raw.get(k) is not None), keys[0])
+        if not is_whole(value, 1, LIMITS.get(key, LARGEST)):
+            shown = repr(value)[:200]
+            raise self.wrong(key, f"{shown}, which is no size", f"{shown}이어서 크기가 아닙니다")
         return value
 
     def real(self, *keys: str, default: float) -> float:
         """A finite number."""
         value = self.get(*keys, default=default)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if type(value) not in (int, float) or not -1e30 <= value <= 1e30:
+            shown = repr(value)[:200]
             raise self.wrong(
-                keys[0], f"{value!r}, which is no number", f"{value!r}이어서 수가 아닙니다"
+                keys[0], f"{shown}, which is no number", f"{shown}이어서 수가 아닙니다"
             )
         return float(value)
 
     def activation(self, *keys: str, default: str = "silu") -> Any:
         """silu, gelu, gelu_tanh or relu."""
         name = self.get(*(keys or ("hidden_act", "hidden_activation", "activation_function")))
-        if (name or default) not in ACTIVATION:
+        if not isinstance(name or default, str) or (name or default) not in ACTIVATION:
             raise self.wrong(
                 "activation",
                 f"{name!r}, which is not built here",
@@ -92,6 +188,12 @@ def sizes(c: Config) -> dict[str, Any]:
     """What every family has, under any of its names."""
     width = c.number("hidden_size", "n_embd", "d_model")
     heads = c.number("num_attention_heads", "n_head", "num_heads")
+    if width % heads and c.get("head_dim") is None:
+        raise c.wrong(
+            "hidden_size",
+            f"{width}, which {heads} heads do not divide",
+            f"{width}이어서 헤드 {heads}개로 나누어지지 않습니다",
+        )
     return {
         "vocabulary": c.number("vocab_size"),
         "width": width,
@@ -125,21 +227,27 @@ def rope(c: Config, kind: str = "", base: float = 10_000.0, share: float = 1.0) 
     )
     head = sizes(c)["head_width"]
     turned = int(head * share)
+    if turned < 2 or turned % 2:
+        raise c.wrong(
+            "partial_rotary_factor",
+            f"{share}, which turns {turned} of {head} channels",
+            f"{share}이어서 {head}개 채널 가운데 {turned}개가 회전합니다",
+        )
     theta = r.get("rope_theta") or c.get("rope_theta", "rotary_emb_base", default=base)
     scaling = str(r.get("rope_type", "type", default="default"))
     common: dict[str, Any] = {"base": float(theta), "width": turned if turned < head else 0}
     if scaling == "default":
         return Rotary(**common)
-    return Rotary(**common, **scaled(c, r, {"su": "longrope"}.get(scaling, scaling)))
+    return Rotary(**common, **scaled(c, r, {"su": "longrope"}.get(scaling, scaling), turned))
 
 
-def scaled(c: Config, r: Config, scaling: str) -> dict[str, Any]:
-    """How the positions are stretched, from the rope part `r` of a config."""
+def scaled(c: Config, r: Config, scaling: str, turned: int) -> dict[str, Any]:
+    """How the positions are stretched, from the rope part `r` of a config; `turned` channels."""
     context = sizes(c)["context"]
-    original = int(
-        r.get("original_max_position_embeddings")
-        or c.get("original_max_position_embeddings", default=context)
-    )
+    key = "original_max_position_embeddings"
+    original = r.number(key, default=c.number(key, default=context))
+    if original < 2:
+        raise c.wrong(key, f"{original}, too short", f"{original}이어서 지나치게 짧습니다")
     factor = r.real("factor", default=context / original)
     same = {"scaling": scaling, "factor": factor, "original": original}
     match scaling:
@@ -149,6 +257,12 @@ def scaled(c: Config, r: Config, scaling: str) -> dict[str, Any]:
             return same | {"original": context}
         case "llama3":
             slow, fast = r.real("low_freq_factor", default=1), r.real("high_freq_factor", default=4)
+            if slow >= fast:
+                raise c.wrong(
+                    "low_freq_factor",
+                    f"{slow}, not below high_freq_factor {fast}",
+                    f"{slow}이어서 high_freq_factor {fast}보다 작지 않습니다",
+                )
             return same | {"slow": slow, "fast": fast}
         case "yarn":
             return same | {
@@ -158,13 +272,20 @@ def scaled(c: Config, r: Config, scaling: str) -> dict[str, Any]:
                 "amplitude": r.real("attention_factor", default=0.0) or yarn_amplitude(r, factor),
             }
         case "longrope":
+            for name in ("short_factor", "long_factor"):
+                if len(found := r.get(name, default=())) != turned // 2:
+                    raise c.wrong(
+                        name,
+                        f"a list of {len(found)} for {turned // 2} frequencies",
+                        f"{len(found)}개인데 주파수는 {turned // 2}개입니다",
+                    )
             grown = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
             return {
                 "scaling": scaling,
                 "original": original,
                 "amplitude": r.real("attention_factor", default=0.0) or grown,
-                "short": tuple(map(float, r.get("short_factor", default=()))),
-                "long": tuple(map(float, r.get("long_factor", default=()))),
+                "short": tuple(map(float, r.get("short_factor"))),
+                "long": tuple(map(float, r.get("long_factor"))),
             }
     raise c.wrong(
         "rope_type", f"{scaling!r}, which is not built here", f"{scaling!r}이어서 지원하지 않습니다"
