@@ -13,9 +13,10 @@ from torch import nn
 
 from onsil.errors import OnsilError
 from onsil.models.encoder_decoder import EncoderDecoder
-from onsil.models.families import decoders, encoders, pairs
+from onsil.models.families import decoders, encoders, pairs, senses
 from onsil.models.families.config import Config
 from onsil.models.families.names import Rule
+from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer
 
 __all__ = ["FAMILIES", "Family", "family_of", "shape_of"]
@@ -37,19 +38,18 @@ def _llama_like(name: str) -> Family:
     return Family(decoders.llama_like, names, "model.")
 
 
+def _gpt_like(name: str, prefix: str) -> Family:
+    names = lambda shape: decoders.gpt_like_names(name, shape)  # noqa: E731
+    return Family(decoders.gpt_like, names, prefix)
+
+
+BASE_PREFIX = dict.fromkeys(decoders.GPT_LIKE, "transformer.") | {
+    "gpt_neox": "gpt_neox.",
+    "opt": "model.",
+}
 FAMILIES: dict[str, Family] = {
     **{name: _llama_like(name) for name in decoders.LLAMA_LIKE},
-    "gpt2": Family(
-        decoders.gpt2, lambda s: decoders.gpt2_names(s, decoders.GPT2_TOP), "transformer."
-    ),
-    "openai-gpt": Family(
-        decoders.openai_gpt, lambda s: decoders.gpt2_names(s, decoders.GPT1_TOP), "transformer."
-    ),
-    "gpt_neo": Family(decoders.gpt_neo, decoders.gpt_neo_names, "transformer."),
-    "gpt_neox": Family(decoders.gpt_neox, decoders.gpt_neox_names, "gpt_neox."),
-    "gptj": Family(decoders.gptj, decoders.gptj_names, "transformer."),
-    "opt": Family(decoders.opt, decoders.opt_names, "model."),
-    "bloom": Family(decoders.bloom, decoders.bloom_names, "transformer."),
+    **{name: _gpt_like(name, prefix) for name, prefix in BASE_PREFIX.items()},
     "bert": Family(encoders.bert, encoders.bert_names, "bert."),
     "roberta": Family(encoders.roberta, encoders.roberta_names, "roberta."),
     "t5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
@@ -57,6 +57,7 @@ FAMILIES: dict[str, Family] = {
     "umt5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
     "marian": Family(pairs.marian, pairs.bart_names, "model.", EncoderDecoder),
     "whisper": Family(pairs.whisper, pairs.bart_names, "model.", EncoderDecoder),
+    "wav2vec2": Family(senses.wav2vec2, senses.wav2vec2_names, "wav2vec2.", SpeechEncoder),
 }
 
 

@@ -14,38 +14,30 @@ from onsil.models.families.names import (
     Rule,
     beside,
     head_by_head,
+    pairs_in,
     plain,
     qkv_rows,
     stacked,
     turned,
 )
-from onsil.models.shape import Shape
+from onsil.models.shape import Rotary, Shape
 
 # ── LLaMA and those that say they are ───────────────────────────────────────────────────────────
 
-BLOCK = {
-    "attention_norm": "input_layernorm",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.o": "self_attn.o_proj",
-    "attention.q_norm": "self_attn.q_norm",
-    "attention.k_norm": "self_attn.k_norm",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-}
-TOP = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
-OUTPUT_NORMS = {
-    "attention_norm": "post_attention_layernorm",
-    "mlp_norm": "post_feedforward_layernorm",
-}
-SANDWICH = {
-    "attention_norm_out": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-    "mlp_norm_out": "post_feedforward_layernorm",
-}
+BLOCK = pairs_in(
+    "attention_norm=input_layernorm attention.q=self_attn.q_proj attention.k=self_attn.k_proj "
+    "attention.v=self_attn.v_proj attention.o=self_attn.o_proj attention.q_norm=self_attn.q_norm "
+    "attention.k_norm=self_attn.k_norm mlp_norm=post_attention_layernorm mlp.gate=mlp.gate_proj "
+    "mlp.up=mlp.up_proj mlp.down=mlp.down_proj"
+)
+TOP = pairs_in("embedding=model.embed_tokens final_norm=model.norm head=lm_head")
+OUTPUT_NORMS = pairs_in(
+    "attention_norm=post_attention_layernorm mlp_norm=post_feedforward_layernorm"
+)
+SANDWICH = pairs_in(
+    "attention_norm_out=post_attention_layernorm mlp_norm=pre_feedforward_layernorm "
+    "mlp_norm_out=post_feedforward_layernorm"
+)
 
 
 def llama_names(shape: Shape, **changed: str | None) -> list[Rule]:
@@ -234,14 +226,11 @@ def llama_like_names(family: str, shape: Shape) -> list[Rule]:
                 beside(halves, f"{layer}mlp.gate_up_proj", [shape.hidden] * 2),
             ]
         case "phi":
-            names = {
-                "attention.o": "self_attn.dense",
-                "attention.q_norm": "self_attn.q_layernorm",
-                "attention.k_norm": "self_attn.k_layernorm",
-                "mlp.up": "mlp.fc1",
-                "mlp.down": "mlp.fc2",
-            }
-            rules = llama_names(shape, **names)
+            names = (
+                "attention.o=self_attn.dense attention.q_norm=self_attn.q_layernorm "
+                "attention.k_norm=self_attn.k_layernorm mlp.up=mlp.fc1 mlp.down=mlp.fc2"
+            )
+            rules = llama_names(shape, **pairs_in(names))
             return [*rules, Rule(("final_norm",), ("model.final_layernorm",))]
         case "gemma2" | "gemma3_text":
             return llama_names(shape, **SANDWICH)
@@ -261,223 +250,160 @@ def llama_like_names(family: str, shape: Shape) -> list[Rule]:
 
 # ── GPT and its cousins ─────────────────────────────────────────────────────────────────────────
 
-LAYER_NORM: dict[str, Any] = {"norm": "layer", "gated": False}
+
+def gpt_like(c: Config) -> Shape:
+    """Layer norm, a plain MLP, biases everywhere, tied: and what each says differently."""
+    common = {
+        "norm": "layer",
+        "norm_epsilon": c.real("layer_norm_epsilon", "layer_norm_eps", default=1e-5),
+        "gated": False,
+        "positions": "learned",
+        "bias": "qkvoud",
+        "tied": bool(c.get("tie_word_embeddings", default=True)),
+    }
+    told = GPT_LIKE[c.family](c)
+    return Shape(
+        **(stack_sizes(c) | common | {"activation": c.activation(default="gelu_new")} | told)
+    )
 
 
-def gpt2(c: Config) -> Shape:
+def gpt2(c: Config) -> dict[str, Any]:
     c.only("scale_attn_by_inverse_layer_idx", False)
     c.only("add_cross_attention", False)
-    unscaled: dict[str, Any] = (
-        {} if c.get("scale_attn_weights", default=True) else {"score_scale": 1.0}
-    )
-    return Shape(
-        **(stack_sizes(c) | LAYER_NORM | unscaled),
-        norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
-        positions="learned",
-        activation=c.activation(default="gelu_new"),
-        bias="qkvoud",
-        tied=bool(c.get("tie_word_embeddings", default=True)),
-    )
+    return {} if c.get("scale_attn_weights", default=True) else {"score_scale": 1.0}
 
 
-def openai_gpt(c: Config) -> Shape:
+def openai_gpt(c: Config) -> dict[str, Any]:
     """GPT-1: norms after the residual, no final one, and «gelu» is the tanh form."""
     activation = c.activation("afn", default="gelu")
-    return Shape(
-        **(stack_sizes(c) | LAYER_NORM),
-        norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
-        positions="learned",
-        wiring="post",
-        activation="gelu_tanh" if activation == "gelu" else activation,
-        bias="qkvoud",
-        tied=bool(c.get("tie_word_embeddings", default=True)),
-    )
+    return {"wiring": "post", "activation": "gelu_tanh" if activation == "gelu" else activation}
 
 
-def gpt2_names(shape: Shape, top: dict[str, str]) -> list[Rule]:
-    ours, layer = "blocks.#.", "transformer.h.#."
-    norms = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
-    return [
-        *plain(top),
-        *plain(norms, ours, layer),
-        beside(QKV, f"{layer}attn.c_attn", qkv_rows(shape), flip=True),
-        turned(f"{ours}attention.o", f"{layer}attn.c_proj"),
-        turned(f"{ours}mlp.up", f"{layer}mlp.c_fc"),
-        turned(f"{ours}mlp.down", f"{layer}mlp.c_proj"),
-    ]
-
-
-GPT2_TOP = {
-    "embedding": "transformer.wte",
-    "position": "transformer.wpe",
-    "final_norm": "transformer.ln_f",
-    "head": "lm_head",
-}
-GPT1_TOP = {
-    "embedding": "transformer.tokens_embed",
-    "position": "transformer.positions_embed",
-    "head": "lm_head",
-}
-
-
-def gpt_neo(c: Config) -> Shape:
+def gpt_neo(c: Config) -> dict[str, Any]:
     """No 1/√d in its scores; layers alternate between all and a window."""
     types = c.get("attention_layers") or [
         kind for kinds, times in c.get("attention_types", default=[]) for kind in kinds * times
     ]
-    return Shape(
-        **(stack_sizes(c) | LAYER_NORM),
-        **windows(c, [kind == "local" for kind in types]),
-        norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
-        positions="learned",
-        activation=c.activation(default="gelu_new"),
-        score_scale=1.0,
-        bias="oud",
-        tied=bool(c.get("tie_word_embeddings", default=True)),
-    )
+    return {"score_scale": 1.0, "bias": "oud", **windows(c, [kind == "local" for kind in types])}
 
 
-def gpt_neo_names(shape: Shape) -> list[Rule]:
-    block = {
-        "attention_norm": "ln_1",
-        "attention.q": "attn.attention.q_proj",
-        "attention.k": "attn.attention.k_proj",
-        "attention.v": "attn.attention.v_proj",
-        "attention.o": "attn.attention.out_proj",
-        "mlp_norm": "ln_2",
-        "mlp.up": "mlp.c_fc",
-        "mlp.down": "mlp.c_proj",
-    }
-    return plain(GPT2_TOP) + plain(block, "blocks.#.", "transformer.h.#.")
-
-
-def gptj(c: Config) -> Shape:
+def gptj(c: Config) -> dict[str, Any]:
     """KoGPT: one norm for both branches, neighbouring channels turn together."""
     head = sizes(c)["head_width"]
     turned = c.get("rotary_dim") or head
-    rotary = rope(c)
-    return Shape(
-        **(stack_sizes(c) | LAYER_NORM),
-        norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
-        wiring="shared",
-        rotary=type(rotary)(rotary.base, turned if turned < head else 0, interleaved=True),
-        activation=c.activation(default="gelu_new"),
-        bias="udh",
-        tied=bool(c.get("tie_word_embeddings", default=False)),
-    )
+    rotary = Rotary(rope(c).base, turned if turned < head else 0, interleaved=True)
+    tied = bool(c.get("tie_word_embeddings", default=False))
+    words = {"positions": "rotary", "rotary": rotary, "bias": "udh", "tied": tied}
+    return words | {"wiring": "shared"}
 
 
-def gptj_names(shape: Shape) -> list[Rule]:
-    block = {
-        "attention_norm": "ln_1",
-        "attention.q": "attn.q_proj",
-        "attention.k": "attn.k_proj",
-        "attention.v": "attn.v_proj",
-        "attention.o": "attn.out_proj",
-        "mlp.up": "mlp.fc_in",
-        "mlp.down": "mlp.fc_out",
-    }
-    return plain(GPT2_TOP) + plain(block, "blocks.#.", "transformer.h.#.")
-
-
-def gpt_neox(c: Config) -> Shape:
+def gpt_neox(c: Config) -> dict[str, Any]:
     """Polyglot-Ko, Pythia: attention and MLP side by side, each with its norm."""
-    return Shape(
-        **(stack_sizes(c) | LAYER_NORM),
-        norm_epsilon=c.real("layer_norm_eps", default=1e-5),
-        wiring="parallel" if c.get("use_parallel_residual", default=True) else "pre",
-        rotary=rope(c, share=0.25),
-        activation=c.activation(default="gelu"),
-        bias="qkvoud" if c.get("attention_bias", default=True) else "ud",
-        tied=bool(c.get("tie_word_embeddings", default=False)),
-    )
-
-
-def gpt_neox_names(shape: Shape) -> list[Rule]:
-    top = {
-        "embedding": "gpt_neox.embed_in",
-        "final_norm": "gpt_neox.final_layer_norm",
-        "head": "embed_out",
+    return {
+        "wiring": "parallel" if c.get("use_parallel_residual", default=True) else "pre",
+        "positions": "rotary",
+        "rotary": rope(c, share=0.25),
+        "activation": c.activation(default="gelu"),
+        "bias": "qkvoud" if c.get("attention_bias", default=True) else "ud",
+        "tied": bool(c.get("tie_word_embeddings", default=False)),
     }
-    block = {
-        "attention_norm": "input_layernorm",
-        "attention.o": "attention.dense",
-        "mlp_norm": "post_attention_layernorm",
-        "mlp.up": "mlp.dense_h_to_4h",
-        "mlp.down": "mlp.dense_4h_to_h",
-    }
-    layer = "gpt_neox.layers.#."
-    qkv = head_by_head(QKV, f"{layer}attention.query_key_value", shape.heads)
-    return [*plain(top), *plain(block, "blocks.#.", layer), qkv]
 
 
-def bloom(c: Config) -> Shape:
+def bloom(c: Config) -> dict[str, Any]:
     c.only("apply_residual_connection_post_layernorm", False)
-    return Shape(
-        **(stack_sizes(c) | LAYER_NORM),
-        norm_epsilon=c.real("layer_norm_epsilon", default=1e-5),
-        positions="alibi",
-        activation="gelu_tanh",
-        embedding_norm=True,
-        bias="qkvoud",
-        tied=bool(c.get("tie_word_embeddings", default=True)),
-    )
+    return {"positions": "alibi", "activation": "gelu_tanh", "embedding_norm": True}
 
 
-def bloom_names(shape: Shape) -> list[Rule]:
-    top = {
-        "embedding": "transformer.word_embeddings",
-        "embedding_norm": "transformer.word_embeddings_layernorm",
-        "final_norm": "transformer.ln_f",
-        "head": "lm_head",
-    }
-    block = {
-        "attention_norm": "input_layernorm",
-        "attention.o": "self_attention.dense",
-        "mlp_norm": "post_attention_layernorm",
-        "mlp.up": "mlp.dense_h_to_4h",
-        "mlp.down": "mlp.dense_4h_to_h",
-    }
-    layer = "transformer.h.#."
-    qkv = head_by_head(QKV, f"{layer}self_attention.query_key_value", shape.heads)
-    return [*plain(top), *plain(block, "blocks.#.", layer), qkv]
-
-
-def opt(c: Config) -> Shape:
+def opt(c: Config) -> dict[str, Any]:
     """Positions start at row 2; the 350m model has its norms after and narrower embeddings."""
     c.only("_remove_final_layer_norm", False)
     c.only("layer_norm_elementwise_affine", True)
-    return Shape(
-        **(stack_sizes(c) | LAYER_NORM),
-        norm_epsilon=1e-5,
-        positions="learned",
-        position_offset=2,
-        wiring="pre" if c.get("do_layer_norm_before", default=True) else "post",
-        activation=c.activation(default="relu"),
-        bias="qkvoud" if c.get("enable_bias", default=True) else "",
-        embedding_width=c.number("word_embed_proj_dim", default=sizes(c)["width"]),
-        tied=bool(c.get("tie_word_embeddings", default=True)),
-    )
+    return {
+        "position_offset": 2,
+        "wiring": "pre" if c.get("do_layer_norm_before", default=True) else "post",
+        "activation": c.activation(default="relu"),
+        "bias": "qkvoud" if c.get("enable_bias", default=True) else "",
+        "embedding_width": c.number("word_embed_proj_dim", default=sizes(c)["width"]),
+    }
 
 
-def opt_names(shape: Shape) -> list[Rule]:
-    home = "model.decoder."
-    top = {
-        "embedding": f"{home}embed_tokens",
-        "position": f"{home}embed_positions",
-        "project_in": f"{home}project_in",
-        "project_out": f"{home}project_out",
-        "final_norm": f"{home}final_layer_norm",
-        "head": "lm_head",
-    }
-    block = {
-        "attention_norm": "self_attn_layer_norm",
-        "attention.q": "self_attn.q_proj",
-        "attention.k": "self_attn.k_proj",
-        "attention.v": "self_attn.v_proj",
-        "attention.o": "self_attn.out_proj",
-        "mlp_norm": "final_layer_norm",
-        "mlp.up": "fc1",
-        "mlp.down": "fc2",
-    }
-    return plain(top) + plain(block, "blocks.#.", f"{home}layers.#.")
+# What each says differently from GPT-2.
+GPT_LIKE: dict[str, Callable[[Config], dict[str, Any]]] = {
+    "gpt2": gpt2,
+    "openai-gpt": openai_gpt,
+    "gpt_neo": gpt_neo,
+    "gptj": gptj,
+    "gpt_neox": gpt_neox,
+    "bloom": bloom,
+    "opt": opt,
+}
+# Family → where its layers are, what stands outside them, what stands in each.
+GPT_NAMES: dict[str, tuple[str, str, str]] = {
+    "gpt2": (
+        "transformer.h.#.",
+        "embedding=transformer.wte position=transformer.wpe final_norm=transformer.ln_f "
+        "head=lm_head",
+        "attention_norm=ln_1 mlp_norm=ln_2",
+    ),
+    "openai-gpt": (
+        "transformer.h.#.",
+        "embedding=transformer.tokens_embed position=transformer.positions_embed head=lm_head",
+        "attention_norm=ln_1 mlp_norm=ln_2",
+    ),
+    "gpt_neo": (
+        "transformer.h.#.",
+        "embedding=transformer.wte position=transformer.wpe final_norm=transformer.ln_f "
+        "head=lm_head",
+        "attention_norm=ln_1 attention.q=attn.attention.q_proj attention.k=attn.attention.k_proj "
+        "attention.v=attn.attention.v_proj attention.o=attn.attention.out_proj "
+        "mlp_norm=ln_2 mlp.up=mlp.c_fc mlp.down=mlp.c_proj",
+    ),
+    "gptj": (
+        "transformer.h.#.",
+        "embedding=transformer.wte final_norm=transformer.ln_f head=lm_head",
+        "attention_norm=ln_1 attention.q=attn.q_proj attention.k=attn.k_proj "
+        "attention.v=attn.v_proj attention.o=attn.out_proj mlp.up=mlp.fc_in mlp.down=mlp.fc_out",
+    ),
+    "gpt_neox": (
+        "gpt_neox.layers.#.",
+        "embedding=gpt_neox.embed_in final_norm=gpt_neox.final_layer_norm head=embed_out",
+        "attention_norm=input_layernorm attention.o=attention.dense "
+        "mlp_norm=post_attention_layernorm mlp.up=mlp.dense_h_to_4h mlp.down=mlp.dense_4h_to_h",
+    ),
+    "bloom": (
+        "transformer.h.#.",
+        "embedding=transformer.word_embeddings final_norm=transformer.ln_f head=lm_head "
+        "embedding_norm=transformer.word_embeddings_layernorm",
+        "attention_norm=input_layernorm attention.o=self_attention.dense "
+        "mlp_norm=post_attention_layernorm mlp.up=mlp.dense_h_to_4h mlp.down=mlp.dense_4h_to_h",
+    ),
+    "opt": (
+        "model.decoder.layers.#.",
+        "embedding=model.decoder.embed_tokens position=model.decoder.embed_positions head=lm_head "
+        "project_in=model.decoder.project_in project_out=model.decoder.project_out "
+        "final_norm=model.decoder.final_layer_norm",
+        "attention_norm=self_attn_layer_norm attention.q=self_attn.q_proj "
+        "attention.k=self_attn.k_proj attention.v=self_attn.v_proj attention.o=self_attn.out_proj "
+        "mlp_norm=final_layer_norm mlp.up=fc1 mlp.down=fc2",
+    ),
+}
+
+
+def gpt_like_names(family: str, shape: Shape) -> list[Rule]:
+    """The table of a family in `GPT_LIKE`, with the packings of its layers."""
+    layer, top, block = GPT_NAMES[family]
+    ours = "blocks.#."
+    rules = plain(pairs_in(top)) + plain(pairs_in(block), ours, layer)
+    match family:
+        case "gpt2" | "openai-gpt":
+            rules += [
+                beside(QKV, f"{layer}attn.c_attn", qkv_rows(shape), flip=True),
+                turned(f"{ours}attention.o", f"{layer}attn.c_proj"),
+                turned(f"{ours}mlp.up", f"{layer}mlp.c_fc"),
+                turned(f"{ours}mlp.down", f"{layer}mlp.c_proj"),
+            ]
+        case "gpt_neox":
+            rules.append(head_by_head(QKV, f"{layer}attention.query_key_value", shape.heads))
+        case "bloom":
+            rules.append(head_by_head(QKV, f"{layer}self_attention.query_key_value", shape.heads))
+    return rules

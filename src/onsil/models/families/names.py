@@ -33,6 +33,11 @@ class Rule:
     bare: bool = False  # the name on disk has no .weight
 
 
+def pairs_in(text: str) -> dict[str, str]:
+    """A table written as «ours=disk ours=disk …»."""
+    return dict(pair.split("=") for pair in text.split())  # type: ignore[misc]
+
+
 def plain(table: dict[str, str], ours: str = "", disk: str = "") -> list[Rule]:
     """One to one; both sides may share a beginning."""
     return [Rule((ours + a,), (disk + b,)) for a, b in table.items()]
