@@ -10,35 +10,37 @@ number to all scores of a query, and softmax forgets it. It is the control at th
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from family_cases import DECODERS, ENCODERS, GROUPED, causal, make, roped
+from family_cases import DECODERS, ENCODERS, GROUPED, PAIRS, causal, make, roped
 from test_families import TOKENS, bound, logits_of
+from test_pairs import TARGET, source_of
 
-from onsil.models import attention
+from onsil.models import attention, transformer
 from onsil.models.checkpoint import load
+from onsil.models.encoder_decoder import EncoderDecoder
+from onsil.models.positions import bucket, sinusoids
 from onsil.models.shape import Rotary, Shape
 from onsil.models.transformer import Transformer
 
-# Of these a wrong value does not fit the tensors; loading refuses it (tests/test_values.py).
-SIZES = {"vocabulary", "width", "hidden", "experts", "embedding_width", "context"}
-# Of stacks that read from another; planted where those are tested.
-OF_PAIRS = {
-    "reads", "writes", "cross", "positions", "buckets", "reach", "relative_layers", "logit_bias",
-}  # fmt: skip
+# A wrong value of these gives no model that the tensors fit or that answers in logits.
+REFUSED = {"vocabulary", "width", "hidden", "experts", "embedding_width", "context"}
+REFUSED |= {"reads", "writes"}
 
 
 class Mistake(NamedTuple):
     case: str
+    side: str
     changes: dict[str, Any]
 
 
-def mistake(case: str, **changes: Any) -> Mistake:
-    """Fields of Rotary are named rotary_base, rotary_width …"""
-    return Mistake(case, changes)
+def mistake(case: str, side: str = "", **changes: Any) -> Mistake:
+    """Fields of Rotary are named rotary_base, rotary_width …; `side` is encoder or decoder."""
+    return Mistake(case, side, changes)
 
 
 MISTAKES = {
@@ -132,6 +134,20 @@ MISTAKES = {
     "bias of attention dropped": mistake("llama", bias="ud"),
     "bias of the MLP dropped": mistake("llama", bias="qkvo"),
     "bias of the masked-word head dropped": mistake("roberta", bias="qkvoud"),
+    "the source not looked at": mistake("t5", "decoder", cross=False),
+    "an encoder that sees no later word": mistake("t5", "encoder", causal=True),
+    "a decoder that sees ahead": mistake("umt5", "decoder", causal=False),
+    "distances not told": mistake("mt5", "encoder", positions="none"),
+    "distances: fewer buckets": mistake("t5", "encoder", buckets=10),
+    "distances: a shorter reach": mistake("t5", "decoder", reach=24),
+    "a table of distances a layer: none": mistake("umt5", "decoder", relative_layers=False),
+    "T5's scores: usual scale": mistake("t5", "decoder", score_scale=16**-0.5),
+    "T5's tied logits: as they are": mistake("t5", "decoder", logit_scale=1.0),
+    "T5's gated gelu: exact": mistake("t5 v1.1", "decoder", activation="gelu"),
+    "sinusoids left out": mistake("marian", "encoder", positions="none"),
+    "Marian's bias of the logits dropped": mistake("marian", "decoder", logit_bias=False),
+    "Marian's scale of embeddings dropped": mistake("marian", "encoder", embedding_scale=1.0),
+    "Whisper's bias of values dropped": mistake("whisper", "encoder", bias="qoud"),
 }  # fmt: skip
 
 # Over 16 tokens (family_cases.py) both borders of YaRN's ramp lie at the first channels; over 4,096
@@ -140,6 +156,7 @@ RAMP = {"factor": 4.0, "original_max_position_embeddings": 4096, "beta_fast": 32
 CASES = (
     DECODERS
     | ENCODERS
+    | PAIRS
     | {
         "yarn whole": causal("Llama", roped(GROUPED, "yarn", **RAMP)),
         "yarn not whole": causal("Llama", roped(GROUPED, "yarn", **RAMP, truncate=False)),
@@ -159,104 +176,126 @@ EXCHANGED = {
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory):
-    """For a case: our model, its input, the published logits and the bound."""
-    made: dict[str, tuple] = {}
+    """For a case: our model, how it is asked, the published logits and the bound."""
+    made: dict[str, tuple[Any, Callable[[Any], torch.Tensor], torch.Tensor, float]] = {}
 
-    @torch.no_grad()
     def of(name: str):
         if name not in made:
             folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
             oracle = make(CASES[name])
             oracle.save_pretrained(folder)
-            segments = TOKENS % 2 if name == "bert" else None
-            told = {} if segments is None else {"token_type_ids": segments}
-            wanted = logits_of(oracle(TOKENS, **told))
-            ours = {} if segments is None else {"segments_BT": segments}
-            made[name] = (load(folder)[0].eval(), ours, wanted, bound(wanted))
+            if name in PAIRS:
+                source, told = source_of(name)
+                told["decoder_input_ids"] = TARGET
+                ask = lambda model: model(source, TARGET)  # noqa: E731
+            elif name == "bert":
+                told = {"input_ids": TOKENS, "token_type_ids": TOKENS % 2}
+                ask = lambda model: model(TOKENS, segments_BT=TOKENS % 2)  # noqa: E731
+            else:
+                told, ask = {"input_ids": TOKENS}, lambda model: model(TOKENS)
+            wanted = logits_of(oracle(**told))
+            made[name] = (load(folder)[0].eval(), ask, wanted, bound(wanted))
         return made[name]
 
     return of
 
 
-def changed(shape: Shape, changes: dict[str, Any]) -> Shape:
-    turns = {k.removeprefix("rotary_"): v for k, v in changes.items() if k.startswith("rotary_")}
-    rest = {k: v for k, v in changes.items() if not k.startswith("rotary_")}
+def changed(shape: Any, wrong: Mistake) -> Any:
+    if wrong.side:
+        stack = changed(getattr(shape, wrong.side), wrong._replace(side=""))
+        return replace(shape, **{wrong.side: stack})
+    turns = {
+        k.removeprefix("rotary_"): v for k, v in wrong.changes.items() if k.startswith("rotary_")
+    }
+    rest = {k: v for k, v in wrong.changes.items() if not k.startswith("rotary_")}
     return replace(shape, rotary=replace(shape.rotary, **turns), **rest)
 
 
-def with_tensors(shape: Shape, tensors: dict[str, torch.Tensor]) -> Transformer:
+def with_tensors(shape: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """A model of this shape; what does not fit is cut, what is not there stays a plain norm."""
-    model = Transformer(shape)
+    model = Transformer(shape) if isinstance(shape, Shape) else EncoderDecoder(shape)
     fitting = {
         name: tensors[name].flatten()[: own.numel()].view(own.shape)
         for name, own in model.state_dict().items()
         if name in tensors
     }
-    missing, _ = model.load_state_dict(fitting, strict=False)
-    assert all("norm" in name for name in missing), missing
+    for name in set(model.state_dict()) - set(fitting):
+        if name.endswith("relative.weight"):  # one table for all: the first layer's
+            fitting[name] = tensors[name.replace("relative", "blocks.0.relative")]
+        else:
+            assert "norm" in name, name
+    model.load_state_dict(fitting, strict=False)
     model.tie()
     return model.eval()
-
-
-def error(model: Transformer, told: dict[str, Any], wanted: torch.Tensor) -> float:
-    return float((model(TOKENS, **told) - wanted).abs().max())
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 @torch.no_grad()
 def test_a_planted_mistake_shows(name, right):
-    case, changes = MISTAKES[name]
-    model, told, wanted, allowed = right(case)
-    shape = changed(model.shape, changes)
+    model, ask, wanted, allowed = right(MISTAKES[name].case)
+    shape = changed(model.shape, MISTAKES[name])
     assert shape != model.shape
-    assert error(model, told, wanted) < allowed
-    assert error(with_tensors(shape, model.state_dict()), told, wanted) > allowed
+    assert (ask(model) - wanted).abs().max() < allowed
+    assert (ask(with_tensors(shape, model.state_dict())) - wanted).abs().max() > allowed
 
 
 @pytest.mark.parametrize("name", EXCHANGED)
 @torch.no_grad()
 def test_tensors_under_one_anothers_names_show(name, right):
     case, a, b = EXCHANGED[name]
-    model, told, wanted, allowed = right(case)
+    model, ask, wanted, allowed = right(case)
     other = {a: b, b: a}
     pattern = re.compile(rf"(?<=\.)({re.escape(a)}|{re.escape(b)})(?=$|\.)")
     names = {key: pattern.sub(lambda m: other[m[1]], key) for key in model.state_dict()}
     assert any(key != value for key, value in names.items())
     tensors = {names[key]: tensor for key, tensor in model.state_dict().items()}
-    assert error(with_tensors(model.shape, tensors), told, wanted) > allowed
+    assert (ask(with_tensors(model.shape, tensors)) - wanted).abs().max() > allowed
 
 
+def one_row(shape: Shape, ahead_BTS: torch.Tensor) -> torch.Tensor:
+    """ALiBi with one geometric row of slopes, though six heads are no power of two."""
+    slopes_H = 2 ** (-8 * torch.arange(1, shape.heads + 1) / shape.heads)
+    return slopes_H[:, None, None] * ahead_BTS[:, None].float()
+
+
+def in_turn(width: int, at: torch.Tensor) -> torch.Tensor:
+    """Sine and cosine of each frequency side by side, as the 2017 paper prints them."""
+    return sinusoids(width, at).unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    ("case", "home", "name", "wrong"),
+    [
+        ("bloom", attention, "alibi", one_row),
+        ("marian", transformer, "sinusoids", in_turn),
+        ("mt5", attention, "bucket", lambda shape, ahead: bucket(shape, -ahead)),
+    ],
+)
 @torch.no_grad()
-def test_slopes_of_alibi_in_one_row_show(right, monkeypatch):
-    """Six heads are no power of two; one geometric row for all of them is the mistake."""
-    model, told, wanted, allowed = right("bloom")
-    assert error(model, told, wanted) < allowed
-
-    def one_row(shape: Shape, ahead_BTS: torch.Tensor) -> torch.Tensor:
-        slopes_H = 2 ** (-8 * torch.arange(1, shape.heads + 1) / shape.heads)
-        return slopes_H[:, None, None] * ahead_BTS[:, None].float()
-
-    monkeypatch.setattr(attention, "alibi", one_row)
-    assert error(model, told, wanted) > allowed
+def test_positions_told_wrongly_show(case, home, name, wrong, right, monkeypatch):
+    model, ask, wanted, allowed = right(case)
+    assert (ask(model) - wanted).abs().max() < allowed
+    monkeypatch.setattr(home, name, wrong)
+    assert (ask(model) - wanted).abs().max() > allowed
 
 
 @torch.no_grad()
 def test_segments_that_are_always_the_first_show(right):
     model, _, wanted, allowed = right("bert")
-    assert error(model, {}, wanted) > allowed
+    assert (model(TOKENS) - wanted).abs().max() > allowed
 
 
 @torch.no_grad()
 def test_a_bias_that_softmax_forgets_does_not_show(right):
     """The control: another shape, other arithmetic, the same function."""
-    model, told, wanted, allowed = right("gpt2")
-    shape = replace(model.shape, bias="qvoud")
-    assert error(with_tensors(shape, model.state_dict()), told, wanted) < allowed
+    model, ask, wanted, allowed = right("gpt2")
+    forgotten = with_tensors(replace(model.shape, bias="qvoud"), model.state_dict())
+    assert (ask(forgotten) - wanted).abs().max() < allowed
 
 
 def test_every_switch_has_a_mistake():
-    planted = {field for _, changes in MISTAKES.values() for field in changes}
+    planted = {field for wrong in MISTAKES.values() for field in wrong.changes}
     of_rotary = {f"rotary_{field.name}" for field in fields(Rotary)}
     of_shape = {field.name for field in fields(Shape)} - {"rotary"}
-    assert of_rotary | of_shape == planted | SIZES | OF_PAIRS
-    assert not planted & (SIZES | OF_PAIRS)
+    assert of_rotary | of_shape == planted | REFUSED
+    assert not planted & REFUSED
