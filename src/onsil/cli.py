@@ -277,6 +277,51 @@ def gc(
         typer.echo(f"{kind}: {len(found)}")
 
 
+@app.command("load")
+def load_command(
+    path: Annotated[Path, typer.Argument(help="folder of a checkpoint · 체크포인트 폴더")],
+    name: Annotated[str | None, typer.Option(help="default: the folder's · 이름")] = None,
+) -> None:
+    """A published checkpoint becomes a model here. · 공개된 체크포인트를 들여옵니다."""
+    from onsil.release import inspect_model, load_checkpoint, name_of
+
+    ws = Workspace.find(typer.echo)
+    made = load_checkpoint(ws, path)
+    called = name or name_of(path)
+    _describe(inspect_model(ws, f"{called}@{ws.register(called, made)}"))
+
+
+@app.command("inspect")
+def inspect_command(
+    target: Annotated[str, typer.Argument(help="folder or model · 폴더 또는 모델 이름")],
+    as_json: Json = False,
+) -> None:
+    """Sizes, memory, licence, abilities; no weights are read. · 크기, 라이선스, 할 수 있는 일."""
+    from onsil.release import inspect_model
+
+    found = inspect_model(Workspace.find(), target)
+    _print(found) if as_json else _describe(found)
+
+
+def _describe(found: dict[str, dict[str, Any]]) -> None:
+    from onsil.release import described
+
+    for title, what in found.items():
+        typer.echo(described(title, what))
+
+
+@app.command("export")
+def export_command(
+    name: Name,
+    path: Annotated[Path, typer.Argument(help="folder to make · 새 폴더")],
+) -> None:
+    """Write a model as Hugging Face folders. · 다른 도구가 여는 폴더로 내보냅니다."""
+    from onsil.release import export_model
+
+    for file in export_model(Workspace.find(), name, path):
+        typer.echo(str(path / file))
+
+
 # What a disk can say; each in English and Korean.
 DISK = {
     errno.ENOSPC: (

@@ -20,6 +20,7 @@ from onsil.errors import OnsilError
 from onsil.lineage.history import METADATA_KEY
 from onsil.lineage.spelling import canonical
 from onsil.models.families import FAMILIES, Family, family_of, shape_of
+from onsil.models.families.config import OWN_INT8, quantised
 from onsil.models.families.grown import config_of
 from onsil.models.families.names import Pairing, pairings
 from onsil.models.shape import Shape
@@ -33,7 +34,6 @@ from onsil.models.weights import (
     unpacked,
 )
 
-OWN_INT8 = "onsil_int8_rows"
 # Tensors some checkpoints carry that no computation reads.
 BUFFERS = re.compile(r"\.(?:inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
 
@@ -138,26 +138,6 @@ def repeated(
             )
             named |= {name: table} if same else {}
     return named
-
-
-def quantised(config: dict[str, Any]) -> bool:
-    """Whether the weights are onsil's int8; any other quantisation is refused."""
-    part = config.get("quantization_config") or None
-    told = part.get("quant_method", "no name for it") if isinstance(part, dict) else part
-    if told not in (None, OWN_INT8):
-        raise OnsilError(
-            en=(
-                f"The weights are quantised with {told!r}, which is not read here.",
-                "Read as they stand they would be meaningless numbers.",
-                "Get the checkpoint in bf16, fp16 or fp32.",
-            ),
-            ko=(
-                f"가중치가 {told!r} 방식으로 양자화되어 있어 읽을 수 없습니다.",
-                "그대로 읽으면 뜻이 없는 수가 됩니다.",
-                "bf16, fp16, fp32로 된 체크포인트를 받아 주세요.",
-            ),
-        )
-    return told == OWN_INT8
 
 
 def read_pairing(

@@ -22,6 +22,7 @@ BYTES = {
     "BOOL": 1,
 }  # fmt: skip
 LONGEST = 25_000_000  # bytes of JSON: a hundred thousand tensors
+SCALE = ".int8_scale"  # ends the name of what stands beside a matrix in onsil's int8
 MOST_AXES, LARGEST_AXIS = 8, 2**40
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 
 from onsil.lineage.spelling import canonical
-from onsil.models.headers import Entry, damaged, entries, read_json
+from onsil.models.headers import SCALE, Entry, damaged, entries, read_json
 
 __all__ = ["Entry", "entries", "packed", "read_json", "stable_bytes", "tensors", "unpacked"]
 
@@ -54,9 +54,6 @@ def stable_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> 
     header = canonical(json.loads(data[8 : 8 + length])).encode()
     header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
-
-
-SCALE = ".int8_scale"
 
 
 def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ ACTIVATION = {
     "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
 }  # fmt: skip
 MISSING: Any = object()
+OWN_INT8 = "onsil_int8_rows"
 
 # Far above anything published, and far below what no file could hold: a size beyond them is a slip
 # or an attack, and is refused before a list as long as it is made.
@@ -102,6 +103,26 @@ def is_sound(family: str, key: str, value: Any) -> bool:
         case "rope_parameters" | "rope_scaling":
             return isinstance(value, dict)
     return True
+
+
+def quantised(config: dict[str, Any]) -> bool:
+    """Whether the weights are onsil's int8; any other quantisation is refused."""
+    part = config.get("quantization_config") or None
+    told = part.get("quant_method", "no name for it") if isinstance(part, dict) else part
+    if told not in (None, OWN_INT8):
+        raise OnsilError(
+            en=(
+                f"The weights are quantised with {told!r}, which is not read here.",
+                "Read as they stand they would be meaningless numbers.",
+                "Get the checkpoint in bf16, fp16 or fp32.",
+            ),
+            ko=(
+                f"가중치가 {told!r} 방식으로 양자화되어 있어 읽을 수 없습니다.",
+                "그대로 읽으면 뜻이 없는 수가 됩니다.",
+                "bf16, fp16, fp32로 된 체크포인트를 받아 주세요.",
+            ),
+        )
+    return told == OWN_INT8
 
 
 class Config:

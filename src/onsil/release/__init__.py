@@ -1,0 +1,23 @@
+"""Checkpoints across the door: published ones in, looked at, and everything out again.
+
+`checkpoints` adopts a folder as an artefact, `inspection` reads what a folder says of itself,
+`licence` finds under which terms, `export` writes the layout that other tools open.
+"""
+
+import importlib
+
+_HOME = {
+    "load_checkpoint": "checkpoints",
+    "name_of": "checkpoints",
+    "inspect_model": "inspection",
+    "described": "inspection",
+    "export_model": "export",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"onsil.release.{_HOME[name]}"), name)
