@@ -273,6 +273,30 @@ PAIRS: dict[str, Case] = {
     ),
 }
 
+WAVES = {
+    "vocab_size": 41, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 112, "conv_dim": [24, 24, 32, 32, 32, 32, 40],
+    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+STABLE = WAVES | {
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "num_conv_pos_embeddings": 9,
+    "hidden_act": "gelu_new",
+    "feat_extract_activation": "relu",
+    "layer_norm_eps": 1e-3,
+}
+SENSES: dict[str, Case] = {
+    "wav2vec2 base": Case("Wav2Vec2Config", WAVES, "Wav2Vec2ForCTC"),
+    "wav2vec2 base layer": Case(
+        "Wav2Vec2Config", WAVES | {"feat_extract_norm": "layer"}, "Wav2Vec2ForCTC"
+    ),
+    "wav2vec2 stable": Case("Wav2Vec2Config", STABLE, "Wav2Vec2ForCTC"),
+    "wav2vec2 bare": Case("Wav2Vec2Config", STABLE, "Wav2Vec2Model"),
+    "wav2vec2 pretraining": Case("Wav2Vec2Config", WAVES, "Wav2Vec2ForPreTraining"),
+}
+
 
 def make(case: Case, seed: int = 0) -> Any:
     """The published model with perturbed weights, in evaluation, eager attention."""

@@ -1,0 +1,124 @@
+"""The families that hear and see: wav2vec 2.0.
+
+Facts are those of the config and model files in transformers 5.23, whose defaults stand in for
+what a config.json leaves out.
+"""
+
+from typing import Any
+
+from onsil.models.families.config import Config, is_whole, sizes
+from onsil.models.families.names import Rule, plain
+from onsil.models.shape import Shape
+from onsil.models.speech_encoder import SpeechShape
+
+LAYER_NORMED: dict[str, Any] = {
+    "causal": False,
+    "reads": "vectors",
+    "norm": "layer",
+    "gated": False,
+    "tied": False,
+}
+ATTENTION = {f"attention.{x}": f"{x}_proj" for x in "qkv"} | {"attention.o": "out_proj"}
+
+
+def lengths(c: Config, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A list of sizes, each a whole number from 1."""
+    value = c.get(key, default=default)
+    good = isinstance(value, list | tuple) and all(is_whole(n, 1, 2**20) for n in value)
+    if not good or not 0 < len(value) <= 64:
+        shown = repr(value)[:200]
+        raise c.wrong(key, f"{shown}, which is no list of sizes", f"{shown}이어서 쓸 수 없습니다")
+    return tuple(value)
+
+
+def switch(c: Config, key: str, default: bool = False) -> bool:
+    """True or false, and nothing else."""
+    c.only(key, True, False)
+    return bool(c.get(key, default=default))
+
+
+def published_class(c: Config) -> str:
+    """The class the checkpoint was saved from; nothing where it is not said."""
+    told = c.get("architectures")
+    return str(told[0]) if isinstance(told, list) and told else ""
+
+
+# ── wav2vec 2.0 ─────────────────────────────────────────────────────────────────────────────────
+
+
+def wav2vec2(c: Config) -> SpeechShape:
+    """Base (norm after the branch, group norm in front) and large ("stable": norm before it)."""
+    for key, allowed in (
+        ("feat_extract_norm", ("group", "layer")),
+        ("add_adapter", (False,)),
+        ("adapter_attn_dim", ()),
+    ):
+        c.only(key, *allowed)
+    channels = lengths(c, "conv_dim", (512,) * 7)
+    kernels = lengths(c, "conv_kernel", (10, 3, 3, 3, 3, 2, 2))
+    strides = lengths(c, "conv_stride", (5, 2, 2, 2, 2, 2, 2))
+    if not len(channels) == len(kernels) == len(strides):
+        raise c.wrong(
+            "conv_dim",
+            f"for {len(channels)} layers, conv_kernel for {len(kernels)}, "
+            f"conv_stride for {len(strides)}",
+            f"{len(channels)}층, conv_kernel은 {len(kernels)}층, "
+            f"conv_stride는 {len(strides)}층으로 서로 다릅니다",
+        )
+    stable = switch(c, "do_stable_layer_norm")
+    words = published_class(c) in ("", "Wav2Vec2ForCTC")
+    given = sizes(c) | LAYER_NORMED
+    stack = Shape(
+        **given,
+        bias="qkvoudh" if words else "qkvoud",
+        writes="tokens" if words else "vectors",
+        wiring="pre" if stable else "post",
+        embedding_norm=not stable,
+        norm_epsilon=c.real("layer_norm_eps", default=1e-5),
+        positions="none",
+        activation=c.activation("hidden_act", default="gelu"),
+    )
+    groups = c.number("num_conv_pos_embedding_groups", default=16)
+    if stack.width % groups:
+        raise c.wrong(
+            "num_conv_pos_embedding_groups",
+            f"{groups}, which does not divide hidden_size {stack.width}",
+            f"{groups}이어서 hidden_size {stack.width}의 약수가 아닙니다",
+        )
+    return SpeechShape(
+        stack,
+        channels,
+        kernels,
+        strides,
+        conv_bias=switch(c, "conv_bias"),
+        conv_norm=c.get("feat_extract_norm", default="group"),
+        conv_activation=c.activation("feat_extract_activation", default="gelu"),
+        position_kernel=c.number("num_conv_pos_embeddings", default=128),
+        position_groups=groups,
+    )
+
+
+def wav2vec2_names(shape: SpeechShape) -> list[Rule]:
+    block = {ours: f"attention.{theirs}" for ours, theirs in ATTENTION.items()} | {
+        "attention_norm": "layer_norm",
+        "mlp.up": "feed_forward.intermediate_dense",
+        "mlp.down": "feed_forward.output_dense",
+        "mlp_norm": "final_layer_norm",
+    }
+    top = {
+        "project_norm": "feature_projection.layer_norm",
+        "project": "feature_projection.projection",
+        "positions.conv": "encoder.pos_conv_embed.conv",
+        "stack.embedding_norm": "encoder.layer_norm",
+        "stack.final_norm": "encoder.layer_norm",
+    }
+    for i in range(len(shape.channels)):
+        top[f"tower.convs.{i}"] = f"feature_extractor.conv_layers.{i}.conv"
+        top[f"tower.norms.{i}"] = f"feature_extractor.conv_layers.{i}.layer_norm"
+    rules = plain(top, disk="wav2vec2.") + plain({"stack.head": "lm_head"})
+    rules += plain(block, "stack.blocks.#.", "wav2vec2.encoder.layers.#.")
+    for half in ("original0", "original1"):  # of the normed kernel: lengths, directions
+        leaf = f"conv.parametrizations.weight.{half}"
+        disk = f"wav2vec2.encoder.pos_conv_embed.{leaf}"
+        rules.append(Rule((f"positions.{leaf}",), (disk,), bare=True))
+    return rules

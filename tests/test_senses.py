@@ -1,0 +1,153 @@
+"""Models that hear and see against the published classes: the same numbers, the same bits back."""
+
+import pytest
+import torch
+from family_cases import SENSES, make
+from safetensors.torch import load_file, save_file
+from test_families import bound, read
+
+from onsil.errors import OnsilError
+from onsil.models.checkpoint import load, save
+from onsil.models.families import shape_of
+
+WAVES = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(1))
+SHORT = 11_234  # samples of the second wave where it is padded
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Each case's published model, saved once."""
+    made: dict[str, tuple] = {}
+
+    def of(name: str):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
+            model = make(SENSES[name])
+            model.save_pretrained(folder)
+            made[name] = (model, folder)
+        return made[name]
+
+    return of
+
+
+def of_family(*families: str) -> list[str]:
+    return [name for name in SENSES if name.split()[0] in families]
+
+
+@pytest.mark.parametrize("name", SENSES)
+def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path):
+    oracle, folder = checkpoints(name)
+    model, extra = load(folder)
+    save(model, tmp_path, {}, extra)
+    before, after = read(folder), read(tmp_path)
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype and torch.equal(tensor, after[key]), key
+    again, info = type(oracle).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for key, tensor in oracle.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", SENSES)
+def test_a_seed_gives_one_model(name, checkpoints):
+    """Every parameter is set by `initialise`, none left as it was."""
+    model = load(checkpoints(name)[1])[0]
+    first = {k: p.detach().clone() for k, p in model.initialise(3).named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    for key, parameter in model.initialise(3).named_parameters():
+        assert torch.equal(parameter, first[key]), key
+
+
+# ── wav2vec 2.0 ─────────────────────────────────────────────────────────────────────────────────
+
+SPEECH = of_family("wav2vec2")
+CTC = [name for name in SPEECH if SENSES[name].model == "Wav2Vec2ForCTC"]
+
+
+def speech_states(oracle, wave, keep=None) -> torch.Tensor:
+    """The published encoder's last states, whatever stands on it."""
+    base = getattr(oracle, "wav2vec2", oracle)
+    return base(wave, attention_mask=None if keep is None else keep.long()).last_hidden_state
+
+
+@pytest.mark.parametrize("name", SPEECH)
+@torch.no_grad()
+def test_waves_are_read_as_published(name, checkpoints):
+    oracle, folder = checkpoints(name)
+    model = load(folder)[0].eval()
+    wanted = speech_states(oracle, WAVES)
+    assert (model.read(WAVES) - wanted).abs().max() < bound(wanted)
+    if name in CTC:
+        wanted = oracle(WAVES).logits
+        assert (model(WAVES) - wanted).abs().max() < bound(wanted)
+
+
+@pytest.mark.parametrize("name", CTC)
+@torch.no_grad()
+def test_padded_waves_are_read_as_published(name, checkpoints):
+    """And, where every convolution has a norm of its own, as they are alone."""
+    oracle, folder = checkpoints(name)
+    model = load(folder)[0].eval()
+    keep = torch.ones(2, 16_000, dtype=torch.bool)
+    keep[1, SHORT:] = False
+    padded = WAVES * keep
+    wanted = oracle(padded, attention_mask=keep.long()).logits
+    frames = model.frames(keep.sum(1)).tolist()
+    assert frames == oracle._get_feat_extract_output_lengths(keep.sum(1)).tolist()
+    got = model(padded, keep)
+    for row, length in enumerate(frames):
+        assert (got[row, :length] - wanted[row, :length]).abs().max() < bound(wanted)
+    if model.shape.conv_norm == "layer":
+        alone = model(WAVES[1:, :SHORT])[0]
+        assert (got[1, : frames[1]] - alone).abs().max() < bound(alone)
+
+
+def test_the_pretraining_tensors_are_handed_back(checkpoints):
+    extra = load(checkpoints("wav2vec2 pretraining")[1])[1]
+    heads = {name.split(".")[0] for name in extra if name != "wav2vec2.masked_spec_embed"}
+    assert heads == {"quantizer", "project_hid", "project_q"}
+
+
+@torch.no_grad()
+def test_the_older_names_of_a_normed_kernel_are_read(checkpoints, tmp_path):
+    """PyTorch before 2.0 wrote weight_g and weight_v; they are written again so."""
+    oracle, folder = checkpoints("wav2vec2 base")
+    old = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    assert "wav2vec2.encoder.pos_conv_embed.conv.weight_g" in old
+    save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    model, extra = load(tmp_path)
+    wanted = oracle(WAVES).logits
+    assert (model.eval()(WAVES) - wanted).abs().max() < bound(wanted)
+    (tmp_path / "again").mkdir()
+    save(model, tmp_path / "again", {}, extra)
+    assert read(tmp_path / "again").keys() == old.keys()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"add_adapter": True},
+        {"adapter_attn_dim": 16},
+        {"feat_extract_norm": "batch"},
+        {"conv_kernel": [10, 3]},
+        {"conv_stride": 5},
+        {"conv_bias": "false"},
+        {"conv_dim": [32] * 6 + [0]},
+        {"num_conv_pos_embedding_groups": 5},
+    ],
+    ids=str,
+)
+def test_speech_that_is_not_built_here_is_refused(wrong):
+    config = SENSES["wav2vec2 base"].arguments | {"model_type": "wav2vec2"}
+    shape_of(config)
+    with pytest.raises(OnsilError, match="wav2vec2"):
+        shape_of(config | wrong)
