@@ -27,6 +27,7 @@ from onsil.training.word_vectors import (
     bag_gradients,
     cooccurrences,
     draw_noise,
+    glove_epochs,
     glove_gradients,
     keep_probability,
     learn,
@@ -166,6 +167,22 @@ def test_cooccurrences_count_one_over_the_distance_both_ways():
     assert found == pytest.approx(wanted | {(b, a): x for (a, b), x in wanted.items()})
 
 
+def test_the_vector_of_glove_is_the_sum_of_both_tables():
+    words, counts = vocabulary(LINES, 1)
+    settings = replace(RECIPES["glove"], learning_rate=0.0)
+    _, table = next(glove_epochs(Text.of(LINES, words), words, counts, settings, RNG(0)))
+    rng, shape = RNG(0), (len(words), settings.width + 1)
+    first, second = ((rng.random(shape, np.float32) - 0.5) / settings.width for _ in range(2))
+    np.testing.assert_allclose(table, (first + second)[:, :-1], rtol=1e-5)
+
+
+def test_a_vocabulary_is_ordered_by_count_then_spelling():
+    lines = [["나", "다", "가"], ["다", "나"], ["라", "다"]]
+    words, counts = vocabulary(lines, 1)
+    assert words == ["다", "나", "가", "라"] and counts.tolist() == [3, 2, 1, 1]
+    assert vocabulary(lines, 2)[0] == ["다", "나"]
+
+
 def test_an_epoch_reads_every_line_once():
     lines = [[f"w{i}"] * (i % 7) for i in range(300)]
     words, counts = vocabulary(lines, 1)
@@ -178,11 +195,11 @@ def test_an_epoch_reads_every_line_once():
 
 
 def test_a_stem_is_what_stands_with_several_particles():
-    text = "연차는 연차를 연차에서 연차가 전문가 전문가는 전문가의 전문을 전문의 정도 rule 회의"
+    text = "연차는 연차를 연차에서 연차가 전문가 전문가는 전문가의 전문을 전문의 정도 rule 회의 회는 회를 규칙을"
     wanted = {"연차는": "연차", "연차에서": "연차", "전문가는": "전문가", "전문가": "전문가"}
     found = stems(text.split())
     assert wanted.items() <= found.items()
-    assert all(found[word] == word for word in ("정도", "rule", "회의"))
+    assert all(found[word] == word for word in ("정도", "rule", "회의", "규칙을"))
 
 
 def test_every_syllable_is_three_symbols_and_every_word_its_own():
