@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_cases import DECODERS, ENCODERS, PAIRS, make
 from test_grow import OFFICE, PLAN, onsil
 
 from onsil.corpus import curate
@@ -15,7 +16,9 @@ from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Workspace, file_lineage
 from onsil.models.checkpoint import load
 from onsil.models.weights import packed, unpacked
-from onsil.tokenizer import train_tokenizer
+from onsil.tokenizer import load_tokenizer, train_tokenizer
+from onsil.tokenizer.template import render_pair
+from onsil.tokenizer.train import specials_of
 from onsil.training.base import adopt, shrink
 from onsil.training.plan import adopt_plan
 from onsil.training.pretraining import pretrain
@@ -87,7 +90,7 @@ def test_grow_from_a_base_answers_and_names_it_in_its_lineage(base, tmp_path):
     run = subprocess.run(onsil(home, *command), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     said = subprocess.run(onsil(home, "lineage", "desk"), capture_output=True, text=True).stdout
-    assert "adopt_base@1" in said and "train_tokenizer" not in said
+    assert "adopt_base@2" in said and "train_tokenizer" not in said
     asked = subprocess.run(onsil(home, "ask", "desk", "안녕?"), capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
 
@@ -103,21 +106,77 @@ def test_one_checkpoint_with_its_tokenizer_is_a_base_of_one_part(ws, grown, tmp_
 
 def spoiled(base: Path, folder: Path, what: str) -> Path:
     shutil.copytree(base, folder)
-    tokenizer = folder / "tokenizer.json"
     if what == "no tokenizer":
-        tokenizer.unlink()
-    elif what == "other specials":
-        tokenizer.write_text(tokenizer.read_text().replace("<|mask|>", "<|veil|>"))
+        (folder / "tokenizer.json").unlink()
     elif what == "other vocabulary":
         config = json.loads((folder / "encoder" / "config.json").read_text())
         (folder / "encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+    elif what == "speech":
+        shutil.rmtree(folder / "encoder")
+        make(PAIRS["whisper"]).save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("what", ["no tokenizer", "other specials", "other vocabulary"])
+@pytest.mark.parametrize("what", ["no tokenizer", "other vocabulary", "speech"])
 def test_what_does_not_belong_together_is_refused(ws, base, tmp_path, what):
     with pytest.raises(OnsilError):
         adopt(ws, spoiled(base, tmp_path / "base", what))
+
+
+def published(name: str, folder: Path) -> Path:
+    """A checkpoint as its authors would publish it: other family, other tokenizer, no word of ours
+    in it, and a tokenizer that frames what it reads."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=90 if name == "bert" else 95,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=[],
+        show_progress=False,
+    )
+    words.train_from_iterator(["연차는 10일까지 이월할 수 있다. 숙박비는 8만원까지."], trainer)
+    frame = [("<s>", words.token_to_id("<s>")), ("</s>", words.token_to_id("</s>"))]
+    words.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=frame)
+    make((DECODERS | ENCODERS)[name]).save_pretrained(folder)
+    words.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "roberta", "bert"])
+@torch.no_grad()
+def test_any_published_decoder_or_encoder_is_a_base(ws, name, tmp_path):
+    """It keeps its answers to what it knew, and gets rows for what our renderers write."""
+    folder = published(name, tmp_path / "published")
+    before, after = load(folder)[0].eval(), None
+    adopted = adopt(ws, folder)
+    part = adopted / ("decoder" if before.shape.causal else "encoder")
+    after = load(part)[0].eval()
+    words = load_tokenizer(adopted.path)
+    special = specials_of(words)
+    assert max(special) < after.shape.vocabulary and len(set(special)) == 5
+    assert words.encode("이월").ids == words.encode("이월", add_special_tokens=False).ids
+    known = before.shape.vocabulary
+    ids = torch.arange(3, 40)[None]
+    assert torch.allclose(after(ids)[..., :known], before(ids), atol=1e-5)
+    if not before.shape.causal:
+        task = render_pair(words, "이월은?", "연차는 10일까지 이월할 수 있다.", (4, 7), True)
+        assert task.target not in (None, (0, 0)) and max(task.segments) < after.shape.segments
+        assert (
+            after.encode(torch.tensor([task.ids]), torch.tensor([task.segments])).isfinite().all()
+        )
+
+
+def test_grow_from_a_published_decoder_answers(tmp_path):
+    plan, home = tmp_path / "plan.json", tmp_path / "ws"
+    plan.write_text(json.dumps(PLAN | {"decoder_epochs": 1, "encoder_epochs": 1}))
+    folder = published("gpt_neox", tmp_path / "published")
+    command = ("grow", str(OFFICE), "--name", "desk", "--plan", str(plan), "--base", str(folder))
+    run = subprocess.run(onsil(home, *command), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    said = subprocess.run(onsil(home, "lineage", "desk"), capture_output=True, text=True).stdout
+    assert "adopt_base@2" in said
 
 
 def test_the_base_in_this_repository_is_one_and_says_what_it_is_made_of(ws):

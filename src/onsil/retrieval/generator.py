@@ -12,11 +12,12 @@ from onsil.retrieval.ranking import Hit, evidence
 from onsil.retrieval.readers import Reader, Reading
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.template import render_turn
-from onsil.tokenizer.train import END
+from onsil.tokenizer.train import specials_of
 
 
 def generator_of(model: Transformer, tokenizer) -> Reader:
     """A reader from a decoder tuned by `instruct`. Its margin over stopping is a feature."""
+    stop = specials_of(tokenizer).end
 
     def read(index: BM25, question: str, hits: list[Hit]) -> Reading | None:
         if not hits:
@@ -28,7 +29,7 @@ def generator_of(model: Transformer, tokenizer) -> Reader:
         first = next((i for i, (start, _) in enumerate(turn.places) if start >= lead), None)
         if first is None:
             return None
-        copied, margin = copied_answer(model, list(turn.ids), list(turn.source[first:]), END)
+        copied, margin = copied_answer(model, list(turn.ids), list(turn.source[first:]), stop)
         places = turn.places[first:]
         answer = text[places[copied.start][0] : places[copied.stop - 1][1]].strip()
         return Reading(answer, passage, (*evidence(index, question, hits, passage), margin))

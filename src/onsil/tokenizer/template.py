@@ -11,7 +11,7 @@ also has (2): the word-overlap feature of DrQA (Chen et al. 2017) written as a B
 from dataclasses import dataclass
 from functools import lru_cache
 
-from onsil.tokenizer.train import CLS, END, SEP
+from onsil.tokenizer.train import specials_of
 
 NO_TARGET = -100
 
@@ -61,13 +61,14 @@ def render_pair(
     `answer`: character range in `passage`, or None for "not here". With `supervised`, an answer
     that the cut removed becomes "not here", so a target always points at what can be seen.
     """
+    special = specials_of(tokenizer)
     asked = tokenizer.encode(question).ids[: context // 3]
     read = tokenizer.encode(passage)
     room = context - len(asked) - 3
     offsets = read.offsets[:room]
     hit = shared_characters(question, passage)
     lead = len(asked) + 2
-    ids = (CLS, *asked, SEP, *read.ids[:room], SEP)
+    ids = (special.cls, *asked, special.sep, *read.ids[:room], special.sep)
     segments = (0,) * lead + tuple(2 if any(hit[a:b]) else 1 for a, b in offsets) + (1,)
     starts = (-1,) * lead + tuple(a for a, _ in offsets) + (-1,)
     ends = (-1,) * lead + tuple(b for _, b in offsets) + (-1,)
@@ -104,11 +105,12 @@ def render_turn(
 ) -> Turn:
     """Prompt and, with `supervised`, the answer as the very tokens it has in the passage, closed by
     <|end|>; an answer of None, or one the cut removed, is <|end|> alone."""
+    special = specials_of(tokenizer)
     asked = tokenizer.encode(question).ids[: context // 3]
     read = tokenizer.encode(passage)
     room = max(1, context - len(asked) - 3 - context // 6)  # a sixth is for the answer
     source, places = tuple(read.ids[:room]), tuple(read.offsets[:room])
-    prompt = (CLS, *source, SEP, *asked, SEP)
+    prompt = (special.cls, *source, special.sep, *asked, special.sep)
     if not supervised:
         return Turn(prompt, (NO_TARGET,) * len(prompt), source, places)
     said: tuple[int, ...] = ()
@@ -117,4 +119,4 @@ def render_turn(
         if inside and places[inside[-1]][1] >= answer[1] and len(inside) < context // 6:
             said = source[inside[0] : inside[-1] + 1]
     ids = (*prompt, *said)
-    return Turn(ids, (NO_TARGET,) * (len(prompt) - 1) + (*said, END), source, places)
+    return Turn(ids, (NO_TARGET,) * (len(prompt) - 1) + (*said, special.end), source, places)

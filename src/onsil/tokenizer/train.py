@@ -7,6 +7,7 @@ a merge learned from a handful of occurrences is a row nobody trains.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 from onsil.corpus import document_text, load_corpus
 from onsil.errors import OnsilError
@@ -14,6 +15,24 @@ from onsil.lineage import Artifact, Run, stage
 
 SPECIALS = ("<|pad|>", "<|end|>", "<|cls|>", "<|sep|>", "<|mask|>")
 PAD, END, CLS, SEP, MASK = range(len(SPECIALS))
+
+
+class Specials(NamedTuple):
+    """Ids of the special tokens: the first five where the tokenizer grew here, the last where it
+    came with a base."""
+
+    pad: int = PAD
+    end: int = END
+    cls: int = CLS
+    sep: int = SEP
+    mask: int = MASK
+
+
+def specials_of(tokenizer) -> Specials:
+    """Where a tokenizer has them; it must have them all."""
+    return Specials(*(tokenizer.token_to_id(token) for token in SPECIALS))
+
+
 # Llama 3 (meta-llama/llama-models, tokenizer.py, `pat_str`): the published pattern.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

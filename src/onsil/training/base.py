@@ -1,9 +1,10 @@
 """Starting from a base: a tokenizer and weights that somebody grew before, instead of from nothing.
 
 A base is a folder with tokenizer.json and `encoder/`, `decoder/` or both, each a checkpoint that
-`models.families` loads; a folder that is itself one checkpoint with its tokenizer.json is taken as
-the part it is. The tokenizer must keep onsil's special tokens on their ids, because the renderers
-write them. Adopting hashes every file into the lineage; safetensors only, never pickle.
+`models.checkpoint` loads; a folder that is itself one published checkpoint with its tokenizer.json
+is taken as the part it is. A tokenizer that does not know onsil's special tokens gets them as its
+last words, and the model a row for each, because the renderers write them. Adopting hashes every
+file into the lineage; safetensors only, never pickle.
 """
 
 import json
@@ -19,46 +20,85 @@ from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import SPECIALS
 
 PARTS = ("encoder", "decoder")
-WEIGHTS = ("config.json", "model.safetensors")
+CONFIG = "config.json"
 
 
 def adopt(ws: Workspace, folder: Path) -> Artifact:
     """The base of a folder as an artefact. Raises OnsilError when it is not one."""
-    wanted = ["tokenizer.json", *WEIGHTS, *(f"{part}/{name}" for part in PARTS for name in WEIGHTS)]
-    there = [name for name in wanted if (folder / name).is_file()]
+    there = [name for name in ("tokenizer.json",) if (folder / name).is_file()]
+    parts = [part for part in ("", *PARTS) if (folder / part / CONFIG).is_file()]
+    for part in parts:
+        weights = sorted((folder / part).glob("*.safetensors*"))
+        there += [f"{part}/{file.name}".lstrip("/") for file in (folder / part / CONFIG, *weights)]
     if len(there) < 3 or there[0] != "tokenizer.json":
         raise _no_base(folder, "tokenizer.json, config.json and model.safetensors are not all here")
     files = [FileRef(name, file_digest(folder / name)) for name in there]
     return adopt_base(ws, files=files, run={"source": folder})
 
 
-@stage(version=1)
+@stage(version=2)
 def adopt_base(*, files: list[FileRef], out: Path, run: Run) -> dict:
-    """tokenizer.json and `encoder/`, `decoder/` of a base, each loaded once to see that it is."""
-    from onsil.models.checkpoint import load
+    """tokenizer.json and `encoder/`, `decoder/` of a base, each loaded once to see that it is, and
+    widened by the words and segments that our renderers need."""
+    from onsil.models.checkpoint import load, save
+    from onsil.models.vocabulary import widened
 
     for file in files:
         at = out / file.path
         at.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run.source / file.path, at)
-    vocabulary = load_tokenizer(out)
-    wrong = [s for i, s in enumerate(SPECIALS) if vocabulary.token_to_id(s) != i]
-    if wrong:
-        raise _no_base(run.source, f"its tokenizer does not have {', '.join(wrong)} on their ids")
-    if (out / "config.json").exists():
-        config = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        part = "encoder" if config.get("model_type") == "bert" else "decoder"
-        (out / part).mkdir()
-        for name in WEIGHTS:
-            (out / name).rename(out / part / name)
-    notes: dict = {"vocabulary": vocabulary.get_vocab_size()}
+    if (out / CONFIG).exists():
+        config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
+        part = out / ("decoder" if reads_in_order(config, run.source) else "encoder")
+        part.mkdir()
+        for file in [out / CONFIG, *out.glob("*.safetensors*")]:
+            file.rename(part / file.name)
+    known = know_specials(out / "tokenizer.json")
+    words = load_tokenizer(out)
+    notes: dict = {"vocabulary": words.get_vocab_size()}
     for part in PARTS:
-        if (out / part).is_dir():
-            shape = load(out / part)[0].shape
-            if shape.vocabulary != notes["vocabulary"]:
-                raise _no_base(run.source, f"{part} and tokenizer differ in vocabulary")
-            notes[part] = shape.as_dict()
+        if not (out / part).is_dir():
+            continue
+        model, extra = load(out / part)
+        shape = model.shape
+        if known and shape.vocabulary != notes["vocabulary"]:
+            raise _no_base(run.source, f"{part} and tokenizer differ in vocabulary")
+        if shape.vocabulary < notes["vocabulary"] - len(SPECIALS):
+            raise _no_base(run.source, f"the tokenizer has words that the {part} has no row for")
+        if shape.writes != "tokens":
+            raise _no_base(run.source, f"the {part} has no head for words, so it cannot read on")
+        wider = widened(model, max(words.get_vocab().values()) + 1, 0 if shape.causal else 3)
+        if wider is not model:
+            for file in (out / part).glob("*.safetensors*"):
+                file.unlink()
+            save(wider, out / part, run.ancestry, extra)
+        notes[part] = wider.shape.as_dict()
     return notes
+
+
+def reads_in_order(config: dict, folder: Path) -> bool:
+    """Whether a published checkpoint is a decoder; an encoder is none, and other kinds no base."""
+    from onsil.models.families import shape_of
+
+    shape = shape_of(config)
+    if not isinstance(shape, Shape) or shape.reads != "tokens":
+        raise _no_base(folder, f"{config.get('model_type')} is neither a decoder nor an encoder")
+    return shape.causal
+
+
+def know_specials(file: Path) -> bool:
+    """Make the special tokens known to a tokenizer; False when it had to be told. A tokenizer that
+    came from elsewhere also stops adding tokens of its own around a text and cutting it."""
+    from tokenizers import Tokenizer
+
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told |= {"post_processor": None, "truncation": None, "padding": None}
+    words = Tokenizer.from_str(json.dumps(told, ensure_ascii=False))
+    if all(words.token_to_id(token) is not None for token in SPECIALS):
+        return True
+    words.add_special_tokens([token for token in SPECIALS if words.token_to_id(token) is None])
+    words.save(str(file))
+    return False
 
 
 @stage(version=1)

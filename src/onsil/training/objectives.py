@@ -31,14 +31,14 @@ class Batch:
     spans: Tensor | None = None
 
 
-def pieces_of(documents: list[list[int]], context: int) -> list[list[int]]:
+def pieces_of(documents: list[list[int]], context: int, end: int = END) -> list[list[int]]:
     """Each document closed by <|end|> and cut into pieces of at most `context` tokens.
 
     Neighbouring pieces share one token, so that every token after the first is a target once.
     """
     pieces = []
     for ids in documents:
-        ids = [*ids, END]
+        ids = [*ids, end]
         for start in range(0, max(1, len(ids) - 1), context - 1):
             pieces.append(ids[start : start + context])
     return pieces
@@ -67,7 +67,7 @@ def causal_batch(pieces: list[list[int]]) -> Batch:
     return Batch(_row(inputs), [len(p) for p in inputs], targets=_row(targets))
 
 
-def masked_batch(pieces: list[list[int]], vocabulary: int, seed: str) -> Batch:
+def masked_batch(pieces: list[list[int]], vocabulary: int, seed: str, mask: int = MASK) -> Batch:
     """Guess 15 % of the tokens: 80 % hidden, 10 % replaced, 10 % left (Devlin et al. 2019)."""
     draw = random.Random(seed)
     inputs, targets = [], []
@@ -76,7 +76,7 @@ def masked_batch(pieces: list[list[int]], vocabulary: int, seed: str) -> Batch:
         for i in draw.sample(range(len(piece)), max(1, round(0.15 * len(piece)))):
             wanted[i], dice = piece[i], draw.random()
             if dice < 0.8:
-                hidden[i] = MASK
+                hidden[i] = mask
             elif dice < 0.9:
                 hidden[i] = draw.randrange(len(SPECIALS), vocabulary)
         inputs.append(hidden)

@@ -18,7 +18,7 @@ from onsil.models.ngram import NGram
 from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
-from onsil.tokenizer.train import END
+from onsil.tokenizer.train import specials_of
 from onsil.training.base import shape_in
 from onsil.training.loop import report_progress, train
 from onsil.training.objectives import (
@@ -66,8 +66,9 @@ def pretrain(
         ids[split] = [e.ids for e in words.encode_batch(rendered)]
     shape, vocabulary = shape_in(base, kind), words.get_vocab_size()
     context = min(settings.context, shape.context) if shape else settings.context
-    pieces = pieces_of(ids["train"], context)
-    heldout = pieces_of(ids["heldout"], context)
+    special = specials_of(words)
+    pieces = pieces_of(ids["train"], context, special.end)
+    heldout = pieces_of(ids["heldout"], context, special.end)
     make = decoder_shape if kind == "decoder" else encoder_shape
     if base is not None and shape is not None:
         model, extra = load(base / kind, settings.compute)
@@ -82,7 +83,9 @@ def pretrain(
         chosen = [pieces[i] for i in steps[k]]
         if kind == "decoder":
             return token_loss(model, causal_batch(chosen))
-        return token_loss(model, masked_batch(chosen, vocabulary, f"{settings.seed}-{k}"))
+        return token_loss(
+            model, masked_batch(chosen, vocabulary, f"{settings.seed}-{k}", special.mask)
+        )
 
     notes: dict = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -92,7 +95,7 @@ def pretrain(
     tokens_per_byte = sum(map(len, ids["train"])) / max(1, sizes["train"])
     if kind == "decoder":
         notes["untrained_bits_per_byte"] = bits_per_byte(model, heldout, sizes["heldout"])
-        notes["ngram_bits_per_byte"] = ngram_bits(ids, sizes["heldout"], vocabulary)
+        notes["ngram_bits_per_byte"] = ngram_bits(ids, sizes["heldout"], vocabulary, special.end)
     label = {"decoder": "언어 모델 사전학습", "encoder": "읽기 모델 사전학습"}[kind]
     curve = kept_curve(run.scratch)
     loop = train(
@@ -124,9 +127,11 @@ def kept_curve(scratch: Path) -> list[list]:
     return [point for point in json.loads((scratch / "curve.json").read_text()) if point[0] <= done]
 
 
-def ngram_bits(ids: dict[str, list[list[int]]], size: int, vocabulary: int) -> float | None:
+def ngram_bits(
+    ids: dict[str, list[list[int]]], size: int, vocabulary: int, end: int
+) -> float | None:
     """Held-out bits per byte of a Kneser-Ney trigram on the same tokens."""
     if not size:
         return None
-    baseline = NGram([[*d, END] for d in ids["train"]], 3, vocabulary)
-    return round(sum(baseline.bits([*d, END]) for d in ids["heldout"]) / size, 4)
+    baseline = NGram([[*d, end] for d in ids["train"]], 3, vocabulary)
+    return round(sum(baseline.bits([*d, end]) for d in ids["heldout"]) / size, 4)
