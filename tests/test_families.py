@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from family_cases import DECODERS, ENCODERS, make
+from family_table import Notes
 from safetensors import safe_open
 
 from onsil.models.checkpoint import load, save
@@ -49,17 +50,23 @@ def checkpoints(tmp_path_factory):
     return of
 
 
+@pytest.fixture(scope="module")
+def notes() -> Notes:
+    return Notes("decoders and encoders")
+
+
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_the_logits_are_the_published_ones(name, checkpoints):
+def test_the_logits_are_the_published_ones(name, checkpoints, notes):
     oracle, folder = checkpoints(name)
     model, _ = load(folder)
     wanted, got = logits_of(oracle(TOKENS)), model.eval()(TOKENS)
+    notes.error(name, model, got, wanted)
     assert (got - wanted).abs().max() < bound(wanted)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path):
+def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path, notes):
     oracle, folder = checkpoints(name)
     model, extra = load(folder)
     save(model, tmp_path, {}, extra)
@@ -71,11 +78,12 @@ def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for key, tensor in oracle.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
+    notes.passed(name, "same bits back")
 
 
 @pytest.mark.parametrize("name", DECODERS)
 @torch.no_grad()
-def test_a_cached_decode_is_the_full_forward(name, checkpoints):
+def test_a_cached_decode_is_the_full_forward(name, checkpoints, notes):
     """Where frequencies grow with the text (dynamic, longrope), on either side of the change."""
     model = load(checkpoints(name)[1])[0].eval()
     first, last = {"llama dynamic": (7, 16), "phi3 longrope long": (20, 40)}.get(name, (7, 40))
@@ -87,12 +95,13 @@ def test_a_cached_decode_is_the_full_forward(name, checkpoints):
     # Scores ten times ten as large carry ten times the rounding.
     allowed = bound(full) * (10 if CASES[name].sharpened else 1)
     assert (torch.cat(parts, 1) - full).abs().max() < allowed
+    notes.passed(name, "cached decode")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_padded_rows_are_what_they_are_alone(name, side, checkpoints):
+def test_padded_rows_are_what_they_are_alone(name, side, checkpoints, notes):
     model = load(checkpoints(name)[1])[0].eval()
     short = TOKENS[1:, :25]
     padding = torch.zeros(1, 15, dtype=torch.long)
@@ -102,13 +111,19 @@ def test_padded_rows_are_what_they_are_alone(name, side, checkpoints):
     got = model(torch.cat([TOKENS[:1], row]), keep_BT=keep)
     for one, alone in ((got[:1], model(TOKENS[:1])), (got[1:, keep[1]], model(short))):
         assert (one - alone).abs().max() < bound(alone)
+    notes.passed(name, f"padding {side}")
 
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_documents_laid_end_to_end_are_what_they_are_alone(name, checkpoints):
+def test_documents_laid_end_to_end_are_what_they_are_alone(name, checkpoints, notes):
     model = load(checkpoints(name)[1])[0].eval()
     lengths = [17, 4, 19]
     together = model(TOKENS[:1], lengths=lengths)
     alone = torch.cat([model(part) for part in TOKENS[:1].split(lengths, 1)], 1)
     assert (together - alone).abs().max() < bound(alone)
+    notes.passed(name, "documents")
+
+
+def test_the_page_says_what_was_measured(notes):
+    notes.settle(list(CASES))
