@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from onsil.errors import OnsilError
-from onsil.models.families import stable_bytes
 from onsil.models.ngram import NGram, Seen, _discounts
+from onsil.models.weights import stable_bytes
 
 KO = [
     "쓰지 않은 연차는 다음 해에 10일까지 이월할 수 있다.",

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from onsil.errors import OnsilError
 from onsil.lineage.history import METADATA_KEY
 from onsil.lineage.spelling import canonical
-from onsil.models.families import stable_bytes
+from onsil.models.weights import stable_bytes
 
 State = tuple[Tensor, ...]  # (h,) or, for the LSTM, (h, c); each B × D
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
