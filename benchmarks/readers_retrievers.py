@@ -2,8 +2,11 @@
 
     ONSIL_HOME=… python benchmarks/readers_retrievers.py handbook examples/handbook/gold.jsonl
 
-Gates are calibrated on dev for each pair; figures are of test, 95 % bootstrap intervals. Appends
-one row to benchmarks/results/readers_retrievers.jsonl and prints a table in Markdown.
+Gates are calibrated on dev for each pair; figures are of test, 95 % bootstrap intervals. Then how
+often the passage to cite is among the first 1, 5, 20 found, for each way of finding, with the
+paired difference to BM25 with concepts. The ways with vectors (docs/word_vectors.md; settings
+chosen on dev) are read by two readers only. Appends one row to
+benchmarks/results/readers_retrievers.jsonl and prints two tables in Markdown.
 """
 
 import json
@@ -11,34 +14,112 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from onsil.corpus import load_corpus
 from onsil.evaluation.examination import by_type, examine
-from onsil.evaluation.questions import load_gold
-from onsil.lineage import Workspace
+from onsil.evaluation.metrics import interval
+from onsil.evaluation.questions import Question, cited_right, load_gold
+from onsil.lineage import Artifact, Workspace, history
+from onsil.models.checkpoint import load
+from onsil.models.word_vectors import fasttext, load_word_vectors
 from onsil.retrieval import bm25
 from onsil.retrieval.answering import load_reader_named
 from onsil.retrieval.bm25 import BM25, coverage, marks
 from onsil.retrieval.passages import passages_of, sentences
-from onsil.retrieval.ranking import Hit, find
+from onsil.retrieval.ranking import Hit, Search, find
+from onsil.retrieval.readers import Reading
+from onsil.retrieval.vectors import (
+    Finder,
+    VectorSearch,
+    encoder_embedder,
+    expanded,
+    reciprocal_ranks,
+    word_embedder,
+)
+from onsil.tokenizer import load_tokenizer
+from onsil.training.word_vectors import train_word_vectors
 
 ROOT = Path(__file__).resolve().parents[1]
 READERS = ("best_sentence", "typed_sentence", "span_encoder", "verified_sentence", "generator")
+VECTORS_READ_BY = ("typed_sentence", "verified_sentence")
+# Chosen on dev: what a small corpus needs (rare words kept, many passes), and little expansion.
+VECTORS = replace(fasttext(), fewest=2, epochs=60)
+NEAR, SHARE = 3, 0.1
+RECALL_AT = (1, 5, 20)
+BASELINE = "… and concepts"
 
 
-def in_order_found(index: BM25, question: str, limit: int = 5, without: str | None = None):
-    """BM25's own order: no ranking after it."""
-    words = index.words(question)
-    hits = []
-    for score, i in index.search(question, limit, without):
-        passage = index.passages[i]
-        lines = sentences(passage.text) or [passage.text]
-        best = max(lines, key=lambda line: coverage(words, marks(f"{passage.heading}\n{line}")))
-        hits.append(Hit(passage, score, coverage(words, index.marks(i)), best))
-    return hits
+def in_order(finder: Finder | None = None) -> Search:
+    """A search's own order (BM25's without one): no ranking after it."""
+
+    def search(index: BM25, question: str, limit: int = 5, without: str | None = None):
+        words = index.words(question)
+        hits = []
+        for score, i in (finder or index.search)(question, limit, without):
+            passage = index.passages[i]
+            lines = sentences(passage.text) or [passage.text]
+            best = max(lines, key=lambda line: coverage(words, marks(f"{passage.heading}\n{line}")))
+            hits.append(Hit(passage, score, coverage(words, index.marks(i)), best))
+        return hits
+
+    return search
+
+
+def made_by(ws: Workspace, model: Artifact, stage: str, **literals: str) -> Artifact:
+    """What a stage made on the way to this model."""
+    for _, record in history(ws, model.key):
+        told = {name: record["arguments"].get(name) for name in literals}
+        if record["stage"] == stage and told == literals:
+            return ws.artifact(record["object"], record["key"])
+    raise SystemExit(f"{model.path}: nothing made by {stage} {literals} in its history")
+
+
+def vector_ways(ws: Workspace, model: Artifact, index: BM25) -> dict[str, Finder]:
+    """Name → search, for word vectors and for the grown encoder's mean-pooled states."""
+    corpus = made_by(ws, model, "curate")
+    vectors = load_word_vectors(train_word_vectors(ws, corpus=corpus, settings=VECTORS).path)
+    encoder = load(made_by(ws, model, "pretrain", kind="encoder").path)[0].eval()
+    tokenizer = load_tokenizer(model / "tokenizer")
+    by_words = VectorSearch(index.passages, word_embedder(vectors, index.passages)).search
+    by_encoder = VectorSearch(index.passages, encoder_embedder(encoder, tokenizer)).search
+    return {
+        "word vectors alone": by_words,
+        "BM25 + word vectors, ranks fused": reciprocal_ranks(index.search, by_words),
+        "BM25 + nearest words": expanded(index, vectors, NEAR, SHARE),
+        "encoder mean-pooled vectors alone": by_encoder,
+        "BM25 + encoder vectors, ranks fused": reciprocal_ranks(index.search, by_encoder),
+    }
+
+
+def found_at(index: BM25, search: Search, questions: Sequence[Question]) -> dict[str, list]:
+    """Split → for every answerable question, whether a passage to cite is among the first k."""
+    rows: dict[str, list] = {"dev": [], "test": []}
+    for question in questions:
+        if question.answerable:
+            hits = search(index, question.text, max(RECALL_AT), question.without)
+            right = [cited_right(Reading("", hit.passage, ()), question) for hit in hits]
+            rows[question.split].append([float(any(right[:k])) for k in RECALL_AT])
+    return rows
+
+
+def recalls(found: dict[str, list], baseline: dict[str, list]) -> dict:
+    """Split → k → [recall, low, high] and [difference to the baseline, low, high], paired."""
+    table: dict = {}
+    for split in found:
+        for n, k in enumerate(RECALL_AT):
+            ours, theirs = ([row[n] for row in r[split]] for r in (found, baseline))
+            paired = [a - b for a, b in zip(ours, theirs, strict=True)]
+            table.setdefault(split, {})[str(k)] = [interval(x, mean) for x in (ours, paired)]
+    return table
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def main(name: str, gold: Path) -> None:
@@ -47,21 +128,26 @@ def main(name: str, gold: Path) -> None:
     index = BM25(passages_of(load_corpus(model / "corpus").documents))
     questions = load_gold(gold)
     readers = {reader: load_reader_named(reader, model.path) for reader in READERS}
-    table = {}
+    table, found = {}, {}
     weights = bm25.CONCEPT_FOUND, bm25.CONCEPT_COVERS
-    for way, (found, covers), search in (
-        ("BM25 on syllable pairs", (0.0, 0.0), in_order_found),
-        ("… and concepts", weights, in_order_found),
-        ("… and ranking", weights, find),
-    ):
-        bm25.CONCEPT_FOUND, bm25.CONCEPT_COVERS = found, covers
-        rows, _, cards = examine(index, readers, questions, search)
-        for reader in READERS:
+    ways: list[tuple[str, tuple[float, float], Search, Sequence[str]]] = [
+        ("BM25 on syllable pairs", (0.0, 0.0), in_order(), READERS),
+        (BASELINE, weights, in_order(), READERS),
+        ("… and ranking", weights, find, READERS),
+    ]
+    for way, finder in vector_ways(ws, model, index).items():
+        ways.append((way, weights, in_order(finder), VECTORS_READ_BY))
+    for way, (concept_found, covers), search, read_by in ways:
+        bm25.CONCEPT_FOUND, bm25.CONCEPT_COVERS = concept_found, covers
+        found[way] = found_at(index, search, questions)
+        rows, _, cards = examine(index, {r: readers[r] for r in read_by}, questions, search)
+        for reader in read_by:
             table[f"{way} | {reader}"] = {
                 "test": cards[reader]["test"],
                 "dev": cards[reader]["dev"],
                 "by_type": by_type(rows[reader]["test"]),
             }
+    recall = {way: recalls(rows, found[BASELINE]) for way, rows in found.items()}
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
@@ -72,10 +158,12 @@ def main(name: str, gold: Path) -> None:
         "model": f"{name}@{version} {model.digest}",
         "questions": len(questions),
         "table": table,
+        "recall": recall,
     }
     with (ROOT / "benchmarks" / "results" / "readers_retrievers.jsonl").open("a") as f:
         f.write(json.dumps(row, ensure_ascii=False) + "\n")
     show(table)
+    show_recall(recall)
 
 
 def show(table: dict) -> None:
@@ -93,6 +181,18 @@ def show(table: dict) -> None:
         ]
         types = [f"{row['by_type'][k]['f1']:.2f}" if k in row["by_type"] else "–" for k in kinds]
         print("| " + " | ".join([way, reader, *cells, *types]) + " |")
+
+
+def show_recall(recall: dict) -> None:
+    print("\n| found by | split | " + " | ".join(f"@{k} | difference" for k in RECALL_AT) + " |")
+    print("|---" * (2 + 2 * len(RECALL_AT)) + "|")
+    for way, splits in recall.items():
+        for split, at in splits.items():
+            cells = []
+            for share, difference in at.values():
+                cells.append("{:.3f} [{:.3f}, {:.3f}]".format(*share))
+                cells.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference))
+            print("| " + " | ".join([way, split, *cells]) + " |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from onsil.corpus import curate, document_text, load_corpus
+from onsil.documents import read
 from onsil.errors import OnsilError
+from onsil.lineage import Workspace
 from onsil.models.subwords import buckets_of, fnv1a, lines_of_words, ngrams, stems, symbols
 from onsil.models.word_vectors import (
     cbow,
@@ -33,6 +36,7 @@ from onsil.training.word_vectors import (
     learn,
     neighbours,
     noise_ladder,
+    train_word_vectors,
     vocabulary,
 )
 
@@ -280,7 +284,7 @@ def test_the_loss_falls(name):
         ("window", 1),
         ("negatives", 2),
         ("epochs", 1),
-        ("learning_rate", 0.1),
+        ("learning_rate", 0.05),
         ("fewest", 7),
         ("subsample", 1e-2),
         ("shortest", 2),
@@ -362,3 +366,23 @@ def test_a_damaged_folder_is_refused_with_the_reason(file, damage, said, tmp_pat
     with pytest.raises(OnsilError) as e:
         load_word_vectors(tmp_path)
     assert said in str(e.value)
+
+
+def test_the_stage_learns_from_all_documents_and_is_done_once(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for n in range(5):
+        text = f"# 규정 {n}\n\n" + "연차를 다음 해로 넘긴다. 연차는 팀장이 승인한다.\n\n" * 3
+        (folder / f"{n}.md").write_text(text + f"여비{n}호를 준다.\n", encoding="utf-8")
+    kept = []
+    for home in ("one", "two"):
+        ws = Workspace(tmp_path / home)
+        corpus = curate(ws, documents=read(ws, folder))
+        made_once = train_word_vectors(ws, corpus=corpus, settings=RECIPES["fasttext"])
+        assert train_word_vectors(ws, corpus=corpus, settings=RECIPES["fasttext"]) == made_once
+        kept.append(made_once.digest)
+        vectors = load_word_vectors(made_once.path)
+        held = [d for d in load_corpus(corpus).heldout]
+        words = {w for d in held for line in lines_of_words(document_text(d)) for w in line}
+        assert held and all(vectors.known(word) is not None for word in words)
+    assert kept[0] == kept[1]

@@ -47,7 +47,7 @@ class Settings:
     window: int = 5
     negatives: int = 5
     epochs: int = 5
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     fewest: int = 5
     subsample: float = 1e-3
     shortest: int = 3
@@ -75,7 +75,7 @@ def cbow() -> Settings:
 
 def glove() -> Settings:
     """Weighted least squares on the logarithms of co-occurrence counts."""
-    return replace(word2vec(), objective="glove", epochs=15)
+    return replace(word2vec(), objective="glove", learning_rate=0.05, epochs=15)
 
 
 def fasttext() -> Settings:
