@@ -1,6 +1,8 @@
 """Heads against the published classes: scores, losses, gradients, bits; and one that learns."""
 
 import json
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ from onsil.models.checkpoint import load, save
 from onsil.models.heads import apart, load_head, new_head, save_head
 from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
+from onsil.tokenizer.train import CLS, SEP
+from onsil.tokenizer.train import train as train_words
+from onsil.training.loop import train
+from onsil.training.objectives import schedule
 
 TOPICS = {"id2label": {0: "정치", 1: "경제", 2: "생활"}}
 TOPICS["label2id"] = {name: i for i, name in TOPICS["id2label"].items()}  # type: ignore[assignment]
@@ -366,3 +372,89 @@ def test_a_head_that_a_family_does_not_have_is_refused():
     grown = Transformer(decoder_shape(97, 64, 2, context=64))
     with pytest.raises(OnsilError, match=r"qwen3 .* 'token' .* sequence"):
         new_head(grown, "token", ("O", "B"))
+
+
+# -- the page, and whether it learns ------------------------------------------------------------
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    page = Path(__file__).resolve().parents[1] / "docs" / "heads.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    known: dict = {}
+    exec(example, known)
+    assert known["said"] == ["긍정", "부정"]
+
+
+def reviews(data: Path, split: str, many: int) -> list[dict]:
+    import zstandard
+
+    with zstandard.open(data / "nsmc" / f"{split}.jsonl.zst", "rt", encoding="utf-8") as f:
+        return [json.loads(next(f)) for _ in range(many)]
+
+
+def judged(texts, labels, unseen, frozen: float, rate: float, scratch: Path) -> torch.Tensor:
+    """What a tiny encoder says of unseen texts after two epochs over the labelled ones. Unless
+    `frozen` is 0, the encoder stays as it was drawn, its matrices times `frozen`."""
+    scratch.mkdir()
+    grown = Transformer(encoder_shape(3000, 64, 2, context=64)).initialise(0)
+    encoder, head = new_head(grown, "sequence", ("부정", "긍정"))
+    if frozen:
+        encoder.requires_grad_(False)
+        for parameter in encoder.parameters():
+            parameter.mul_(frozen if parameter.dim() > 1 else 1.0)
+    steps = schedule([len(ids) for ids in texts], 1024, 2, 0)
+    trained = {f"head.{name}": p for name, p in head.named_parameters()}
+    trained |= {} if frozen else dict(encoder.named_parameters())
+
+    def scores(parts):
+        lengths = [len(ids) for ids in parts]
+        row = torch.tensor([[i for ids in parts for i in ids]])
+        return head(*apart(encoder.encode(row, lengths=lengths), lengths))
+
+    def loss_of(k: int):
+        return head.loss(scores([texts[i] for i in steps[k]]), labels[steps[k]])
+
+    for _ in train(trained, loss_of, len(steps), rate, scratch, checkpoints=1):
+        pass
+    with torch.no_grad():
+        return torch.cat([scores(unseen[i : i + 50]).argmax(1) for i in range(0, len(unseen), 50)])
+
+
+def lower_end(gain: torch.Tensor, groups: list[str]) -> float:
+    """The 2.5 % quantile of the mean gain when whole groups (movies) are drawn again."""
+    members = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    kept = [gain[rows] for rows in members.values()]
+    sums = torch.stack([part.sum() for part in kept])
+    sizes = torch.tensor([float(len(part)) for part in kept])
+    draw = torch.randint(len(kept), (2000, len(kept)), generator=torch.Generator().manual_seed(0))
+    return float((sums[draw].sum(1) / sizes[draw].sum(1)).quantile(0.025))
+
+
+@pytest.mark.slow
+def test_a_head_and_its_encoder_learn_what_reviews_say(onsil_data, tmp_path):
+    """8,000 reviews, 2,000 of other movies. The controls: the commoner label, and the same net with
+    the encoder left random; also with matrices eight times as large, so that its first token does
+    depend on the text, and a rate ten times as high."""
+    seen, new = reviews(onsil_data, "train", 8000), reviews(onsil_data, "test", 2000)
+    words = train_words([row["document"] for row in seen], 3000)
+    texts, unseen = (
+        [[CLS, *words.encode(row["document"]).ids[:60], SEP] for row in rows]
+        for rows in (seen, new)
+    )
+    labels, wanted = (torch.tensor([row["label"] for row in rows]) for rows in (seen, new))
+    told = (texts, labels, unseen)
+    right = (judged(*told, 0.0, 1e-3, tmp_path / "tuned") == wanted).float()
+    controls = {
+        "majority": (torch.mode(labels).values == wanted).float(),
+        "random": (judged(*told, 1.0, 1e-3, tmp_path / "random") == wanted).float(),
+        "random, loud": (judged(*told, 8.0, 1e-2, tmp_path / "loud") == wanted).float(),
+    }
+    movies = [row["movie"] for row in new]
+    print({name: round(float(c.mean()), 4) for name, c in ({"tuned": right} | controls).items()})
+    for name, control in controls.items():
+        low = lower_end(right - control, movies)
+        print(name, round(low, 4))
+        assert low > 0, name
