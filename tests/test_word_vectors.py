@@ -199,7 +199,8 @@ def test_an_epoch_reads_every_line_once():
 
 
 def test_a_stem_is_what_stands_with_several_particles():
-    text = "연차는 연차를 연차에서 연차가 전문가 전문가는 전문가의 전문을 전문의 정도 rule 회의 회는 회를 규칙을"
+    text = "연차는 연차를 연차에서 연차가 전문가 전문가는 전문가의 전문을 전문의 정도 rule"
+    text += " 회의 회는 회를 규칙을"
     wanted = {"연차는": "연차", "연차에서": "연차", "전문가는": "전문가", "전문가": "전문가"}
     found = stems(text.split())
     assert wanted.items() <= found.items()
