@@ -88,7 +88,12 @@ def load(
     shape = shape_of(config)
     for stack in stacks(shape):
         if max(stack.depth, stack.experts) > len(found):
-            raise _misfit(folder, f"{stack.depth} layers", "other sizes", f"{len(found)} tensors")
+            asked = max(stack.depth, stack.experts)
+            raise _misfit(
+                folder,
+                f"{asked} layers or experts cannot lie in {len(found)} tensors",
+                f"층이나 전문가 {asked}개가 텐서 {len(found)}개에 들어갈 수 없습니다",
+            )
     values = {name: tensor for name, tensor in tensors({n: found[n] for n in names.values()})}
     stored = {new: values.pop(name) for new, name in names.items()}
     if ours:
@@ -113,7 +118,11 @@ def load(
         twins[name] = of
     strangers = [n for n in stored if re.search(r"\.\d+\.", n) and not BUFFERS.search(n)]
     if strangers:
-        raise _misfit(folder, strangers[0], "in the file", "not part of this family")
+        raise _misfit(
+            folder,
+            f"tensor {strangers[0]} is not part of the model that the config describes",
+            f"텐서 {strangers[0]}은 설정이 말하는 모델에 없는 것입니다",
+        )
     model.load_state_dict(state | {name: state[of] for name, of in shared.items()}, assign=True)
     model.tie()
     model.requires_grad_(True)
@@ -146,19 +155,27 @@ def read_pairing(
     """The tensors of ours behind one rule. Raises OnsilError when one is missing or misshapen."""
     for name in pairing.disk:
         if name not in stored:
-            wanted = str(tuple(own[pairing.ours[0]].shape))
-            raise _misfit(folder, name, "missing", wanted)
+            raise _misfit(folder, f"tensor {name} is missing", f"텐서 {name}이 없습니다")
         if not stored[name].is_floating_point():
             kind = str(stored[name].dtype).removeprefix("torch.")
-            raise _misfit(folder, name, f"of type {kind}", "fp32, fp16 or bf16")
+            raise _misfit(
+                folder,
+                f"tensor {name} is of type {kind}, not fp32, fp16 or bf16",
+                f"텐서 {name}의 자료형이 fp32, fp16, bf16이 아니라 {kind}입니다",
+            )
     try:
         made = pairing.rule.read([stored[name] for name in pairing.disk])
     except RuntimeError:
         made = []
     wanted = [tuple(own[name].shape) for name in pairing.ours]
     if [tuple(tensor.shape) for tensor in made] != wanted:
-        there = str(tuple(stored[pairing.disk[0]].shape))
-        raise _misfit(folder, pairing.disk[0], there, " + ".join(map(str, wanted)))
+        name, asked = pairing.disk[0], " + ".join(map(str, wanted))
+        there = tuple(stored[name].shape)
+        raise _misfit(
+            folder,
+            f"tensor {name} is {there}; the config asks for {asked}",
+            f"텐서 {name}은 {there}인데 설정은 {asked}를 요구합니다",
+        )
     return made
 
 
@@ -176,15 +193,15 @@ def untied_where_they_differ(family: Family, shape: Any, stored: dict[str, Tenso
     return untied if isinstance(shape, Shape) else replace(shape, decoder=untied)
 
 
-def _misfit(folder: Path, name: str, found: str, wanted: str) -> OnsilError:
+def _misfit(folder: Path, en: str, ko: str) -> OnsilError:
     return OnsilError(
         en=(
-            f"{folder.name}: tensor {name} is {found}; the config asks for {wanted}.",
+            f"{folder.name}: {en}.",
             "The weights and the config do not belong together, or the file is damaged.",
             "Check it with: onsil verify NAME",
         ),
         ko=(
-            f"{folder.name}: 텐서 {name}이 {found}인데 설정은 {wanted}를 요구합니다.",
+            f"{folder.name}: {ko}.",
             "가중치와 설정이 서로 다른 모델의 것이거나 파일이 손상되었습니다.",
             "다음 명령으로 확인해 주세요: onsil verify 이름",
         ),

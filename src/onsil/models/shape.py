@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from onsil.errors import OnsilError
 
+LEAST = ("must be at least 1", "1 이상이어야 합니다")
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -87,9 +89,9 @@ class Shape:
         gated_hidden = -(-8 * self.width // 3 // 32) * 32
         for name in ("width", "depth", "heads", "context"):
             if getattr(self, name) < 1:
-                raise _impossible(f"{name}={getattr(self, name)}", "must be at least 1")
+                raise _impossible(f"{name}={getattr(self, name)}", *LEAST)
         if self.vocabulary < 1 and "tokens" in (self.reads, self.writes):
-            raise _impossible(f"vocabulary={self.vocabulary}", "must be at least 1")
+            raise _impossible(f"vocabulary={self.vocabulary}", *LEAST)
         defaults = {
             "kv_heads": self.heads,
             "head_width": self.width // self.heads,
@@ -101,25 +103,41 @@ class Shape:
             object.__setattr__(self, name, getattr(self, name) or value)
         if self.heads % self.kv_heads:
             raise _impossible(
-                f"heads={self.heads}, kv_heads={self.kv_heads}", "heads must be a multiple"
+                f"heads={self.heads}, kv_heads={self.kv_heads}",
+                "heads must be a multiple of kv_heads",
+                "heads는 kv_heads의 배수여야 합니다",
             )
         if not self.pattern or ("L" in self.pattern and not 0 < self.window <= 2**31):
             raise _impossible(
-                f"window={self.window!r}, pattern={self.pattern!r}", "a window is at least 1"
+                f"window={self.window!r}, pattern={self.pattern!r}",
+                "a window is at least 1",
+                "창은 1 이상이어야 합니다",
             )
         if self.experts and not 0 < self.experts_used <= self.experts:
             raise _impossible(
-                f"experts={self.experts}, experts_used={self.experts_used}", "more than there are"
+                f"experts={self.experts}, experts_used={self.experts_used}",
+                "from 1 to all of them can be used",
+                "1개부터 전부까지 쓸 수 있습니다",
             )
         if self.position_offset < 0:
-            raise _impossible(f"position_offset={self.position_offset}", "must be at least 0")
+            raise _impossible(
+                f"position_offset={self.position_offset}",
+                "must be at least 0",
+                "0 이상이어야 합니다",
+            )
         turned = self.rotary.width or self.head_width
         if self.positions == "rotary" and (turned % 2 or turned > self.head_width):
             raise _impossible(
-                f"head_width={self.head_width}, turned={turned}", "channels turn in pairs"
+                f"head_width={self.head_width}, turned={turned}",
+                "channels turn in pairs",
+                "채널은 둘씩 짝지어 회전합니다",
             )
         if self.qk_norm == "all" and self.norm == "layer":
-            raise _impossible("qk_norm=all, norm=layer", "no checkpoint is known to have both")
+            raise _impossible(
+                "qk_norm=all, norm=layer",
+                "no checkpoint is known to have both",
+                "둘을 함께 쓰는 체크포인트는 알려져 있지 않습니다",
+            )
 
     def kind(self, layer: int) -> str:
         """G, L or N: what layer number `layer` sees."""
@@ -135,7 +153,7 @@ class Shape:
         return asdict(self)
 
 
-def _impossible(values: str, rule: str) -> OnsilError:
+def _impossible(values: str, rule: str, rule_ko: str) -> OnsilError:
     return OnsilError(
         en=(
             f"No transformer has {values}: {rule}.",
@@ -143,7 +161,7 @@ def _impossible(values: str, rule: str) -> OnsilError:
             "Change the plan, or check the config.json it was read from.",
         ),
         ko=(
-            f"{values}인 트랜스포머는 만들 수 없습니다({rule}).",
+            f"{values}인 트랜스포머는 만들 수 없습니다. {rule_ko}.",
             "모델을 세울 수 없습니다.",
             "계획의 값을 고치거나, 읽어 온 config.json을 확인해 주세요.",
         ),
