@@ -97,7 +97,7 @@ def half_masked(text: str, word: bool) -> bool:
 
 def corporation(text: str, word: bool) -> bool:
     digits = digits_of(text)
-    return corporation_checksum(digits) and (word or not text.isdigit())
+    return corporation_checksum(digits) and (word or "-" in text)  # «321234 4159876» is a place
 
 
 def card(text: str, word: bool) -> bool:
@@ -211,6 +211,13 @@ RULES = (
     _rule("rrn", "date and seventh digit", rf"{START}\d{{6}}{JOIN}\d{{7}}{END}", resident, "free"),
     _rule(
         "rrn",
+        "one half set apart",
+        rf"{START}(?:\d{{6}} {{0,2}}- {{0,2}}[1-8](?: \d){{6}}"
+        rf"|\d(?: \d){{5}} {{0,2}}- {{0,2}}\d{{7}}){END}(?! \d)",
+        resident,
+    ),
+    _rule(
+        "rrn",
         "half masked",
         START + r"\d{6} {0,2}- {0,2}(?:[1-8][*xX●○◯#.■□]{6}|[*xX●○◯#■□]{7})(?![*xX●○◯#.■□])",
         half_masked,
@@ -248,7 +255,7 @@ RULES = (
     _rule(
         "licence",
         "word",
-        START + r"(?:1[1-9]|2[0-8])[-. ]?\d\d[-. ]?\d{6}[-. ]?\d\d" + END,
+        START + r"(?:1[1-9]|2[0-8])[-. /]?\d\d[-. /]?\d{6}[-. /]?\d\d" + END,
         labelled,
         "word",
     ),
@@ -279,7 +286,7 @@ RULES = (
         "phone",
         "spelled out",
         rf"(?<![가-힣0-9])[공영]일[공영]{SPELL_JOIN}(?:{SPELLED} ?){{3}}{SPELLED}?{SPELL_JOIN}"
-        rf"(?:{SPELLED} ?){{3}}{SPELLED}(?!{SPELLED})",
+        rf"(?:{SPELLED} ?){{3}}{SPELLED}(?!(?!이(?!{SPELLED})){SPELLED})",  # «팔이에요» is said
     ),
     _rule("phone", "letter o", rf"(?<![A-Za-z0-9])[oO]1[oO][-. ]\d{{3,4}}[-. ]\d{{4}}{END}"),
     _rule(
@@ -305,7 +312,13 @@ RULES = (
         labelled,
         "word",
     ),
-    _rule("customs", "P and 12 digits", r"(?<![A-Za-z0-9])[Pp]-?\d{12}(?![A-Za-z0-9])"),
+    _rule(
+        "customs",
+        "P and 12 digits",
+        r"(?<![A-Za-z0-9])[Pp]-?\d{12}(?![A-Za-z0-9])",
+        always,
+        "unless",
+    ),
     _rule("health", "word", rf"{APART}\d[- ]?\d{{10}}{END}", labelled, "word"),
     _rule(
         "health",
