@@ -287,6 +287,11 @@ STABLE = WAVES | {
     "feat_extract_activation": "relu",
     "layer_norm_eps": 1e-3,
 }
+TOWER = {
+    "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "image_size": 30, "patch_size": 8, "num_channels": 2, "layer_norm_eps": 1e-4,
+}  # fmt: skip
+TEXT_TOWER = SMALL | {"max_position_embeddings": 12, "hidden_size": 48, "projection_size": 64}
 SENSES: dict[str, Case] = {
     "wav2vec2 base": Case("Wav2Vec2Config", WAVES, "Wav2Vec2ForCTC"),
     "wav2vec2 base layer": Case(
@@ -295,6 +300,15 @@ SENSES: dict[str, Case] = {
     "wav2vec2 stable": Case("Wav2Vec2Config", STABLE, "Wav2Vec2ForCTC"),
     "wav2vec2 bare": Case("Wav2Vec2Config", STABLE, "Wav2Vec2Model"),
     "wav2vec2 pretraining": Case("Wav2Vec2Config", WAVES, "Wav2Vec2ForPreTraining"),
+    "siglip_vision_model": Case("SiglipVisionConfig", TOWER, "SiglipVisionModel"),
+    "siglip_vision_model headless": Case(
+        "SiglipVisionConfig",
+        TOWER | {"vision_use_head": False, "image_size": 32, "hidden_act": "gelu"},
+        "SiglipVisionModel",
+    ),
+    "siglip": Case(
+        "SiglipConfig", {"vision_config": TOWER, "text_config": TEXT_TOWER}, "SiglipModel"
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from family_cases import SENSES, make
 from safetensors.torch import load_file, save_file
 from test_families import bound, read
@@ -11,6 +12,8 @@ from onsil.models.checkpoint import load, save
 from onsil.models.families import shape_of
 
 WAVES = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 2, 30, 30, generator=torch.Generator().manual_seed(2))
+WORDS = torch.randint(0, 97, (3, 12), generator=torch.Generator().manual_seed(3))
 SHORT = 11_234  # samples of the second wave where it is padded
 
 
@@ -59,6 +62,13 @@ def test_a_seed_gives_one_model(name, checkpoints):
             parameter.fill_(float("nan"))
     for key, parameter in model.initialise(3).named_parameters():
         assert torch.equal(parameter, first[key]), key
+
+
+@pytest.mark.parametrize("family", sorted({name.split()[0] for name in SENSES}))
+def test_what_a_config_leaves_out_is_what_the_published_one_says(family):
+    case = next(case for name, case in SENSES.items() if name.split()[0] == family)
+    whole = getattr(transformers, case.config)().to_dict()
+    assert shape_of({"model_type": family}) == shape_of(whole)
 
 
 # ── wav2vec 2.0 ─────────────────────────────────────────────────────────────────────────────────
@@ -151,3 +161,88 @@ def test_speech_that_is_not_built_here_is_refused(wrong):
     shape_of(config)
     with pytest.raises(OnsilError, match="wav2vec2"):
         shape_of(config | wrong)
+
+
+# ── SigLIP ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", of_family("siglip_vision_model"))
+@torch.no_grad()
+def test_images_are_read_as_published(name, checkpoints):
+    oracle, folder = checkpoints(name)
+    model = load(folder)[0].eval()
+    side = model.shape.image
+    images = torch.nn.functional.pad(IMAGES, (0, side - 30, 0, side - 30), value=0.5)
+    wanted = oracle(pixel_values=images)
+    states = model.read(images)
+    assert (states - wanted.last_hidden_state).abs().max() < bound(wanted.last_hidden_state)
+    if model.pool is None:
+        assert wanted.pooler_output is None
+        return
+    got = model(images)
+    assert (got - wanted.pooler_output).abs().max() < bound(wanted.pooler_output)
+
+
+@torch.no_grad()
+def test_an_image_and_a_text_meet_as_published(checkpoints):
+    oracle, folder = checkpoints("siglip")
+    model = load(folder)[0].eval()
+    wanted = oracle(pixel_values=IMAGES, input_ids=WORDS)
+    for got, there in (
+        (model(IMAGES, WORDS), wanted.logits_per_image),
+        (model.images(IMAGES), wanted.image_embeds),
+        (model.texts(WORDS), wanted.text_embeds),
+    ):
+        assert (got - there).abs().max() < bound(there)
+
+
+@torch.no_grad()
+def test_a_tower_written_with_its_own_prefix_is_read(checkpoints, tmp_path):
+    """transformers 4 wrote vision_model. before every name; it is written again so."""
+    oracle, folder = checkpoints("siglip_vision_model")
+    old = {f"vision_model.{name}": t for name, t in read(folder).items()}
+    save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    model, extra = load(tmp_path)
+    wanted = oracle(pixel_values=IMAGES).pooler_output
+    assert (model.eval()(IMAGES) - wanted).abs().max() < bound(wanted)
+    (tmp_path / "again").mkdir()
+    save(model, tmp_path / "again", {}, extra)
+    assert read(tmp_path / "again").keys() == old.keys()
+
+
+def test_an_image_of_another_size_is_refused(checkpoints):
+    model = load(checkpoints("siglip_vision_model")[1])[0]
+    with pytest.raises(OnsilError, match=r"\(2, 30, 31\).*\(2, 30, 30\)"):
+        model.read(torch.zeros(1, 2, 30, 31))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"patch_size": 40},
+        {"image_size": [224, 224]},
+        {"image_size": 2**20},
+        {"vision_use_head": "no"},
+        {"hidden_act": "quick_gelu"},
+        {"num_attention_heads": 5},
+    ],
+    ids=str,
+)
+def test_images_that_are_not_built_here_are_refused(wrong):
+    config = SENSES["siglip_vision_model"].arguments | {"model_type": "siglip_vision_model"}
+    shape_of(config)
+    with pytest.raises(OnsilError, match="siglip_vision_model"):
+        shape_of(config | wrong)
+
+
+def test_towers_that_do_not_meet_are_refused():
+    config = SENSES["siglip"].arguments | {"model_type": "siglip"}
+    shape_of(config)
+    for text in (
+        {"text_config": config["text_config"] | {"projection_size": 48}},
+        {"vision_config": config["vision_config"] | {"vision_use_head": False}},
+        {"text_config": 5},
+    ):
+        with pytest.raises(OnsilError, match="siglip"):
+            shape_of(config | text)

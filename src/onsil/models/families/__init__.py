@@ -18,6 +18,7 @@ from onsil.models.families.config import Config
 from onsil.models.families.names import Rule
 from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer
+from onsil.models.vision import ImageText, VisionTower
 
 __all__ = ["FAMILIES", "Family", "family_of", "shape_of"]
 
@@ -58,6 +59,10 @@ FAMILIES: dict[str, Family] = {
     "marian": Family(pairs.marian, pairs.bart_names, "model.", EncoderDecoder),
     "whisper": Family(pairs.whisper, pairs.bart_names, "model.", EncoderDecoder),
     "wav2vec2": Family(senses.wav2vec2, senses.wav2vec2_names, "wav2vec2.", SpeechEncoder),
+    "siglip_vision_model": Family(
+        senses.siglip_vision, senses.siglip_vision_names, "vision_model.", VisionTower
+    ),
+    "siglip": Family(senses.siglip, senses.siglip_names, "", ImageText),
 }
 
 

@@ -1,4 +1,4 @@
-"""The families that hear and see: wav2vec 2.0.
+"""The families that hear and see: wav2vec 2.0, SigLIP.
 
 Facts are those of the config and model files in transformers 5.23, whose defaults stand in for
 what a config.json leaves out.
@@ -10,10 +10,10 @@ from onsil.models.families.config import Config, is_whole, sizes
 from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 from onsil.models.speech_encoder import SpeechShape
+from onsil.models.vision import ImageTextShape, VisionShape
 
 LAYER_NORMED: dict[str, Any] = {
     "causal": False,
-    "reads": "vectors",
     "norm": "layer",
     "gated": False,
     "tied": False,
@@ -31,6 +31,11 @@ def lengths(c: Config, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(value)
 
 
+def completed(c: Config, defaults: dict[str, Any]) -> Config:
+    """A config with what it leaves out."""
+    return Config(defaults | {key: value for key, value in c.raw.items() if value is not None})
+
+
 def switch(c: Config, key: str, default: bool = False) -> bool:
     """True or false, and nothing else."""
     c.only(key, True, False)
@@ -46,8 +51,15 @@ def published_class(c: Config) -> str:
 # ── wav2vec 2.0 ─────────────────────────────────────────────────────────────────────────────────
 
 
+WAV2VEC2 = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "vocab_size": 32,
+}  # fmt: skip
+
+
 def wav2vec2(c: Config) -> SpeechShape:
     """Base (norm after the branch, group norm in front) and large ("stable": norm before it)."""
+    c = completed(c, WAV2VEC2)
     for key, allowed in (
         ("feat_extract_norm", ("group", "layer")),
         ("add_adapter", (False,)),
@@ -71,6 +83,7 @@ def wav2vec2(c: Config) -> SpeechShape:
     stack = Shape(
         **given,
         bias="qkvoudh" if words else "qkvoud",
+        reads="vectors",
         writes="tokens" if words else "vectors",
         wiring="pre" if stable else "post",
         embedding_norm=not stable,
@@ -122,3 +135,107 @@ def wav2vec2_names(shape: SpeechShape) -> list[Rule]:
         disk = f"wav2vec2.encoder.pos_conv_embed.{leaf}"
         rules.append(Rule((f"positions.{leaf}",), (disk,), bare=True))
     return rules
+
+
+# ── SigLIP ──────────────────────────────────────────────────────────────────────────────────────
+
+SIGLIP = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "max_position_embeddings": 64, "vocab_size": 32000,
+    "num_channels": 3, "image_size": 224, "patch_size": 16,
+}  # fmt: skip
+SIGLIP_BLOCK = {ours: f"self_attn.{theirs}" for ours, theirs in ATTENTION.items()} | {
+    "attention_norm": "layer_norm1",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+    "mlp_norm": "layer_norm2",
+}
+
+
+def part(c: Config, key: str) -> Config:
+    """A config within the config."""
+    if not isinstance(found := c.get(key, default={}), dict):
+        raise c.wrong(key, f"{found!r}, which is no config", f"{found!r}이어서 설정이 아닙니다")
+    return Config({"model_type": f"{c.family}: {key}"} | found)
+
+
+def siglip_stack(c: Config, **more: Any) -> Shape:
+    given = sizes(c) | LAYER_NORMED | more
+    return Shape(
+        **given,
+        writes="vectors",
+        bias="qkvoud",
+        positions="learned",
+        norm_epsilon=c.real("layer_norm_eps", default=1e-6),
+        activation=c.activation("hidden_act", default="gelu_pytorch_tanh"),
+    )
+
+
+def siglip_vision(c: Config) -> VisionShape:
+    """The tower of images, by itself or within another config."""
+    c = completed(c, SIGLIP)
+    image, patch = c.number("image_size"), c.number("patch_size")
+    if not patch <= image <= 2**14:
+        raise c.wrong(
+            "patch_size",
+            f"{patch} for images of {image}",
+            f"{patch}인데 이미지는 {image}입니다",
+        )
+    stack = siglip_stack(c, vocabulary=0, reads="vectors", context=(image // patch) ** 2)
+    pooled = switch(c, "vision_use_head", default=True)
+    return VisionShape(stack, image, patch, c.number("num_channels"), pooled)
+
+
+def siglip(c: Config) -> ImageTextShape:
+    """Both towers."""
+    vision, text = siglip_vision(part(c, "vision_config")), part(c, "text_config")
+    text = completed(text, SIGLIP)
+    stack = siglip_stack(text)
+    met = text.number("projection_size", default=stack.width)
+    if met != vision.stack.width or not vision.pooled:
+        raise c.wrong(
+            "projection_size",
+            f"{met} beside images of {vision.stack.width if vision.pooled else 'no one vector'}",
+            f"{met}인데 이미지 쪽은 {vision.stack.width if vision.pooled else '한 벡터가 아님'}"
+            "이어서 맞지 않습니다",
+        )
+    return ImageTextShape(vision, stack)
+
+
+def siglip_tower_names(ours: str, disk: str) -> list[Rule]:
+    """A tower of images, wherever it stands on either side."""
+    top = {
+        "patches": "embeddings.patch_embedding",
+        "stack.position": "embeddings.position_embedding",
+        "stack.final_norm": "post_layernorm",
+        "pool.attention.out_proj": "head.attention.out_proj",
+        "pool.norm": "head.layernorm",
+        "pool.mlp.up": "head.mlp.fc1",
+        "pool.mlp.down": "head.mlp.fc2",
+    }
+    bare = ("probe", "attention.in_proj_weight", "attention.in_proj_bias")
+    return [
+        *plain(top, ours, disk),
+        *plain(SIGLIP_BLOCK, f"{ours}stack.blocks.#.", f"{disk}encoder.layers.#."),
+        *(Rule((f"{ours}pool.{name}",), (f"{disk}head.{name}",), bare=True) for name in bare),
+    ]
+
+
+def siglip_vision_names(shape: VisionShape) -> list[Rule]:
+    return siglip_tower_names("", "vision_model.")
+
+
+def siglip_names(shape: ImageTextShape) -> list[Rule]:
+    text = {
+        "text.embedding": "embeddings.token_embedding",
+        "text.position": "embeddings.position_embedding",
+        "text.final_norm": "final_layer_norm",
+        "text_head": "head",
+    }
+    return [
+        *siglip_tower_names("vision.", "vision_model."),
+        *plain(text, disk="text_model."),
+        *plain(SIGLIP_BLOCK, "text.blocks.#.", "text_model.encoder.layers.#."),
+        Rule(("log_scale",), ("logit_scale",), bare=True),
+        Rule(("bias",), ("logit_bias",), bare=True),
+    ]
