@@ -27,6 +27,7 @@ AMENDED = [
     ("재택근무지침_2021.txt", "재택근무지침_2024.hwpx"),
     ("법인카드지침_2022.html", "법인카드지침_2025.pdf"),
     ("위임전결규정_2021.md", "위임전결규정_2024.md"),
+    ("자원봉사자운영지침_2022.odt", "자원봉사자운영지침_2025.hwp"),
 ]
 
 
@@ -69,10 +70,10 @@ def test_the_handbook_is_as_varied_as_a_real_one():
 
 
 def test_gold_is_well_formed():
-    assert len({row["id"] for row in GOLD}) == len(GOLD) >= 240
+    assert len({row["id"] for row in GOLD}) == len(GOLD) >= 650
     assert len({row["question"] for row in GOLD}) == len(GOLD)
-    assert len(ANSWERABLE) >= 125
-    assert len(UNANSWERABLE) >= 115
+    assert len(ANSWERABLE) >= 380
+    assert len(UNANSWERABLE) >= 250
     for row in ANSWERABLE:
         assert row["type"] in TYPES
         assert row["answers"] and all(row["answers"])
@@ -82,16 +83,17 @@ def test_gold_is_well_formed():
         assert row["why"] in {"near-miss", "missing-entity", "off-topic"}
 
 
-def test_the_halves_are_balanced_and_share_no_document():
-    halves = {half: [row for row in GOLD if row["split"] == half] for half in ("dev", "test")}
-    assert sum(map(len, halves.values())) == len(GOLD)
-    for key in ("type", "why"):
-        dev, test = (Counter(row.get(key) for row in halves[half]) for half in ("dev", "test"))
-        assert dev.keys() == test.keys()
-        for value in dev:
-            assert abs(dev[value] - test[value]) <= 6, value
-    documents = [{row["document"] for row in rows} - {None} for rows in halves.values()]
-    assert documents[0].isdisjoint(documents[1])
+def test_the_test_questions_are_even_and_about_documents_of_their_own():
+    """Nobody tunes on `test`: its documents were added after every question of `dev` was asked."""
+    dev, test = ([row for row in GOLD if row["split"] == half] for half in ("dev", "test"))
+    assert len(dev) + len(test) == len(GOLD)
+    assert {row["document"] for row in dev} & {row["document"] for row in test} == {None}
+    types = Counter(row["type"] for row in test if row["answerable"])
+    assert types.keys() == TYPES
+    assert max(types.values()) - min(types.values()) <= 6
+    why = Counter(row["why"] for row in test if not row["answerable"])
+    assert why["near-miss"] + why["missing-entity"] == why["off-topic"] == 55
+    assert types.total() == 140
 
 
 @pytest.mark.parametrize("row", ANSWERABLE, ids=lambda row: row["id"])
