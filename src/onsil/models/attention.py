@@ -50,8 +50,16 @@ class Norm(nn.Module):
 class View:
     """Which keys each query of one document (or one padded batch) sees, and from how far."""
 
-    def __init__(self, shape: Shape, q_BT: Tensor, k_BS: Tensor, keep_BS: Tensor | None = None):
+    def __init__(
+        self,
+        shape: Shape,
+        q_BT: Tensor,
+        k_BS: Tensor,
+        keep_BS: Tensor | None = None,
+        prefix: int = 0,
+    ):
         self.shape, self.q_BT, self.k_BS, self.keep_BS = shape, q_BT, k_BS, keep_BS
+        self.prefix = prefix  # so many first positions are seen by all, whatever the order
         self.made: dict[tuple, Tensor] = {}
 
     @cached_property
@@ -64,14 +72,14 @@ class View:
         T, S = self.q_BT.size(1), self.k_BS.size(1)
         windowed = kind == "L" and self.shape.window < S
         unseen = self.shape.causal and 1 < T != S
-        return self.keep_BS is None and not windowed and not unseen
+        return self.keep_BS is None and self.prefix < 2 and not windowed and not unseen
 
     def mask(self, kind: str) -> Tensor:
         """0 where a key is seen and the least number where not, B 1 T S."""
         if ("mask", kind) not in self.made:
             seen = torch.ones_like(self.ahead_BTS, dtype=torch.bool)
             if self.shape.causal:
-                seen = self.ahead_BTS <= 0
+                seen = (self.ahead_BTS <= 0) | (self.k_BS[:, None, :] < self.prefix)
             if kind == "L":
                 seen = seen & (self.ahead_BTS.abs() < self.shape.window)
             if self.keep_BS is not None:

@@ -178,12 +178,13 @@ class Transformer(nn.Module):
         """Nothing seen yet; filled by `encode`."""
         return Cache(self.shape.depth)
 
-    def views(self, ids_BT: Tensor, lengths, keep_BT, cache: Cache | None) -> Views:
+    def views(self, ids_BT: Tensor, lengths, prefixes, keep_BT, cache: Cache | None) -> Views:
         """One view for the batch, or one for each of the documents in its row."""
         if lengths is not None:
+            kinds = list(zip(lengths, prefixes or [0] * len(lengths), strict=True))
             at = {n: torch.arange(n, device=ids_BT.device)[None] for n in set(lengths)}
-            of = {n: View(self.shape, at_T, at_T) for n, at_T in at.items()}
-            return Views([of[n] for n in lengths])
+            of = {(n, p): View(self.shape, at[n], at[n], prefix=p) for n, p in set(kinds)}
+            return Views([of[kind] for kind in kinds])
         past = 0 if cache is None else cache.past
         keep_BS = keep_BT if cache is None else cache.grow(keep_BT, ids_BT)
         if keep_BS is None:
@@ -197,6 +198,7 @@ class Transformer(nn.Module):
         ids_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
         lengths: list[int] | None = None,
+        prefixes: list[int] | None = None,
         cache: Cache | None = None,
         keep_BT: Tensor | None = None,
         vectors_BTD: Tensor | None = None,
@@ -205,7 +207,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Hidden states B T D.
 
-        `lengths` cuts T into documents that do not see each other, each with positions from 0;
+        `lengths` cuts T into documents that do not see each other, each with positions from 0; the
+        first `prefixes[i]` tokens of document i see each other, whatever the order;
         `cache` continues from the positions already in it; `keep` is false on padding, left or
         right; `vectors` stand in for the embedding of ids; `source` are an encoder's states.
         """
@@ -215,7 +218,7 @@ class Transformer(nn.Module):
         else:
             assert self.embedding is not None and ids_BT is not None, "this stack reads vectors"
             x = self.embedding(ids_BT)
-        views = self.views(ids_BT, lengths, keep_BT, cache)
+        views = self.views(ids_BT, lengths, prefixes, keep_BT, cache)
         x = x if s.embedding_scale == 1.0 else x * s.embedding_scale
         x = x if self.project_in is None else self.project_in(x)
         if self.position is not None:

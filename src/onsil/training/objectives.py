@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET, Rendered, Turn
-from onsil.tokenizer.train import END, MASK, SPECIALS
+from onsil.tokenizer.train import END, MASK, PAD, SPECIALS
+from onsil.training.samplers import Pair
 
 LOSS_CHUNK = 1024
 
@@ -29,6 +31,7 @@ class Batch:
     targets: Tensor | None = None
     segments: Tensor | None = None
     spans: Tensor | None = None
+    prefixes: list[int] | None = None  # so many first tokens of each document see each other
 
 
 def pieces_of(documents: list[list[int]], context: int, end: int = END) -> list[list[int]]:
@@ -65,6 +68,50 @@ def causal_batch(pieces: list[list[int]]) -> Batch:
     inputs = [piece[:-1] or piece for piece in pieces]
     targets = [piece[1:] or [NO_TARGET] for piece in pieces]
     return Batch(_row(inputs), [len(p) for p in inputs], targets=_row(targets))
+
+
+def prefix_batch(pairs: list[Pair]) -> Batch:
+    """Read the source in both directions, write the target (prefix LM, Raffel et al. 2020). Nothing
+    of the source is a target."""
+    inputs = [[*source, *target[:-1]] for source, target in pairs]
+    targets = [[NO_TARGET] * (len(source) - 1) + target for source, target in pairs]
+    lengths = [len(ids) for ids in inputs]
+    prefixes = [len(source) for source, _ in pairs]
+    return Batch(_row(inputs), lengths, targets=_row(targets), prefixes=prefixes)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Sources and targets of an encoder-decoder, padded: B×S, B×T; padding is not kept."""
+
+    sources: Tensor
+    keep_sources: Tensor
+    inputs: Tensor
+    targets: Tensor
+
+
+def written_batch(pairs: list[Pair], start: int, pad: int = PAD) -> Written:
+    """Teacher forcing: the decoder reads `start` and the target without its last token."""
+
+    def padded(rows: list[list[int]], filler: int) -> Tensor:
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+
+    sources = [pair.source for pair in pairs]
+    keep = padded([[1] * len(source) for source in sources], 0).bool()
+    inputs = padded([[start, *pair.target[:-1]] for pair in pairs], pad)
+    targets = padded([pair.target for pair in pairs], NO_TARGET)
+    return Written(padded(sources, pad), keep, inputs, targets)
+
+
+def written_loss(model: EncoderDecoder, batch: Written) -> tuple[Tensor, int]:
+    """(Σ cross-entropy, number of targets) of an encoder-decoder."""
+    states_BSD = model.read(batch.sources, batch.keep_sources)
+    hidden_BTD = model.decoder.encode(
+        batch.inputs, source_BSD=states_BSD, source_keep_BS=batch.keep_sources
+    )
+    told = batch.targets != NO_TARGET
+    return _chunked(model.decoder, hidden_BTD[told], batch.targets[told])
 
 
 def masked_batch(pieces: list[list[int]], vocabulary: int, seed: str, mask: int = MASK) -> Batch:
@@ -108,22 +155,25 @@ def _row(parts) -> Tensor:
 
 
 def token_loss(model: Transformer, batch: Batch) -> tuple[Tensor, int]:
-    """(Σ cross-entropy, number of targets). Only rows with a target meet the vocabulary, in
-    chunks, each recomputed on the way back so that one chunk's logits live at a time."""
-    from torch.utils.checkpoint import checkpoint
-
+    """(Σ cross-entropy, number of targets). Only rows with a target meet the vocabulary."""
     assert batch.targets is not None
-    hidden_TD = model.encode(batch.ids, batch.segments, batch.lengths)[0]
+    hidden_TD = model.encode(batch.ids, batch.segments, batch.lengths, batch.prefixes)[0]
     rows = (batch.targets[0] != NO_TARGET).nonzero()[:, 0]
-    wanted, hidden_ND = batch.targets[0][rows], hidden_TD[rows]
+    return _chunked(model, hidden_TD[rows], batch.targets[0][rows])
+
+
+def _chunked(model: Transformer, hidden_ND: Tensor, wanted_N: Tensor) -> tuple[Tensor, int]:
+    """Cross-entropy in chunks, each recomputed on the way back so that one chunk's logits live at a
+    time."""
+    from torch.utils.checkpoint import checkpoint
 
     def chunk_loss(x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model.logits(x), y, reduction="sum")
 
-    total = hidden_TD.new_zeros((), dtype=torch.float32)
-    for x, y in zip(hidden_ND.split(LOSS_CHUNK), wanted.split(LOSS_CHUNK), strict=True):
+    total = hidden_ND.new_zeros((), dtype=torch.float32)
+    for x, y in zip(hidden_ND.split(LOSS_CHUNK), wanted_N.split(LOSS_CHUNK), strict=True):
         total = total + checkpoint(partial(chunk_loss), x, y, use_reentrant=False)
-    return total, len(rows)
+    return total, len(wanted_N)
 
 
 def span_scores(model: Transformer, head: torch.nn.Linear, batch: Batch) -> list[Tensor]:
