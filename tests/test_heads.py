@@ -324,6 +324,18 @@ def test_a_fresh_head_begins_where_it_is_told(checkpoints):
     assert fresh[0].dense is not None and not torch.equal(fresh[0].dense.weight, pooler)
 
 
+@torch.no_grad()
+def test_scores_in_half_precision_are_float32_and_near(checkpoints):
+    folder = checkpoints("bert sequence")[1]
+    encoder, head = load_head(folder)
+    whole = head(encoder.encode(TOKENS))
+    encoder, head = load_head(folder, "bf16")
+    half = head(encoder.encode(TOKENS))
+    assert half.dtype == torch.float32
+    assert 0 < (half - whole).abs().max() < 0.05 * max(1.0, float(whole.abs().max()))
+    assert new_head(encoder, "span")[0].encode(TOKENS).dtype == torch.bfloat16
+
+
 def test_the_span_head_of_a_grown_reader_is_found(tmp_path):
     reader = Transformer(encoder_shape(97, 64, 2, context=64)).initialise(1)
     kept = {"qa_outputs.weight": torch.randn(2, 64), "qa_outputs.bias": torch.randn(2)}
