@@ -288,7 +288,8 @@ def load_command(
     ws = Workspace.find(typer.echo)
     made = load_checkpoint(ws, path)
     called = name or name_of(path)
-    _describe(inspect_model(ws, f"{called}@{ws.register(called, made)}"))
+    version = ws.register(called, made)
+    _describe(inspect_model(f"{called}@{version}", lambda: ws))
 
 
 @app.command("inspect")
@@ -299,7 +300,7 @@ def inspect_command(
     """Sizes, memory, licence, abilities; no weights are read. · 크기, 라이선스, 할 수 있는 일."""
     from onsil.release import inspect_model
 
-    found = inspect_model(Workspace.find(), target)
+    found = inspect_model(target, Workspace.find)
     _print(found) if as_json else _describe(found)
 
 

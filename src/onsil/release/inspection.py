@@ -5,6 +5,7 @@ the file: a head that is stored beside the embedding it is tied to counts, scale
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,23 @@ from onsil.lineage import Workspace
 from onsil.models.headers import SCALE, Entry, entries, read_json
 from onsil.models.shape import Shape
 from onsil.release.licence import licence_of, told
-from onsil.tokenizer.train import SPECIALS
 
 PARTS = ("decoder", "generator", "reader")  # of a grown model; each is a checkpoint
 BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 NO_WEIGHT = re.compile(r"\.(?:inv_freq|masked_bias|position_ids)$|" + re.escape(SCALE) + "$")
 LIMITLESS = ("relative", "alibi", "none")
 # What a model can do → the keys that only configs of such models have.
-SENSES = {"hear": {"num_mel_bins", "conv_stride"}, "see": {"patch_size"}}
+SENSES = {"hear": {"num_mel_bins", "conv_stride"}, "see": {"patch_size", "vision_config"}}
 
 
-def inspect_model(ws: Workspace, target: str) -> dict[str, dict[str, Any]]:
-    """`{title: what it is}` of a folder or a name; a grown model has a title for each part."""
+def inspect_model(target: str, find: Callable[[], Workspace]) -> dict[str, dict[str, Any]]:
+    """`{title: what it is}` of a folder or a name; a grown model has a title for each part.
+
+    A workspace is only looked for (`find`) when there is no such folder.
+    """
     folder, title, grown = Path(target), target, False
     if not folder.is_dir():
-        name, version, made = ws.resolve(target)
+        name, version, made = find().resolve(target)
         folder, title = made.path, f"{name}@{version}"
         grown = (folder / "model.json").is_file()
     if grown:
@@ -40,7 +43,7 @@ def inspect_part(folder: Path, part: str) -> dict[str, Any]:
     """A part of a grown model: its tokenizer lies beside it, its licence is its owner's."""
     found = inspect_folder(folder / part)
     own = {"name": say("your own", "직접 기른 모델"), "source": "onsil grow", "forbids": []}
-    can = found["can"] | {"documents": part != "decoder"}
+    can = found["can"] | {"documents": True}
     return found | {"licence": own, "tokenizer": "tokenizer.json", "can": can, "told": []}
 
 
@@ -77,13 +80,14 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
         "told": told(licence),
         "tokenizer": tokenizer.name if tokenizer.is_file() else None,
         "chat_template": has_chat_template(folder),
-        "can": abilities(stacks, config) | {"documents": has_own_tokenizer(tokenizer)},
+        "can": abilities(stacks, config, tokenizer.is_file()),
     }
 
 
 def kind(stacks: list[Shape]) -> str:
     """decoder, encoder or encoder-decoder."""
-    return "encoder-decoder" if len(stacks) > 1 else "decoder" if stacks[0].causal else "encoder"
+    last = stacks[-1]
+    return "encoder-decoder" if last.cross else "decoder" if last.causal else "encoder"
 
 
 def active(found: dict[str, Entry], shape: Shape) -> int:
@@ -99,18 +103,21 @@ def cache(shape: Shape) -> dict[str, int]:
     return {"fp32": 4 * numbers, "bf16": 2 * numbers}
 
 
-def abilities(stacks: list[Shape], config: dict[str, Any]) -> dict[str, bool]:
-    """What onsil can do with such stacks."""
+def abilities(stacks: list[Shape], config: dict[str, Any], tokenizer: bool) -> dict[str, bool]:
+    """What onsil can do with such stacks; `documents`: whether `onsil grow --base` can go on from
+    it, for which the words and their ids must be known."""
     first, last = stacks[0], stacks[-1]
     senses = {what: not keys.isdisjoint(config) for what, keys in SENSES.items()}
     words = first.reads == "tokens" and last.writes == "tokens"
+    alone = len(stacks) == 1 and words
     return {
-        "write": len(stacks) == 1 and last.causal and words,
+        "write": alone and last.causal,
         "read": first.reads == "tokens",
-        "fill": words and not last.causal,
-        "translate": len(stacks) > 1 and words,
+        "fill": alone and not last.causal,
+        "translate": last.cross and words,
         **senses,
         "train": True,
+        "documents": alone and tokenizer,
     }
 
 
@@ -119,15 +126,6 @@ def has_chat_template(folder: Path) -> bool:
         return True
     settings = folder / "tokenizer_config.json"
     return settings.is_file() and bool(read_json(settings).get("chat_template"))
-
-
-def has_own_tokenizer(file: Path) -> bool:
-    """Whether a tokenizer.json has onsil's special tokens on their ids, as `grow --base` asks."""
-    if not file.is_file():
-        return False
-    added = read_json(file).get("added_tokens") or []
-    ids = {token.get("id"): token.get("content") for token in added if isinstance(token, dict)}
-    return all(ids.get(i) == word for i, word in enumerate(SPECIALS))
 
 
 # ── in words ────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +143,10 @@ CAN = {
     "hear": ("hear", "듣기"),
     "see": ("see", "보기"),
     "train": ("be trained further", "이어서 학습하기"),
-    "documents": ("be asked from documents (onsil grow)", "문서에서 답하기(onsil grow)"),
+    "documents": (
+        "be asked from documents (onsil grow --base)",
+        "문서에서 답하기(onsil grow --base)",
+    ),
 }
 POSITIONS = {
     "rotary": ("rotary positions", "회전 위치(RoPE)"),
@@ -171,20 +172,20 @@ def described(title: str, found: dict[str, Any]) -> str:
         rows.append(say("cache per 1,000 tokens: ", "토큰 1,000개당 캐시: ") + told)
     context = f"{found['context']:,}" if found["context"] else say("no fixed limit", "한계 없음")
     rows += [
-        say("context, vocabulary: ", "문맥, 어휘: ") + f"{context}, {found['vocabulary']:,}",
+        say("context: ", "문맥: ") + context,
+        *([say("vocabulary: ", "어휘: ") + f"{words:,}"] if (words := found["vocabulary"]) else []),
         say("licence: ", "라이선스: ") + licence_in_words(found["licence"]),
         *(f"  {sentence}" for sentence in found["told"]),
         say("tokenizer: ", "토크나이저: ") + tokenizer_in_words(found),
         say("can: ", "할 수 있는 일: ")
         + "; ".join(say(*words) for what, words in CAN.items() if found["can"][what]),
     ]
-    if found["can"]["read"] and not found["can"]["documents"]:
+    alone = found["can"]["write"] or found["can"]["fill"]
+    if alone and not found["can"]["documents"]:
         rows.append(
             say(
-                "cannot be asked from documents as it is: grow --base needs a tokenizer with "
-                "onsil's special tokens",
-                "이대로는 문서에서 답하지 못합니다. grow --base에는 onsil의 특수 토큰이 있는 "
-                "토크나이저가 필요합니다",
+                "cannot be asked from documents: that needs a tokenizer.json",
+                "문서에서 답하려면 tokenizer.json이 필요합니다",
             )
         )
     return "\n".join(rows)
