@@ -83,17 +83,17 @@ def test_gold_is_well_formed():
         assert row["why"] in {"near-miss", "missing-entity", "off-topic"}
 
 
-def test_the_test_questions_are_even_and_about_documents_of_their_own():
-    """Nobody tunes on `test`: its documents were added after every question of `dev` was asked."""
+def test_the_test_questions_are_about_documents_of_their_own():
+    """Nobody tunes on `test`: its documents came after the readers were built, and every second one
+    of those that came was given to `dev`."""
     dev, test = ([row for row in GOLD if row["split"] == half] for half in ("dev", "test"))
-    assert len(dev) + len(test) == len(GOLD)
+    assert len(dev) + len(test) == len(GOLD) == 656
     assert {row["document"] for row in dev} & {row["document"] for row in test} == {None}
-    types = Counter(row["type"] for row in test if row["answerable"])
-    assert types.keys() == TYPES
-    assert max(types.values()) - min(types.values()) <= 6
-    why = Counter(row["why"] for row in test if not row["answerable"])
-    assert why["near-miss"] + why["missing-entity"] == why["off-topic"] == 55
-    assert types.total() == 140
+    for half, answerable, unanswerable in ((dev, 318, 219), (test, 64, 55)):
+        types = Counter(row["type"] for row in half if row["answerable"])
+        assert types.keys() == TYPES and types.total() == answerable
+        why = Counter(row["why"] for row in half if not row["answerable"])
+        assert why.total() == unanswerable and min(why.values()) >= 12
 
 
 @pytest.mark.parametrize("row", ANSWERABLE, ids=lambda row: row["id"])
