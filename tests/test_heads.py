@@ -256,6 +256,17 @@ def test_old_names_load_and_come_back(spell, checkpoints, tmp_path):
     assert read(again).keys() == read(old).keys()
 
 
+def test_a_tensor_that_no_head_reads_comes_back(checkpoints, tmp_path):
+    """Token classifiers are often published with the pooler that they do not use."""
+    folder = respelled(checkpoints("bert token")[1], tmp_path / "pooled", str)
+    pooler = {"bert.pooler.dense.weight": torch.randn(64, 64)}
+    save_file(read(folder) | pooler, folder / "model.safetensors")
+    before = read(folder)
+    save_head(*load_head(folder), folder, {})
+    assert before.keys() == read(folder).keys()
+    assert all(torch.equal(tensor, read(folder)[name]) for name, tensor in before.items())
+
+
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "Llama", "GPT2"])
 @torch.no_grad()
 def test_a_stack_alone_writes_its_hidden_states(family, tmp_path):
