@@ -292,6 +292,13 @@ TOWER = {
     "image_size": 30, "patch_size": 8, "num_channels": 2, "layer_norm_eps": 1e-4,
 }  # fmt: skip
 TEXT_TOWER = SMALL | {"max_position_embeddings": 12, "hidden_size": 48, "projection_size": 64}
+HEADLESS = {"model_type": "siglip_vision_model"} | TOWER | {"vision_use_head": False}
+SEEING = {
+    "vision_config": {"model_type": "siglip_vision_model"} | TOWER,
+    "text_config": {"model_type": "llama", "attention_bias": True} | WIDE,
+    "image_token_index": 5,
+    "vision_feature_select_strategy": "full",
+}
 SENSES: dict[str, Case] = {
     "wav2vec2 base": Case("Wav2Vec2Config", WAVES, "Wav2Vec2ForCTC"),
     "wav2vec2 base layer": Case(
@@ -308,6 +315,22 @@ SENSES: dict[str, Case] = {
     ),
     "siglip": Case(
         "SiglipConfig", {"vision_config": TOWER, "text_config": TEXT_TOWER}, "SiglipModel"
+    ),
+    "llava llama": Case("LlavaConfig", SEEING, "LlavaForConditionalGeneration"),
+    "llava qwen2": Case(
+        "LlavaConfig",
+        SEEING
+        | {
+            "vision_config": HEADLESS,
+            "text_config": {"model_type": "qwen2", "tie_word_embeddings": True} | GROUPED,
+            "vision_feature_layer": -1,
+            "multimodal_projector_bias": False,
+            "projector_hidden_act": "relu",
+        },
+        "LlavaForConditionalGeneration",
+    ),
+    "llava layers": Case(
+        "LlavaConfig", SEEING | {"vision_feature_layer": [-2, 1]}, "LlavaForConditionalGeneration"
     ),
 }
 

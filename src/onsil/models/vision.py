@@ -1,27 +1,28 @@
-"""SigLIP: images as the transformer reads them, and beside them texts.
+"""SigLIP and LLaVA: images as the transformer reads them, beside texts and within them.
 
 An image is cut into square patches, each becomes a vector by one matrix, a table says where each
 stands, and the rest is the one transformer, all seeing all. A learned query (the probe) sums the
 patches up by attention. Beside a tower for texts that makes the pair whose product says how well
 image and text go together, trained with a sigmoid for every pair rather than a softmax over all.
+LLaVA puts the states of the tower, through two matrices, where a text says "here is an image".
 
 Letters as in transformer.py; R, W rows and columns of pixels, T patches. Source: Zhai et al. 2023
-(arXiv:2303.15343), Dosovitskiy et al. 2020 (arXiv:2010.11929). Left out: images of another size
-than the checkpoint was trained with.
+(arXiv:2303.15343), Dosovitskiy et al. 2020 (arXiv:2010.11929), Liu et al. 2023 (arXiv:2310.03744).
+Left out: images of another size than the checkpoint was trained with, CLIP towers.
 """
 
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onsil.errors import OnsilError
-from onsil.models.attention import Norm, View, Views
+from onsil.models.attention import Cache, Linear, Norm, View, Views
 from onsil.models.shape import Shape
-from onsil.models.transformer import MLP, Transformer
+from onsil.models.transformer import ACTIVATIONS, MLP, Transformer
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,22 @@ class ImageTextShape:
     @property
     def stacks(self) -> tuple[Shape, ...]:
         return self.vision.stack, self.text
+
+
+@dataclass(frozen=True)
+class SeeingShape:
+    """A tower of images, and a decoder of texts in which they stand."""
+
+    vision: VisionShape
+    decoder: Shape
+    image_token: int  # the id whose embedding an image's patches replace, one for one
+    layers: tuple[int, ...] = (-2,)  # of the tower: 0 before the first block, −1 after the last
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "gelu"
+    projector_bias: bool = True
+
+    @property
+    def stacks(self) -> tuple[Shape, ...]:
+        return self.vision.stack, self.decoder
 
 
 def initialise_front(front: nn.Module, seed: int) -> None:
@@ -174,6 +191,82 @@ class ImageText(nn.Module):
         """Log-odds, images × texts, that they belong together."""
         product = self.images(pixels) @ self.texts(ids_BT).T
         return product * self.log_scale.exp() + self.bias
+
+
+class SeeingDecoder(nn.Module):
+    """`compute` is "fp32" or "bf16", of both stacks."""
+
+    def __init__(self, shape: SeeingShape, compute: str = "fp32"):
+        super().__init__()
+        self.shape, self.activation = shape, ACTIVATIONS[shape.activation]
+        self.origin: Any = None  # what it was on disk, when it was loaded
+        self.vision = VisionTower(shape.vision, compute)
+        self.decoder = Transformer(shape.decoder, compute)
+        wide, D = len(shape.layers) * shape.vision.stack.width, shape.decoder.width
+        self.project_in = Linear(wide, D, bias=shape.projector_bias)
+        self.project_out = Linear(D, D, bias=shape.projector_bias)
+
+    def shared(self) -> dict[str, str]:
+        """The decoder's head, where it is tied."""
+        return {f"decoder.{a}": f"decoder.{b}" for a, b in self.decoder.shared().items()}
+
+    def tie(self) -> None:
+        """Make the shared parameters one tensor (again)."""
+        self.decoder.tie()
+
+    def initialise(self, seed: int) -> "SeeingDecoder":
+        """All of it as `Transformer.initialise`."""
+        self.vision.initialise(seed)
+        self.decoder.initialise(seed + 10)
+        initialise_front(self.project_in, seed + 20)
+        initialise_front(self.project_out, seed + 21)
+        return self
+
+    def new_cache(self) -> Cache:
+        """The decoder's: images are seen once, as positions of it."""
+        return self.decoder.new_cache()
+
+    def see(self, pixels_NCRW: Tensor) -> Tensor:
+        """Vectors N T D of images as the decoder reads them."""
+        states = self.vision.states(pixels_NCRW)
+        x_NTD = torch.cat([states[layer] for layer in self.shape.layers], -1)
+        return self.project_out(self.activation(self.project_in(x_NTD)))
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        pixels_NCRW: Tensor | None = None,
+        cache: Cache | None = None,
+        keep_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits B T V. Images come in the order in which the rows of ids speak of them, each with
+        as many image tokens as patches; with a cache, once, with the ids that speak of them."""
+        assert self.decoder.embedding is not None
+        x_BTD, here_BT = self.decoder.embedding(ids_BT), ids_BT == self.shape.image_token
+        images = 0 if pixels_NCRW is None else pixels_NCRW.size(0)
+        patches = self.shape.vision.stack.context
+        if int(here_BT.sum()) != images * patches:
+            raise _other_count(int(here_BT.sum()), images, patches)
+        if pixels_NCRW is not None:
+            seen = self.see(pixels_NCRW).to(x_BTD.dtype)
+            x_BTD = x_BTD.masked_scatter(here_BT[..., None], seen)
+        return self.decoder(vectors_BTD=x_BTD, cache=cache, keep_BT=keep_BT)
+
+
+def _other_count(tokens: int, images: int, patches: int) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"The text has {tokens} image tokens; {images} images need {images * patches}.",
+            "Every patch of an image takes the place of one token.",
+            f"Write {patches} image tokens where each image stands.",
+        ),
+        ko=(
+            f"글에 이미지 토큰이 {tokens}개 있는데 이미지 {images}장에는 {images * patches}개가 "
+            "필요합니다.",
+            "이미지의 조각 하나가 토큰 하나의 자리에 들어갑니다.",
+            f"이미지가 놓일 자리마다 이미지 토큰을 {patches}개씩 넣어 주세요.",
+        ),
+    )
 
 
 def _other_size(found: tuple, wanted: tuple) -> OnsilError:

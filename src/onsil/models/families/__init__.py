@@ -18,7 +18,7 @@ from onsil.models.families.config import Config
 from onsil.models.families.names import Rule
 from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer
-from onsil.models.vision import ImageText, VisionTower
+from onsil.models.vision import ImageText, SeeingDecoder, VisionTower
 
 __all__ = ["FAMILIES", "Family", "family_of", "shape_of"]
 
@@ -63,6 +63,7 @@ FAMILIES: dict[str, Family] = {
         senses.siglip_vision, senses.siglip_vision_names, "vision_model.", VisionTower
     ),
     "siglip": Family(senses.siglip, senses.siglip_names, "", ImageText),
+    "llava": Family(senses.llava, senses.llava_names, "", SeeingDecoder),
 }
 
 

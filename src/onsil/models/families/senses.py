@@ -1,16 +1,18 @@
-"""The families that hear and see: wav2vec 2.0, SigLIP.
+"""The families that hear and see: wav2vec 2.0, SigLIP, LLaVA.
 
 Facts are those of the config and model files in transformers 5.23, whose defaults stand in for
 what a config.json leaves out.
 """
 
+from dataclasses import replace
 from typing import Any
 
+from onsil.models.families import decoders
 from onsil.models.families.config import Config, is_whole, sizes
 from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 from onsil.models.speech_encoder import SpeechShape
-from onsil.models.vision import ImageTextShape, VisionShape
+from onsil.models.vision import ImageTextShape, SeeingShape, VisionShape
 
 LAYER_NORMED: dict[str, Any] = {
     "causal": False,
@@ -156,7 +158,7 @@ def part(c: Config, key: str) -> Config:
     """A config within the config."""
     if not isinstance(found := c.get(key, default={}), dict):
         raise c.wrong(key, f"{found!r}, which is no config", f"{found!r}이어서 설정이 아닙니다")
-    return Config({"model_type": f"{c.family}: {key}"} | found)
+    return Config(found)
 
 
 def siglip_stack(c: Config, **more: Any) -> Shape:
@@ -238,4 +240,78 @@ def siglip_names(shape: ImageTextShape) -> list[Rule]:
         *plain(SIGLIP_BLOCK, "text.blocks.#.", "text_model.encoder.layers.#."),
         Rule(("log_scale",), ("logit_scale",), bare=True),
         Rule(("bias",), ("logit_bias",), bare=True),
+    ]
+
+
+# ── LLaVA ───────────────────────────────────────────────────────────────────────────────────────
+
+TEXTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048,
+    },
+    "qwen2": {
+        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 32_768,
+    },
+}  # fmt: skip
+
+
+def llava(c: Config) -> SeeingShape:
+    """A SigLIP tower, all its patches, within LLaMA or Qwen2."""
+    vision, text = part(c, "vision_config"), part(c, "text_config")
+    for inner, key, known, usual in (
+        (vision, "vision_config", ("siglip_vision_model",), "clip_vision_model"),
+        (text, "text_config", tuple(TEXTS), "llama"),
+    ):
+        if (told := inner.raw.get("model_type", usual)) not in known:
+            raise c.wrong(
+                f"{key}.model_type",
+                f"{told!r}, which is not built here ({', '.join(known)})",
+                f"{told!r}이어서 지원하지 않습니다({', '.join(known)}만 됩니다)",
+            )
+    if (kept := c.get("vision_feature_select_strategy", default="default")) != "full":
+        raise c.wrong(
+            "vision_feature_select_strategy",
+            f"{kept!r}: only a CLIP tower has a first state to leave out",
+            f"{kept!r}입니다. 첫 상태를 빼는 것은 CLIP 이미지 탑에만 맞습니다",
+        )
+    tower = siglip_vision(vision)
+    told, depth = c.get("vision_feature_layer", default=-2), tower.stack.depth
+    layers = told if isinstance(told, list) else [told]
+    if not 0 < len(layers) <= depth + 1 or not all(is_whole(n, -depth - 1, depth) for n in layers):
+        shown = repr(told)[:200]
+        raise c.wrong(
+            "vision_feature_layer",
+            f"{shown} of a tower of {depth} layers",
+            f"{shown}인데 이미지 탑은 {depth}층입니다",
+        )
+    tied = switch(c, "tie_word_embeddings") or switch(text, "tie_word_embeddings")
+    given = completed(text, TEXTS[text.family]).raw
+    whole = Config(given | {"tie_word_embeddings": tied, "architectures": None})
+    return SeeingShape(
+        tower,
+        decoders.llama_like(whole),
+        c.number("image_token_index", "image_token_id", default=32_000),
+        tuple(layers),
+        c.activation("projector_hidden_act", default="gelu"),
+        switch(c, "multimodal_projector_bias", default=True),
+    )
+
+
+def llava_names(shape: SeeingShape) -> list[Rule]:
+    projector = {"project_in": "linear_1", "project_out": "linear_2"}
+    text = [
+        replace(
+            rule,
+            ours=tuple(f"decoder.{name}" for name in rule.ours),
+            disk=tuple(f"language_model.{name}" for name in rule.disk),
+        )
+        for rule in decoders.llama_names(shape.decoder)
+    ]
+    return [
+        *siglip_tower_names("vision.", "vision_tower."),
+        *plain(projector, disk="multi_modal_projector."),
+        *text,
     ]
