@@ -3,11 +3,15 @@
 These formats are closed books that LibreOffice has learned to read; it rewrites a file as its
 modern kind and the reader of that kind takes over. Each conversion has a profile and a folder of
 its own, a bound on time, and macros stay off (LibreOffice runs none of an untrusted document
-without asking, and headless there is nobody to ask). Many a .xls or .doc is something else under
-that name, a web page or a modern file; those need no LibreOffice.
+without asking, and headless there is nobody to ask). Left alone, LibreOffice fetches a linked
+picture from the network, so the profile blocks links and sends what remains to a proxy where nobody
+listens. A workbook is opened by its own filter, because a damaged one would otherwise come back as
+a sheet of letters. Many a .xls or .doc is something else under that name, a web page or a modern
+file; those need no LibreOffice.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +23,28 @@ from onsil.errors import OnsilError
 
 OLE = bytes.fromhex("d0cf11e0a1b11ae1")
 SECONDS = 180
+BOOKS = (  # the stream that holds a workbook, its name in UTF-16, and the filter that reads it
+    (re.compile(rb"w\0o\0r\0k\0b\0o\0o\0k\0\0\0", re.I), "MS Excel 97"),
+    (re.compile(rb"b\0o\0o\0k\0\0\0", re.I), "MS Excel 95"),
+)
+_PROXY = "".join(
+    f'<prop oor:name="ooInet{kind}ProxyName" oor:op="fuse"><value>127.0.0.1</value></prop>'
+    f'<prop oor:name="ooInet{kind}ProxyPort" oor:op="fuse"><value>1</value></prop>'
+    for kind in ("HTTP", "HTTPS", "FTP")
+)
+PROFILE = f"""<?xml version="1.0" encoding="UTF-8"?>
+<oor:items xmlns:oor="http://openoffice.org/2001/registry">
+<item oor:path="/org.openoffice.Office.Common/Security/Scripting">
+<prop oor:name="BlockUntrustedRefererLinks" oor:op="fuse"><value>true</value></prop>
+<prop oor:name="MacroSecurityLevel" oor:op="fuse"><value>3</value></prop>
+</item>
+<item oor:path="/org.openoffice.Inet/Settings">
+<prop oor:name="ooInetProxyType" oor:op="fuse"><value>2</value></prop>
+<prop oor:name="ooInetNoProxy" oor:op="fuse"><value></value></prop>
+{_PROXY}
+</item>
+</oor:items>
+"""
 PAGE = (b"<html", b"<!doctype html", b"<table", b"<meta", b"<head")
 
 
@@ -40,11 +66,15 @@ def convert(suffix: str, data: bytes) -> bytes:
     if not data.startswith(OLE):
         raise _not_converted(suffix, "it does not begin like one")
     kind = LEGACY[suffix].lstrip(".")
+    reader = [f"--infilter={_book(data)}"] if suffix == ".xls" else []
     with TemporaryDirectory() as scratch:
         source = Path(scratch) / f"document{suffix}"
         source.write_bytes(data)
-        profile = f"-env:UserInstallation={(Path(scratch) / 'profile').as_uri()}"
-        command = [program, profile, "--headless", "--norestore", "--convert-to", kind]
+        settings = Path(scratch) / "profile" / "user" / "registrymodifications.xcu"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(PROFILE, encoding="utf-8")
+        profile = f"-env:UserInstallation={settings.parents[1].as_uri()}"
+        command = [program, profile, "--headless", "--norestore", *reader, "--convert-to", kind]
         process = subprocess.Popen(
             [*command, "--outdir", scratch, str(source)],
             stdout=subprocess.DEVNULL,
@@ -63,6 +93,14 @@ def convert(suffix: str, data: bytes) -> bytes:
         if not made.is_file():
             raise _not_converted(suffix, f"exit code {process.returncode}")
         return made.read_bytes()
+
+
+def _book(data: bytes) -> str:
+    """LibreOffice's filter for a workbook. Raises OnsilError for a file that holds none."""
+    for name, reader in BOOKS:
+        if name.search(data):
+            return reader
+    raise _not_converted(".xls", "there is no workbook in it")
 
 
 def _no_libreoffice(suffix: str) -> OnsilError:
