@@ -29,7 +29,7 @@ def mylm(monkeypatch):
     """The line of the page, put where it says."""
     code = PAGE.read_text(encoding="utf-8").split("<!-- the line of mylm -->\n```python\n")[1]
     line = code.split("```")[0]
-    for name, said in eval("{" + line + "}", vars(decoders)).items():
+    for name, said in eval("{" + line + "}", dict(vars(decoders))).items():
         monkeypatch.setitem(decoders.LLAMA_LIKE, name, said)
         names = lambda shape: decoders.llama_like_names("mylm", shape)  # noqa: E731
         family = Family(decoders.llama_like, names, "model.")
