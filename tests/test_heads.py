@@ -260,11 +260,14 @@ def test_a_tensor_that_no_head_reads_comes_back(checkpoints, tmp_path):
     """Token classifiers are often published with the pooler that they do not use."""
     folder = respelled(checkpoints("bert token")[1], tmp_path / "pooled", str)
     pooler = {"bert.pooler.dense.weight": torch.randn(64, 64)}
-    save_file(read(folder) | pooler, folder / "model.safetensors")
-    before = read(folder)
-    save_head(*load_head(folder), folder, {})
-    assert before.keys() == read(folder).keys()
-    assert all(torch.equal(tensor, read(folder)[name]) for name, tensor in before.items())
+    tensors = {name: tensor.clone() for name, tensor in read(folder).items()}
+    save_file(tensors | pooler, folder / "model.safetensors")
+    out = tmp_path / "out"
+    out.mkdir()
+    save_head(*load_head(folder), out, {})
+    before, after = read(folder), read(out)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "Llama", "GPT2"])
@@ -384,7 +387,7 @@ def test_a_head_that_does_not_fit_is_refused_by_name(change, value, checkpoints,
 
 def test_a_head_with_a_tensor_missing_is_refused(checkpoints, tmp_path):
     folder = respelled(checkpoints("bert sequence")[1], tmp_path / "wrong", str)
-    tensors = read(folder)
+    tensors = {name: tensor.clone() for name, tensor in read(folder).items()}
     del tensors["bert.pooler.dense.bias"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(OnsilError, match=r"bert\.pooler\.dense\.bias .* missing"):
