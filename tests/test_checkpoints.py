@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,16 @@ from family_cases import DECODERS, ENCODERS, SMALL, Case, make
 from safetensors import safe_open
 from test_grow import OFFICE, PLAN, onsil
 from tokenizers import Tokenizer, models, pre_tokenizers
+from typer.testing import CliRunner
 
+from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
 from onsil.release import export_model, inspect_model, load_checkpoint, name_of
 from onsil.release.inspection import inspect_folder
 from onsil.release.licence import licence_of, named_in_card, told
 
+ROOT = Path(__file__).resolve().parents[1]
 CARD = "---\nlanguage:\n- ko\nlicense: apache-2.0\ntags:\n- tiny\n---\n# A model\n"
 
 
@@ -381,6 +387,24 @@ def test_a_file_that_changes_while_it_is_copied_is_noticed(made, tmp_path):
 
     with pytest.raises(OnsilError, match="changed while it was copied"):
         copy_whole(made["shards"] / "config.json", tmp_path / "config.json", "0" * 64)
+
+
+# ── the page ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_prints_what_the_commands_print(tmp_path, monkeypatch):
+    """Every `$ onsil …` of docs/checkpoints.md, in its order, in one workspace."""
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^    \$ (.*)\n((?:    .*\n)+)", page, re.MULTILINE)
+    assert len(shown) == 5
+    (tmp_path / "base").symlink_to(ROOT / "base")
+    monkeypatch.chdir(tmp_path)
+    for line, printed in shown:
+        language, _, command = line.partition("onsil ")
+        env = {"ONSIL_HOME": str(tmp_path / "ws"), "ONSIL_LANG": language[11:].strip() or "en"}
+        told = CliRunner().invoke(app, shlex.split(command), env=env)
+        assert told.exit_code == 0, (line, told.exception)
+        assert told.stdout == textwrap.dedent(printed), line
 
 
 # ── a grown model ───────────────────────────────────────────────────────────────────────────────
