@@ -80,7 +80,7 @@ def test_headings_tables_and_korean_come_through(old):
 
 
 def test_a_damaged_workbook_is_named_and_never_a_sheet_of_letters(old, tmp_path):
-    """LibreOffice alone takes it for text; with the name of the stream whole, the filter decides."""
+    """LibreOffice alone takes it for text; where its stream is named, the filter decides."""
     whole = (old / "예산.xls").read_bytes()
     (tmp_path / "목차.xls").write_bytes(whole[:512] + bytes(b ^ 0x5A for b in whole[512:]))
     (tmp_path / "내용.xls").write_bytes(whole[:8] + bytes(504) + whole[512:])
