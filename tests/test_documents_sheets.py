@@ -20,6 +20,7 @@ from onsil.documents.pptx import read_pptx
 from onsil.documents.types import Block
 from onsil.documents.xlsx import read_xlsx
 from onsil.errors import OnsilError
+from onsil.retrieval.passages import table_lines
 
 # --- csv ----------------------------------------------------------------------------------------
 
@@ -80,13 +81,64 @@ def test_sheets_are_headings_and_merged_cells_are_repeated():
             "table",
             rows=(
                 ("구분", "구분", "금액", "비율", "기준일"),
-                ("인건비", "정규직", "1200000", "25.6%", "2026-11-20"),
+                ("인건비", "정규직", "1200000", "25.60%", "2026-11-20"),
                 ("인건비", "계약직", "0.3", "TRUE", "2026-11-20 09:30"),
             ),
         ),
         Block("heading", "둘째", 1),
         Block("table", rows=(("메모",),)),
     ]
+
+
+@pytest.mark.parametrize(
+    "value, form, shown",
+    [
+        (247000, "#,##0", "247,000"),
+        (247000, '#,##0"원"', "247,000원"),
+        (5000, "[$₩-412]#,##0", "₩5,000"),
+        (12345, "_-* #,##0_-;-* #,##0_-", "12,345"),
+        (-5, "#,##0;[Red]-#,##0", "-5"),
+        (1234.5, "#,##0.00", "1,234.50"),
+        (0.15, "0%", "15%"),
+        (0.155, "0.0%", "15.5%"),
+        (3, '0"명"', "3명"),
+        (3.25, "General", "3.25"),
+        (0.5, "# ?/?", "0.5"),
+    ],
+)
+def test_numbers_are_written_as_their_format_shows_them(value, form, shown):
+    import openpyxl
+
+    book, stream = openpyxl.Workbook(), io.BytesIO()
+    sheet = book.active
+    assert sheet is not None
+    sheet.append(["항목", "값"])
+    sheet.append(["가", value])
+    sheet["B2"].number_format = form
+    book.save(stream)
+    assert read_xlsx(stream.getvalue())[1][1].rows[1] == ("가", shown)
+
+
+def test_a_title_over_the_whole_table_is_a_paragraph():
+    import openpyxl
+
+    book, stream = openpyxl.Workbook(), io.BytesIO()
+    sheet = book.active
+    assert sheet is not None
+    for row in (
+        ["사용료(단위: 원)"],
+        ["시설", "평일", None],
+        ["시설", "반일", "종일"],
+        ["마당", 8, 15],
+    ):
+        sheet.append(row)
+    sheet.merge_cells("A1:C1")
+    sheet.merge_cells("B2:C2")
+    sheet.merge_cells("A2:A3")
+    book.save(stream)
+    _, title, table = read_xlsx(stream.getvalue())[1]
+    assert title == Block("paragraph", "사용료(단위: 원)")
+    assert table_lines(table.rows) == ["마당 · 평일 반일: 8 / 평일 종일: 15"]
 
 
 def test_a_stray_cell_at_the_far_end_costs_nothing():

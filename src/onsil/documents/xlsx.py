@@ -1,18 +1,21 @@
 """Excel workbooks to blocks: every sheet a heading and a table of what its cells show.
 
 openpyxl reads the rows as a stream, values instead of formulas (the value Excel last calculated).
-Dates are written as ISO dates, a percentage with its sign, a whole number without a decimal point.
-Merged cells, which a streaming reader does not report, are taken from the sheet's own XML and
-repeated over the cells they cover, as in every table here.
+Dates are written as ISO dates; numbers as their format shows them, with thousands, decimals,
+percent, currency and unit («247,000원»). Merged cells, which a streaming reader does not report,
+are taken from the sheet's own XML and repeated over the cells they cover, as in every table here;
+one that fills its row alone, a title or a note, is a paragraph.
 
-Left out: formulas that were never calculated, charts, comments, and other number formats (an
-amount in thousands is the number in the cell).
+Left out: formulas that were never calculated, charts, comments, and formats that scale (an amount
+in thousands is the number in the cell).
 """
 
 import datetime
 import io
+import re
 import zipfile
-from itertools import compress
+from collections.abc import Iterator
+from itertools import compress, groupby
 from typing import Any
 
 from onsil.documents.packages import check_package
@@ -33,7 +36,7 @@ def read_xlsx(data: bytes) -> tuple[str, list[Block]]:
                 merged = _merged(package, getattr(sheet, "_worksheet_path", ""))
                 if rows := _rows(sheet, merged):
                     blocks.append(Block("heading", sheet.title, 1))
-                    blocks.append(Block("table", rows=rows))
+                    blocks += _parts(rows)
         return (book.properties.title or "").strip(), blocks
     finally:
         book.close()
@@ -50,6 +53,19 @@ def _rows(sheet: Any, merged: list[tuple[int, int, int, int]]) -> tuple[tuple[st
                 row += [""] * (right - len(row))
                 row[left - 1 : right] = [text] * (right - left + 1)
     return grid([Cell(text) for text in row] for row in rows if any(row))
+
+
+def _parts(rows: tuple[tuple[str, ...], ...]) -> Iterator[Block]:
+    """Rows that say one thing from end to end are paragraphs; what stands between is a table."""
+
+    def alone(row: tuple[str, ...]) -> bool:
+        return len(row) > 1 and len(set(row)) == 1
+
+    for one, group in groupby(rows, alone):
+        if one:
+            yield from (Block("paragraph", row[0]) for row in group)
+        else:
+            yield Block("table", rows=tuple(group))
 
 
 def _merged(package: zipfile.ZipFile, path: str) -> list[tuple[int, int, int, int]]:
@@ -80,6 +96,27 @@ def _text(cell: Any) -> str:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, int | float):
-        percent = "%" in (cell.number_format or "")
-        return f"{value * 100:.10g}%" if percent else f"{value:.15g}"
+        return _shown(value, cell.number_format or "General")
     return str(value).strip()
+
+
+# A currency in brackets, a quoted unit, an escaped character; then digits, decimals, percent.
+LITERAL = r"(?:\[\$([^\]-]*)[^\]]*\]|\"([^\"]*)\"|\\(.)|([₩$€¥ ]))"
+NUMBER = re.compile(rf"({LITERAL}*)((?:#,##)?[#0]+)(?:\.(0+))?(%?)({LITERAL}*)")
+
+
+def _shown(value: float, form: str) -> str:
+    """A number as its format shows it; one that is not a plain amount, as it is."""
+    first = re.sub(r"_.|\*.", "", form.split(";")[0])
+    match = NUMBER.fullmatch(first)
+    if match is None:
+        return f"{value * 100:.10g}%" if "%" in form else f"{value:.15g}"
+    before, digits, decimals, percent, after = (match.group(i) for i in (1, 6, 7, 8, 9))
+    number = value * 100 if percent else value
+    places = len(decimals or "")
+    text = f"{number:,.{places}f}" if "," in digits else f"{number:.{places}f}"
+    if percent and not places:
+        text = f"{number:.10g}"
+    said = ("".join(map("".join, re.findall(LITERAL, part))) for part in (before, after))
+    lead, tail = (part.strip() for part in said)
+    return f"{lead}{text}{percent}{tail}"

@@ -99,12 +99,13 @@ def _packed(lines: list[str]) -> Iterator[str]:
 
 
 def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
-    """«label · column: cell / column: cell» for each row under the first, which names columns."""
+    """«label · column: cell / column: cell» for each row under the heads, which name columns."""
     if len(rows) < 2:
         return [" / ".join(row) for row in rows]
-    names = rows[0]
+    heads = 2 if two_heads(rows) else 1
+    names = [" ".join(dict.fromkeys(column)) for column in zip(*rows[:heads], strict=False)]
     lines = []
-    for row in rows[1:]:
+    for row in rows[heads:]:
         cells = [
             f"{name}: {cell}" if name else cell
             for name, cell in zip(names[1:], row[1:], strict=False)
@@ -112,6 +113,15 @@ def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
         ]
         lines.append(f"{row[0]} · {' / '.join(cells)}" if row else "")
     return [line for line in lines if line]
+
+
+def two_heads(rows: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether the second row names columns too: one head spans several of them, and the first
+    column's spans both rows."""
+    if len(rows) < 3 or rows[0][0] != rows[1][0] or not rows[0][0]:
+        return False
+    pairs = zip(rows[0], rows[0][1:], rows[1], rows[1][1:], strict=False)
+    return any(a == b and c != d for a, b, c, d in pairs)
 
 
 def cells_of(line: str) -> list[tuple[str, str]]:

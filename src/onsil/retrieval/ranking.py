@@ -19,13 +19,14 @@ CANDIDATES = 20
 WEIGHTS = {
     "search": 5.0,  # BM25 score over the best candidate's
     "passage": 2.0,  # question covered by passage and headings
-    "line": 2.0,  # … by the best line with its heading
-    "line_alone": 2.0,  # … by the best line without it
+    "line": 3.0,  # … by the best line with its heading
+    "line_alone": 3.0,  # … by the best line without it
     "heading": 1.0,  # heading covered by the question
     "title": 1.0,  # title covered by the question
-    "kind": 1.0,  # the kind of thing asked for is there
-    "defines": 1.0,  # it defines what the question asks the meaning of
+    "kind": 2.0,  # the kind of thing asked for is there
+    "defines": 2.0,  # it defines what the question asks the meaning of
     "length": 1.0,  # a stub is a worse answer than a full article
+    "cover": -2.0,  # it stands under the document's title: dates and offices, not rules
 }
 
 # Not the tail of a longer number, nor the day of a date (3월 1일).
@@ -54,6 +55,8 @@ ASKED = [
     (r"몇\s*시(?!간)", r"(?:오전|오후)?\s*(?:\d{1,2}:\d{2}|\d{1,2}시(?:\s*\d{1,2}분)?)(?:까지)?"),
     (r"언제|날짜|시행일|며칠에|몇\s*월", DATE + r"|\d{1,2}월(?:,\s*\d{1,2}월)*|" + SPAN),
 ]
+# «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
+EXPLAINED = re.compile(r"^\W*([가-힣A-Za-z0-9 ]{2,15}?)\W*(?:: | · )")
 ANNOUNCES = re.compile(r"다음\s*(?:표|각\s*호|과\s*같)")
 # «몇 명» asks for a number of 명 or 인: the counting word, and what a rule may write instead.
 COUNTED = {
@@ -117,6 +120,7 @@ def find(index: BM25, question: str, limit: int = 5, without: str | None = None)
             "kind": float(bool(kind and re.search(kind, passage.text))),
             "defines": float(i in defined),
             "length": min(1.0, len(passage.text) / LONGEST),
+            "cover": float(bare(passage.heading) == bare(passage.trail.split(" > ")[0])),
         }
         fit = sum(WEIGHTS[name] * value for name, value in parts.items())
         hits.append(Hit(passage, fit, parts["passage"], lines[best][0]))
@@ -128,12 +132,18 @@ def told_apart(line: str, question: str) -> float:
     holds the question's amount, or the line that defines its term, answers it."""
     if ANNOUNCES.search(line):
         return -1.0
-    bare = re.sub(r"\s", "", question)
     label, row, _ = line.partition(" · ")
     if row and (fit := fits(question, label)):
         return fit
-    defines = any(re.sub(r"\s", "", term) in bare for term in TERM.findall(line))
+    asked = bare(question)
+    explained = [*TERM.findall(line), *EXPLAINED.findall(line)]
+    defines = any(bare(term) in asked for term in explained)
     return 1.0 if defines and DEFINES.search(question) else 0.0
+
+
+def bare(text: str) -> str:
+    """Letters and digits alone."""
+    return re.sub(r"\W", "", text)
 
 
 def about(words: list[Word], asked: frozenset[str]) -> float:
