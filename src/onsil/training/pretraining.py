@@ -6,11 +6,13 @@ survive a change of tokenizer. The held-out documents are scored, never trained 
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from onsil.corpus import document_text, load_corpus
+from onsil.documents.types import Document
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.checkpoint import load, save
@@ -30,7 +32,7 @@ from onsil.training.objectives import (
 )
 from onsil.training.plan import load_plan
 
-CURVE_POINTS = 8
+CURVE_POINTS, CURVE_BYTES = 8, 200_000
 
 
 @torch.no_grad()
@@ -42,7 +44,7 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=2)
+@stage(version=3)
 def pretrain(
     *,
     corpus: Artifact,
@@ -59,6 +61,7 @@ def pretrain(
     torch.set_num_threads(settings.threads)
     held = load_corpus(corpus)
     texts = {"train": held.train, "heldout": held.heldout}
+    texts["sample"] = sample_of(held.heldout)
     sizes, ids = {}, {}
     for split, documents in texts.items():
         rendered = [document_text(d) for d in documents]
@@ -69,6 +72,7 @@ def pretrain(
     special = specials_of(words)
     pieces = pieces_of(ids["train"], context, special.end)
     heldout = pieces_of(ids["heldout"], context, special.end)
+    sample = pieces_of(ids["sample"], context, special.end)
     make = decoder_shape if kind == "decoder" else encoder_shape
     if base is not None and shape is not None:
         model, extra = load(base / kind, settings.compute)
@@ -106,7 +110,7 @@ def pretrain(
         if due and not any(point[0] == step.number for point in curve):
             if kind == "decoder":
                 train_bits = step.loss / math.log(2) * tokens_per_byte
-                held_bits = bits_per_byte(model, heldout, sizes["heldout"])
+                held_bits = bits_per_byte(model, sample, sizes["sample"])
                 curve.append([step.number, round(train_bits, 4), held_bits])
             else:
                 curve.append([step.number, round(step.loss, 4)])
@@ -114,9 +118,17 @@ def pretrain(
     save(model, out, run.ancestry, extra)
     (out / "curve.json").write_text(json.dumps(curve) + "\n")
     if kind == "decoder":
-        notes["heldout_bits_per_byte"] = curve[-1][2]
+        notes["heldout_bits_per_byte"] = bits_per_byte(model, heldout, sizes["heldout"])
     (out / "notes.json").write_text(json.dumps(notes, sort_keys=True) + "\n")
     return notes
+
+
+def sample_of(documents: Sequence[Document], size: int = CURVE_BYTES) -> tuple[Document, ...]:
+    """Documents evenly spread over the held-out ones, about `size` bytes of them: the curve is
+    measured on these, the last figure on all."""
+    total = sum(len(document_text(d).encode()) for d in documents)
+    every = max(1, round(total / size))
+    return tuple(documents[::every])
 
 
 def kept_curve(scratch: Path) -> list[list]:
