@@ -92,6 +92,12 @@ class Shape:
                 raise _impossible(f"{name}={getattr(self, name)}", *LEAST)
         if self.vocabulary < 1 and "tokens" in (self.reads, self.writes):
             raise _impossible(f"vocabulary={self.vocabulary}", *LEAST)
+        if not self.head_width and self.width < self.heads:
+            raise _impossible(
+                f"width={self.width}, heads={self.heads}",
+                "every head needs a channel",
+                "헤드마다 채널이 하나는 있어야 합니다",
+            )
         defaults = {
             "kv_heads": self.heads,
             "head_width": self.width // self.heads,

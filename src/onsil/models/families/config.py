@@ -55,6 +55,7 @@ POSITIVE = frozenset((
     "layer_norm_eps", "layer_norm_epsilon",
 ))  # fmt: skip
 SHARES = frozenset(("partial_rotary_factor", "rotary_pct", "rope_pct"))
+KINDS = ("sliding_attention", "full_attention")  # of layers
 EACH_LAYER = ("layer_types", "no_rope_layers", "attention_layers")
 
 
@@ -101,7 +102,9 @@ def is_sound(family: str, key: str, value: Any) -> bool:
         case "short_factor" | "long_factor":
             return is_list(value, is_positive)
         case "rope_parameters" | "rope_scaling":
-            return isinstance(value, dict)
+            return isinstance(value, dict) and all(
+                isinstance(value.get(kind) or {}, dict) for kind in KINDS
+            )
     return True
 
 
@@ -235,7 +238,7 @@ def rope(c: Config, kind: str = "", base: float = 10_000.0, share: float = 1.0) 
     told: dict[str, Any] = dict(c.get("rope_parameters", default={}))
     old: dict[str, Any] = dict(c.get("rope_scaling", default={}))
     if kind in told or old.get(kind):
-        told = dict(told.get(kind) or old[kind])
+        told = dict(told.get(kind) or old.get(kind) or {})
     elif any(isinstance(value, dict) for value in told.values()):
         told = {}
     elif not told:
@@ -327,8 +330,7 @@ def windows(c: Config, local: list[bool], full: str = "G") -> dict[str, Any]:
     """Pattern and window from a guess per layer, or from `layer_types` where it is written."""
     window = c.get("sliding_window", "window_size", default=0)
     if types := c.get("layer_types"):
-        known = ("sliding_attention", "full_attention")
-        if len(types) != len(local) or any(kind not in known for kind in types):
+        if len(types) != len(local) or any(kind not in KINDS for kind in types):
             raise c.wrong("layer_types", f"{types!r}", f"{types!r}입니다")
         local = [kind == "sliding_attention" for kind in types]
     pattern = "".join("L" if here and window else full for here in local)
