@@ -12,7 +12,6 @@ import family_cases
 import pytest
 
 from onsil.errors import OnsilError
-from onsil.models.checkpoint import stacks
 from onsil.models.families import shape_of
 from onsil.models.shape import Rotary, Shape, decoder_shape, encoder_shape
 
@@ -38,6 +37,11 @@ def config_of(case: family_cases.Case) -> dict[str, Any]:
 
     config = getattr(transformers, case.config)(**case.arguments)
     return json.loads(config.to_json_string()) | {"architectures": [case.model]}
+
+
+def stacks(shape: Any) -> list[Shape]:
+    """The transformers of a model; a codec of sound has none."""
+    return [shape] if isinstance(shape, Shape) else list(getattr(shape, "stacks", ()))
 
 
 def values(shapes: list[Any], kind: type) -> dict[str, set[Any]]:
