@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import family_cases
 import pytest
 import torch
 from family_cases import DECODERS, ENCODERS, SMALL, Case, make
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
-from onsil.release import export_model, inspect_model, load_checkpoint, name_of
+from onsil.release import described, export_model, inspect_model, load_checkpoint, name_of
 from onsil.release.inspection import inspect_folder
 from onsil.release.licence import licence_of, named_in_card, told
 
@@ -217,6 +218,18 @@ def test_abilities_follow_from_the_shape(name, made, tmp_path):
         make(case).save_pretrained(folder)
     can = inspect_folder(folder)["can"]
     assert {what for what, able in can.items() if able} == ABLE[name]
+
+
+def test_every_family_can_be_inspected(tmp_path):
+    """One case of each config class in family_cases.py, in both languages."""
+    tables = [table for table in vars(family_cases).values() if isinstance(table, dict)]
+    cases = [case for table in tables for case in table.values() if isinstance(case, Case)]
+    for case in {case.config: case for case in cases}.values():
+        make(case).save_pretrained(tmp_path / case.config)
+        found = inspect_folder(tmp_path / case.config)
+        assert found["parameters"] > 0 and found["can"]["train"], case.config
+        assert found["family"] in described("x", found)
+        assert len({"write", "read", "hear", "see"} & {w for w, can in found["can"].items() if can})
 
 
 WHISPER = {

@@ -20,7 +20,10 @@ BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
 NO_WEIGHT = re.compile(r"\.(?:inv_freq|masked_bias|position_ids)$|" + re.escape(SCALE) + "$")
 LIMITLESS = ("relative", "alibi", "none")
 # What a model can do → the keys that only configs of such models have.
-SENSES = {"hear": {"num_mel_bins", "conv_stride"}, "see": {"patch_size", "vision_config"}}
+SENSES = {
+    "hear": {"num_mel_bins", "conv_stride", "audio_channels"},
+    "see": {"patch_size", "vision_config"},
+}
 
 
 def inspect_model(target: str, find: Callable[[], Workspace]) -> dict[str, dict[str, Any]]:
@@ -55,9 +58,11 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     quantised(config)
     shape: Any = shape_of(config)
-    stacks = [shape] if isinstance(shape, Shape) else list(shape.stacks)
+    parts = [shape] if isinstance(shape, Shape) else list(shape.stacks)
+    stacks = [part for part in parts if isinstance(part, Shape)]  # a codec has none
     found = {name: e for name, e in entries(folder).items() if not NO_WEIGHT.search(name)}
-    last: Shape = stacks[-1]
+    last = stacks[-1] if stacks else None
+    limit = last.context if last and last.positions not in LIMITLESS else None
     licence = licence_of(folder, config)
     tokenizer = folder / "tokenizer.json"
     total = sum(entry.size for entry in found.values())
@@ -67,11 +72,11 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
         "stacks": [stack.as_dict() for stack in stacks],
         "types": sorted({entry.dtype for entry in found.values()}),
         "parameters": total,
-        "active_parameters": active(found, last),
+        "active_parameters": active(found, last) if last else total,
         "memory": {name: round(total * size) for name, size in BYTES.items()},
-        "cache_per_1000_tokens": cache(last) if last.causal else None,
-        "context": None if last.positions in LIMITLESS else last.context,
-        "vocabulary": last.vocabulary,
+        "cache_per_1000_tokens": cache(last) if last and last.causal else None,
+        "context": limit,
+        "vocabulary": last.vocabulary if last else 0,
         "licence": {
             "name": licence.name,
             "source": licence.source,
@@ -85,7 +90,9 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
 
 
 def kind(stacks: list[Shape]) -> str:
-    """decoder, encoder or encoder-decoder."""
+    """decoder, encoder, encoder-decoder, or a codec, which has no stack."""
+    if not stacks:
+        return "codec"
     last = stacks[-1]
     return "encoder-decoder" if last.cross else "decoder" if last.causal else "encoder"
 
@@ -106,18 +113,17 @@ def cache(shape: Shape) -> dict[str, int]:
 def abilities(stacks: list[Shape], config: dict[str, Any], tokenizer: bool) -> dict[str, bool]:
     """What onsil can do with such stacks; `documents`: whether `onsil grow --base` can go on from
     it, for which the words and their ids must be known."""
-    first, last = stacks[0], stacks[-1]
     senses = {what: not keys.isdisjoint(config) for what, keys in SENSES.items()}
-    words = first.reads == "tokens" and last.writes == "tokens"
-    alone = len(stacks) == 1 and words
+    words = [stack for stack in stacks if stack.reads == "tokens" and not stack.cross]
+    speaks = [stack for stack in words if stack.writes == "tokens"]
     return {
-        "write": alone and last.causal,
-        "read": first.reads == "tokens",
-        "fill": alone and not last.causal,
-        "translate": last.cross and words,
+        "write": any(stack.causal for stack in speaks),
+        "read": bool(words),
+        "fill": any(not stack.causal for stack in speaks),
+        "translate": bool(words) and stacks[-1].cross,
         **senses,
         "train": True,
-        "documents": alone and tokenizer,
+        "documents": tokenizer and len(stacks) == 1 and bool(speaks),
     }
 
 
@@ -134,6 +140,7 @@ KINDS = {
     "decoder": ("decoder", "디코더"),
     "encoder": ("encoder", "인코더"),
     "encoder-decoder": ("encoder and decoder", "인코더와 디코더"),
+    "codec": ("codec of sound", "소리 코덱"),
 }
 CAN = {
     "write": ("write on", "글 이어 쓰기"),
@@ -180,8 +187,8 @@ def described(title: str, found: dict[str, Any]) -> str:
         say("can: ", "할 수 있는 일: ")
         + "; ".join(say(*words) for what, words in CAN.items() if found["can"][what]),
     ]
-    alone = found["can"]["write"] or found["can"]["fill"]
-    if alone and not found["can"]["documents"]:
+    speaks = found["can"]["write"] or found["can"]["fill"]
+    if speaks and len(found["stacks"]) == 1 and not found["can"]["documents"]:
         rows.append(
             say(
                 "cannot be asked from documents: that needs a tokenizer.json",
