@@ -41,7 +41,8 @@ def config_of(case: family_cases.Case) -> dict[str, Any]:
 
 def stacks(shape: Any) -> list[Shape]:
     """The transformers of a model; a codec of sound has none."""
-    return [shape] if isinstance(shape, Shape) else list(getattr(shape, "stacks", ()))
+    found = [shape] if isinstance(shape, Shape) else shape.stacks
+    return [stack for stack in found if isinstance(stack, Shape)]
 
 
 def values(shapes: list[Any], kind: type) -> dict[str, set[Any]]:
