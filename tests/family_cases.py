@@ -299,6 +299,19 @@ SEEING = {
     "image_token_index": 5,
     "vision_feature_select_strategy": "full",
 }
+CODEC = {
+    "sampling_rate": 400, "upsampling_ratios": [4, 3, 2], "num_filters": 4, "hidden_size": 12,
+    "codebook_size": 16, "target_bandwidths": [0.05, 0.16, 0.26], "num_residual_layers": 2,
+    "dilation_growth_rate": 3,
+}  # fmt: skip
+STEREO = CODEC | {
+    "audio_channels": 2,
+    "normalize": True,
+    "chunk_length_s": 0.24,
+    "overlap": 0.25,
+    "norm_type": "time_group_norm",
+    "use_causal_conv": False,
+}
 SENSES: dict[str, Case] = {
     "wav2vec2 base": Case("Wav2Vec2Config", WAVES, "Wav2Vec2ForCTC"),
     "wav2vec2 base layer": Case(
@@ -332,6 +345,24 @@ SENSES: dict[str, Case] = {
     "llava layers": Case(
         "LlavaConfig", SEEING | {"vision_feature_layer": [-2, 1]}, "LlavaForConditionalGeneration"
     ),
+    "encodec mono": Case("EncodecConfig", CODEC, "EncodecModel"),
+    "encodec stereo": Case("EncodecConfig", STEREO, "EncodecModel"),
+    "encodec other": Case(
+        "EncodecConfig",
+        CODEC
+        | {
+            "pad_mode": "constant",
+            "trim_right_ratio": 0.4,
+            "use_conv_shortcut": False,
+            "kernel_size": 5,
+            "last_kernel_size": 3,
+            "residual_kernel_size": 5,
+            "compress": 1,
+            "num_lstm_layers": 1,
+        },
+        "EncodecModel",
+    ),
+    "encodec ahead": Case("EncodecConfig", CODEC | {"use_causal_conv": False}, "EncodecModel"),
 }
 
 
@@ -351,7 +382,7 @@ def make(case: Case, seed: int = 0) -> Any:
             if case.sharpened and name.endswith(("q_proj.weight", "k_proj.weight")):
                 parameter.mul_(10)
         for name, buffer in model.named_buffers():
-            if name == "final_logits_bias":
+            if name == "final_logits_bias" or "codebook" in name:
                 buffer.copy_(torch.randn_like(buffer))
     model.tie_weights()
     return model

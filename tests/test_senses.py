@@ -9,6 +9,7 @@ from test_families import bound, read
 
 from onsil.errors import OnsilError
 from onsil.models.checkpoint import load, save
+from onsil.models.codebook import ResidualQuantiser
 from onsil.models.families import shape_of
 
 WAVES = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(1))
@@ -336,4 +337,97 @@ def test_seeing_that_is_not_built_here_is_refused(wrong):
     config = SENSES["llava llama"].arguments | {"model_type": "llava"}
     shape_of(config)
     with pytest.raises(OnsilError, match="llava"):
+        shape_of(config | wrong)
+
+
+# ── EnCodec ─────────────────────────────────────────────────────────────────────────────────────
+
+CODECS = of_family("encodec")
+
+
+def sound(channels: int, samples: int) -> torch.Tensor:
+    return torch.randn(2, channels, samples, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("samples", [480, 373, 5])
+@pytest.mark.parametrize("name", CODECS)
+@torch.no_grad()
+def test_codes_are_the_published_ones_and_so_is_the_sound_of_them(name, samples, checkpoints):
+    """With one level, some and all; a whole number of hops, not whole, and less than a kernel."""
+    oracle, folder = checkpoints(name)
+    model = load(folder)[0].eval()
+    wave = sound(model.shape.channels, samples)
+    levels = [model.shape.levels_at(bandwidth) for bandwidth in model.shape.bandwidths]
+    assert levels == [1, 2, model.shape.levels] and model.shape.levels > 2
+    for count, bandwidth in zip(levels, model.shape.bandwidths, strict=True):
+        wanted = oracle.encode(wave, bandwidth=bandwidth)
+        frames = model.encode(wave, bandwidth)
+        assert len(frames) == len(wanted.audio_codes)
+        for (codes, loudness), there, scale in zip(
+            frames, wanted.audio_codes, wanted.audio_scales, strict=True
+        ):
+            assert codes.size(1) == count
+            assert torch.equal(codes, there[..., : codes.size(-1)])
+            assert loudness is scale is None or torch.equal(loudness, scale)
+        heard = oracle.decode(
+            wanted.audio_codes,
+            wanted.audio_scales,
+            last_frame_pad_length=wanted.last_frame_pad_length,
+        ).audio_values
+        got = model.decode(frames)
+        assert got.shape == heard.shape
+        assert (got - heard).abs().max() < bound(heard)
+        assert torch.equal(model(wave, bandwidth), got[..., :samples])
+    assert torch.equal(model.encode(wave)[0][0], model.encode(wave, 0.05)[0][0])
+
+
+@torch.no_grad()
+def test_a_level_names_the_nearest_of_what_is_left_and_leaves_less():
+    """The rows of a level are some of the vectors it is to name, and nothing (row 0)."""
+    quantiser = ResidualQuantiser(3, 64, 2)
+    vectors = torch.randn(4, 200, 2, generator=torch.Generator().manual_seed(6))
+    rest = vectors
+    for i, book in enumerate(quantiser.books):
+        book.embed[1:] = rest.flatten(0, 1)[63 * i : 63 * (i + 1)]
+        codes = quantiser.encode(vectors, i + 1)
+        assert torch.equal(codes[:, -1], torch.cdist(rest, book.embed).argmin(-1))
+        left = vectors - quantiser.decode(codes)
+        assert left.pow(2).mean() < rest.pow(2).mean()
+        rest = left
+
+
+def test_another_bandwidth_is_refused(checkpoints):
+    model = load(checkpoints("encodec mono")[1])[0]
+    with pytest.raises(OnsilError, match=r"0\.1 kbps; it has 0\.05, 0\.16, 0\.26"):
+        model.encode(sound(1, 400), 0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"norm_type": "spectral_norm"},
+        {"pad_mode": "circular"},
+        {"codebook_dim": 8},
+        {"codebook_size": 12},
+        {"upsampling_ratios": [2] * 13},
+        {"upsampling_ratios": [100, 100]},
+        {"compress": 5},
+        {"dilation_growth_rate": 2**17},
+        {"trim_right_ratio": 1.5},
+        {"trim_right_ratio": 0.5, "use_causal_conv": False},
+        {"audio_channels": 3},
+        {"chunk_length_s": 1.0},
+        {"chunk_length_s": 1.0, "overlap": 1.0},
+        {"chunk_length_s": 1e-9, "overlap": 0.1},
+        {"target_bandwidths": []},
+        {"target_bandwidths": [0.01]},
+        {"target_bandwidths": [float("nan")]},
+        {"normalize": "yes"},
+    ],
+    ids=str,
+)
+def test_codecs_that_are_not_built_here_are_refused(wrong):
+    config = SENSES["encodec mono"].arguments | {"model_type": "encodec"}
+    shape_of(config)
+    with pytest.raises(OnsilError, match="encodec"):
         shape_of(config | wrong)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from onsil.errors import OnsilError
+from onsil.models.autoencoder import AudioCodec
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.families import decoders, encoders, pairs, senses
 from onsil.models.families.config import Config
@@ -64,6 +65,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "siglip": Family(senses.siglip, senses.siglip_names, "", ImageText),
     "llava": Family(senses.llava, senses.llava_names, "", SeeingDecoder),
+    "encodec": Family(senses.encodec, senses.encodec_names, "", AudioCodec),
 }
 
 

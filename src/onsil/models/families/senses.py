@@ -1,14 +1,19 @@
-"""The families that hear and see: wav2vec 2.0, SigLIP, LLaVA.
+"""The families that hear and see: wav2vec 2.0, SigLIP, LLaVA, EnCodec.
 
 Facts are those of the config and model files in transformers 5.23, whose defaults stand in for
 what a config.json leaves out.
 """
 
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
+import torch
+
+from onsil.models.autoencoder import AudioCodec, CodecShape
 from onsil.models.families import decoders
-from onsil.models.families.config import Config, is_whole, sizes
+from onsil.models.families.config import Config, is_list, is_positive, is_whole, sizes
 from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 from onsil.models.speech_encoder import SpeechShape
@@ -315,3 +320,100 @@ def llava_names(shape: SeeingShape) -> list[Rule]:
         *plain(projector, disk="multi_modal_projector."),
         *text,
     ]
+
+
+# ── EnCodec ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def encodec(c: Config) -> CodecShape:
+    """24 kHz mono (causal, weight norm) and 48 kHz stereo (norm over time, chunks)."""
+    c.only("norm_type", "weight_norm", "time_group_norm")
+    c.only("pad_mode", "reflect", "constant")
+    width, rate = c.number("hidden_size", default=128), c.number("sampling_rate", default=24_000)
+    ratios, bands = lengths(c, "upsampling_ratios", (8, 5, 4, 2)), bandwidths(c)
+    codes, filters = c.number("codebook_size", default=1024), c.number("num_filters", default=32)
+    squeeze, growth = c.number("compress", default=2), c.number("dilation_growth_rate", default=2)
+    layers = c.number("num_residual_layers", default=1)
+    causal = switch(c, "use_causal_conv", default=True)
+    trim = c.real("trim_right_ratio", default=1.0)
+    for key, value, sound in (
+        ("codebook_dim", c.get("codebook_dim", default=width), lambda v: v == width),
+        ("codebook_size", codes, lambda v: v > 1 and v & (v - 1) == 0),
+        ("upsampling_ratios", ratios, lambda v: len(v) <= 12 and math.prod(v) <= rate),
+        ("compress", squeeze, lambda v: v <= filters),
+        ("dilation_growth_rate", growth, lambda v: (layers - 1) * math.log2(v) <= 16),
+        ("trim_right_ratio", trim, lambda v: v == 1.0 or (causal and 0 <= v < 1)),
+        ("audio_channels", c.number("audio_channels", default=1), lambda v: v <= 2),
+    ):
+        if not sound(value):
+            raise c.wrong(
+                key,
+                f"{value!r}, which does not go with the rest",
+                f"{value!r}이어서 다른 값들과 맞지 않습니다",
+            )
+    chunk, step = chunks(c, rate)
+    shape = CodecShape(
+        rate,
+        c.number("audio_channels", default=1),
+        width,
+        filters,
+        ratios,
+        codes,
+        bands,
+        kernel=c.number("kernel_size", default=7),
+        last_kernel=c.number("last_kernel_size", default=7),
+        residual_kernel=c.number("residual_kernel_size", default=3),
+        residual_layers=layers,
+        residual_squeeze=squeeze,
+        dilation_growth=growth,
+        shortcut=switch(c, "use_conv_shortcut", default=True),
+        lstm_layers=c.number("num_lstm_layers", default=2),
+        causal=causal,
+        padding=c.get("pad_mode", default="reflect"),
+        trim_right=trim,
+        norm=c.get("norm_type", default="weight_norm"),
+        loudness=switch(c, "normalize"),
+        chunk=chunk,
+        chunk_step=step,
+    )
+    if shape.levels < 1:
+        raise c.wrong(
+            "target_bandwidths",
+            f"{bands}, too little for one level of codes",
+            f"{bands}이어서 코드 한 단계에도 모자랍니다",
+        )
+    return shape
+
+
+def bandwidths(c: Config) -> tuple[float, ...]:
+    """Kilobits a second."""
+    told = c.get("target_bandwidths", default=[1.5, 3.0, 6.0, 12.0, 24.0])
+    told = list(told) if isinstance(told, tuple) else told
+    if not told or not is_list(told, lambda one: is_positive(one, 1e6)):
+        shown = repr(told)[:200]
+        raise c.wrong("target_bandwidths", f"{shown}", f"{shown}이어서 쓸 수 없습니다")
+    return tuple(map(float, told))
+
+
+def chunks(c: Config, rate: int) -> tuple[int, int]:
+    """Samples of a chunk and from one chunk to the next; zeros where the wave is not cut."""
+    if c.get("chunk_length_s") is None:
+        return 0, 0
+    length, overlap = c.real("chunk_length_s", default=1.0), c.real("overlap", default=-1.0)
+    if not 0 <= overlap < 1 or not 1 <= length * rate <= 2**28:
+        raise c.wrong(
+            "chunk_length_s",
+            f"{length} with overlap {c.get('overlap')!r}",
+            f"{length}이고 overlap은 {c.get('overlap')!r}이어서 자를 수 없습니다",
+        )
+    chunk = int(length * rate)
+    return chunk, max(1, int((1.0 - overlap) * chunk))
+
+
+def encodec_names(shape: CodecShape) -> list[Rule]:
+    """Layers are counted on disk as they are here; only the codebooks are called otherwise."""
+    with torch.device("meta"):
+        ours = AudioCodec(shape).state_dict()
+    book = re.compile(r"^quantiser\.levels\.(\d+)\.")
+    disk = {name: book.sub(r"quantizer.layers.\1.codebook.", name) for name in ours}
+    return [Rule((name,), (there,), bare=True) for name, there in disk.items()]
