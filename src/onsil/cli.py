@@ -43,15 +43,21 @@ def grow_command(
     name: Annotated[str, typer.Option(help="name of the model · 모델 이름")],
     minutes: Annotated[float, typer.Option(help="budget for training · 학습 시간(분)")] = 6.0,
     plan: Annotated[Path | None, typer.Option(help="repeat this plan.json exactly")] = None,
-    base: Annotated[Path | None, typer.Option(help="start from these weights · 출발 모델")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="start from: a folder or a loaded name · 출발 모델")
+    ] = None,
 ) -> None:
     """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
     from onsil.evaluation.report import summary
     from onsil.grow import grow
 
     text = plan.read_text(encoding="utf-8") if plan else None
+    ws = Workspace.find()
+    start = Path(base) if base else None
+    if start and not start.exists():
+        start = ws.resolve(str(base))[2].path
     try:
-        grown = grow(Workspace.find(), folder, name, minutes, text, base, typer.echo)
+        grown = grow(ws, folder, name, minutes, text, start, typer.echo)
     except KeyboardInterrupt:
         typer.echo(
             say(
@@ -156,11 +162,14 @@ def serve(
 def report(name: Name) -> None:
     """Where the report of a model is, and its summary. · 성적표 보기."""
     from onsil.evaluation.report import summary
+    from onsil.retrieval.answering import not_grown
 
     ws = Workspace.find()
     called, version, model = ws.resolve(name)
     found = children(ws, model, "write_report")
-    card = next(r for _, r in history(ws, model.key) if r["stage"] == "evaluate")
+    card = next((r for _, r in history(ws, model.key) if r["stage"] == "evaluate"), None)
+    if card is None:
+        raise not_grown(called)
     text = (ws.artifact(card["object"]) / "card.json").read_text(encoding="utf-8")
     typer.echo(summary(json.loads(text) | {"name": f"{called}@{version}"}))
     if found:
@@ -189,7 +198,8 @@ def models(as_json: Json = False) -> None:
         return _print(rows)
     for row in rows:
         star = f" ({row['alias']})" if row["alias"] else ""
-        typer.echo(f"{row['name']}@{row['version']}{star}  {row['digest'][:12]}  {row['reader']}")
+        what = row["reader"] or say("checkpoint", "체크포인트")
+        typer.echo(f"{row['name']}@{row['version']}{star}  {row['digest'][:12]}  {what}")
     if not rows:
         typer.echo(
             say(
@@ -290,6 +300,33 @@ def load_command(
     called = name or name_of(path)
     version = ws.register(called, made)
     _describe(inspect_model(f"{called}@{version}", lambda: ws))
+
+
+@app.command("write")
+def write_command(
+    name: Name,
+    beginning: Annotated[str, typer.Argument(help="text to go on from · 시작 글")],
+    tokens: Annotated[int, typer.Option(help="at most so many · 최대 토큰 수")] = 100,
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest · 0이면 늘 같음")
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option(help="share of likeliest tokens · 후보 범위")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the draw · 추첨 씨앗")] = 0,
+) -> None:
+    """The language model of a name goes on writing. · 언어 모델이 글을 이어 씁니다."""
+    from onsil.inference import Sampling, load_writer
+    from onsil.models.checkpoint import load
+
+    ws = Workspace.find()
+    called, version, model = ws.resolve(name)
+    folder = ws.whole(model)
+    own = (folder / "config.json").is_file()
+    parts = (folder, folder) if own else (folder / "decoder", folder / "tokenizer")
+    writer = load_writer(*parts, load)
+    typer.echo(beginning, nl=False)
+    for piece in writer.write(beginning, tokens, Sampling(temperature, top_p, seed)):
+        typer.echo(piece, nl=False)
+    typer.echo("\n" + _notice(called, version))
 
 
 @app.command("inspect")

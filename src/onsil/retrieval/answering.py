@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from onsil.corpus import load_corpus
-from onsil.errors import say
+from onsil.errors import OnsilError, say
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
 from onsil.retrieval.passages import Passage, passages_of
@@ -53,10 +53,30 @@ def load_reader_named(name: str, folder: Path) -> Reader:
     return trained_reader(name, folder / "reader", folder / "tokenizer")
 
 
+def not_grown(name: str) -> OnsilError:
+    """A model that has no documents to answer from: a checkpoint that was loaded."""
+    return OnsilError(
+        en=(
+            f"{name} was not grown from documents, so there is nothing to ask it about.",
+            "Answers come from documents; a checkpoint alone would make them up.",
+            f"Grow one from it: onsil grow FOLDER --name NAME --base {name} "
+            "(or let it write: onsil write).",
+        ),
+        ko=(
+            f"{name}은 문서로 기른 모델이 아니어서 물어볼 것이 없습니다.",
+            "답은 문서에서 나옵니다. 체크포인트만으로는 지어내게 됩니다.",
+            f"이것을 바탕으로 길러 주세요: onsil grow 폴더 --name 이름 --base {name} "
+            "(이어 쓰기는 onsil write).",
+        ),
+    )
+
+
 class Answerer:
-    """The model folder `grow` assembled, ready to be asked."""
+    """The model folder `grow` assembled, ready to be asked. Raises OnsilError for another."""
 
     def __init__(self, folder: Path):
+        if not (folder / "model.json").is_file():
+            raise not_grown(folder.name[:12])
         settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.settings = settings
         self.index = BM25(passages_of(load_corpus(folder / "corpus").documents))

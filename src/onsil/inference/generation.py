@@ -1,0 +1,148 @@
+"""A model goes on writing: token by token, greedy or drawn, with a cache.
+
+Decoders continue the prompt; encoder-decoders read it once and write from their start token.
+Greedy output is the same on every run; a drawn one for a seed (nucleus sampling, Holtzman et al.
+2020). One text at a time; batches are the engine's business.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from onsil.errors import OnsilError
+from onsil.models.encoder_decoder import EncoderDecoder
+from onsil.models.transformer import Transformer
+from onsil.tokenizer import load_tokenizer
+
+Model = Transformer | EncoderDecoder
+
+
+class Sampling(NamedTuple):
+    """`temperature` 0 is greedy; `top_p` keeps the likeliest tokens that make up that share."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def picked(scores_V: Tensor, how: Sampling, generator: torch.Generator) -> int:
+    """The next token."""
+    if how.temperature == 0.0:
+        return int(scores_V.argmax())
+    chances, order = (scores_V / how.temperature).softmax(-1).sort(descending=True)
+    kept = chances.cumsum(0) - chances < how.top_p  # the first is always in
+    drawn = torch.multinomial(chances * kept, 1, generator=generator)
+    return int(order[drawn])
+
+
+@torch.no_grad()
+def written(
+    model: Model,
+    prompt: list[int],
+    stop: frozenset[int] = frozenset(),
+    limit: int = 100,
+    how: Sampling = Sampling(),
+    start: int = 0,
+) -> Iterator[int]:
+    """Up to `limit` tokens after `prompt`, up to one of `stop`, which is not given. `start` begins
+    what an encoder-decoder writes. A decoder also ends where its context does."""
+    generator = torch.Generator().manual_seed(how.seed)
+    if isinstance(model, EncoderDecoder):
+        decoder, feed, source = model.decoder, [start], model.read(torch.tensor([prompt]))
+    else:
+        decoder, feed, source = model, prompt, None
+    cache, room = decoder.new_cache(), decoder.shape.context - len(feed)
+    bounded = decoder.shape.positions == "learned"
+    for _ in range(min(limit, room) if bounded else limit):
+        hidden = decoder.encode(torch.tensor([feed]), cache=cache, source_BSD=source)
+        token = picked(decoder.logits(hidden[0, -1]), how, generator)
+        if token in stop:
+            return
+        yield token
+        feed = [token]
+
+
+class Writer(NamedTuple):
+    """A checkpoint that can write, with its tokenizer and the tokens it stops at."""
+
+    model: Model
+    tokenizer: Any
+    stop: frozenset[int]
+    start: int
+
+    def write(self, text: str, limit: int, how: Sampling = Sampling()) -> Iterator[str]:
+        """What it writes after `text`, in pieces that are whole characters. Raises OnsilError when
+        the text is empty or leaves no room."""
+        prompt = self.tokenizer.encode(text).ids
+        context = min(stack.context for stack in stacks_of(self.model))
+        learned = any(s.positions == "learned" for s in stacks_of(self.model))
+        if not prompt or (learned and len(prompt) >= context):
+            raise _no_room(len(prompt), context)
+        ids, shown = [], ""
+        for token in written(self.model, prompt, self.stop, limit, how, self.start):
+            ids.append(token)
+            whole = self.tokenizer.decode(ids)
+            if not whole.endswith("\ufffd"):
+                yield whole[len(shown) :]
+                shown = whole
+
+
+def stacks_of(model: Model) -> list:
+    return list(model.shape.stacks) if isinstance(model, EncoderDecoder) else [model.shape]
+
+
+def load_writer(folder: Path, tokenizer: Path, load: Callable[[Path], Any]) -> Writer:
+    """The writer of a checkpoint folder; `load` is `models.checkpoint.load`. Raises OnsilError when
+    it writes no words or has no tokenizer.json."""
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise _cannot(folder, "it has no tokenizer.json", "tokenizer.json이 없습니다")
+    model = load(folder)[0].eval()
+    last = stacks_of(model)[-1] if isinstance(model, Model) else None
+    if last is None or not last.causal or last.writes != "tokens":
+        raise _cannot(folder, "it reads and does not write", "읽는 모델이라 글을 쓰지 않습니다")
+    if isinstance(model, EncoderDecoder) and model.stem is not None:
+        raise _cannot(folder, "it writes down speech, not text", "글이 아니라 소리를 받아씁니다")
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    more = folder / "generation_config.json"
+    told |= json.loads(more.read_text(encoding="utf-8")) if more.is_file() else {}
+    ends = told.get("eos_token_id")
+    stop = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    words = load_tokenizer(tokenizer)
+    stop |= {i for i in [words.token_to_id("<|end|>")] if i is not None}
+    start = told.get("decoder_start_token_id")
+    start = told.get("pad_token_id") or 0 if start is None else start
+    return Writer(model, words, stop, start)
+
+
+def _cannot(folder: Path, en: str, ko: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"This model cannot write: {en}.",
+            "Only a decoder or an encoder-decoder with its tokenizer continues a text.",
+            "See what it can do with: onsil inspect NAME",
+        ),
+        ko=(
+            f"이 모델은 글을 쓸 수 없습니다: {ko}.",
+            "이어 쓰기는 토크나이저가 있는 디코더나 인코더-디코더만 할 수 있습니다.",
+            "할 수 있는 일은 다음 명령으로 확인해 주세요: onsil inspect 이름",
+        ),
+    )
+
+
+def _no_room(tokens: int, context: int) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"The beginning has {tokens} tokens; the model holds {context}.",
+            "There is nothing to go on from, or no room to write in.",
+            "Give a beginning that is neither empty nor longer than the model's context.",
+        ),
+        ko=(
+            f"시작 글이 {tokens}토큰인데 모델이 다루는 길이는 {context}토큰입니다.",
+            "이어 쓸 글이 없거나 쓸 자리가 없습니다.",
+            "비어 있지 않고 모델의 문맥보다 짧은 글로 시작해 주세요.",
+        ),
+    )

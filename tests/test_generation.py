@@ -1,0 +1,151 @@
+"""Writing on: what the published classes write, drawn as asked, stopping where it should."""
+
+import json
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from family_cases import DECODERS, PAIRS, make
+from test_base import published
+from test_grow import onsil
+
+from onsil.errors import OnsilError
+from onsil.inference import Sampling, load_writer, written
+from onsil.inference.generation import picked
+from onsil.models.checkpoint import load
+
+PROMPT = [5, 17, 9, 40, 3, 22]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "mixtral", "bloom", "exaone4"])
+def test_greedy_writing_is_the_published_one(name, tmp_path):
+    oracle = make(DECODERS[name])
+    oracle.save_pretrained(tmp_path)
+    model = load(tmp_path)[0].eval()
+    wanted = oracle.generate(
+        torch.tensor([PROMPT]),
+        max_new_tokens=20,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert list(written(model, PROMPT, limit=20)) == wanted[0, len(PROMPT) :].tolist()
+
+
+@pytest.mark.parametrize("name", ["t5", "umt5", "marian"])
+def test_an_encoder_decoder_writes_the_published_target(name, tmp_path):
+    oracle = make(PAIRS[name])
+    oracle.save_pretrained(tmp_path)
+    model = load(tmp_path)[0].eval()
+    wanted = oracle.generate(
+        torch.tensor([PROMPT]),
+        max_new_tokens=15,
+        do_sample=False,
+        num_beams=1,
+        decoder_start_token_id=1,
+        eos_token_id=None,
+        forced_eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert list(written(model, PROMPT, limit=15, start=1)) == wanted[0, 1:].tolist()
+
+
+def test_it_stops_before_a_stop_token_and_at_its_limit(tmp_path):
+    make(DECODERS["llama"]).save_pretrained(tmp_path)
+    model = load(tmp_path)[0].eval()
+    free = list(written(model, PROMPT, limit=12))
+    at = next(i for i in range(3, 12) if free[i] not in free[:i])
+    assert list(written(model, PROMPT, frozenset([free[at]]), 12)) == free[:at]
+    assert list(written(model, PROMPT, limit=0)) == []
+
+
+def test_learned_positions_end_where_the_table_ends(tmp_path):
+    make(DECODERS["gpt2"]).save_pretrained(tmp_path)
+    model = load(tmp_path)[0].eval()
+    assert len(list(written(model, PROMPT, limit=200))) == model.shape.context - len(PROMPT)
+
+
+def test_draws_follow_the_chances_they_are_given():
+    scores = torch.tensor([2.0, 1.0, 0.0, -3.0])
+    generator = torch.Generator().manual_seed(1)
+    how = Sampling(temperature=0.7, top_p=0.9)
+    found = Counter(picked(scores, how, generator) for _ in range(4000))
+    chances = (scores / 0.7).softmax(-1)
+    kept = chances[:2] / chances[:2].sum()  # the first two make up nine tenths
+    assert set(found) == {0, 1}
+    assert abs(found[0] / 4000 - float(kept[0])) < 0.03
+    everything = Counter(picked(scores, Sampling(1.0), generator) for _ in range(4000))
+    assert abs(everything[2] / 4000 - float(scores.softmax(-1)[2])) < 0.03
+
+
+def test_a_seed_draws_the_same_text_and_another_seed_another(tmp_path):
+    make(DECODERS["llama"]).save_pretrained(tmp_path)
+    model = load(tmp_path)[0].eval()
+    one, same, other = (
+        list(written(model, PROMPT, limit=20, how=Sampling(1.5, 1.0, seed))) for seed in (1, 1, 2)
+    )
+    assert one == same != other
+
+
+def test_pieces_are_whole_characters_and_add_up(tmp_path):
+    folder = published("gpt_neox", tmp_path / "published")
+    writer = load_writer(folder, folder, load)
+    pieces = list(writer.write("연차는", 15))
+    assert "\ufffd" not in "".join(pieces[:-1])
+    bounded = published("gpt2", tmp_path / "two")
+    with pytest.raises(OnsilError, match="the model holds 64"):
+        list(load_writer(bounded, bounded, load).write("연차는 이월" * 40, 5))
+
+
+@pytest.mark.parametrize("what", ["reader", "no tokenizer", "speech"])
+def test_what_cannot_write_says_so(what, tmp_path):
+    folder = published("bert" if what == "reader" else "gpt_neox", tmp_path / "published")
+    if what == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+    if what == "speech":
+        make(PAIRS["whisper"]).save_pretrained(folder)
+    with pytest.raises(OnsilError, match="cannot write"):
+        load_writer(folder, folder, load)
+
+
+def test_a_loaded_model_writes_and_is_not_asked(tmp_path):
+    folder, home = published("gpt_neox", tmp_path / "published"), tmp_path / "ws"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(onsil(home, *words), capture_output=True, text=True)
+
+    assert run("load", str(folder), "--name", "seed").returncode == 0
+    once, again = (run("write", "seed", "연차는", "--tokens", "8") for _ in range(2))
+    assert once.returncode == 0, once.stderr
+    assert once.stdout == again.stdout and once.stdout.startswith("연차는")
+    assert "seed@v1" in once.stdout
+    assert "checkpoint" in run("models").stdout
+    for refused in (
+        ("ask", "seed", "연차?"),
+        ("chat", "seed"),
+        ("report", "seed"),
+        ("serve", "seed"),
+    ):
+        said = run(*refused)
+        assert said.returncode == 1 and "was not grown from documents" in said.stderr, refused
+        assert "Traceback" not in said.stderr
+
+
+def test_a_base_can_be_named(tmp_path):
+    from test_grow import OFFICE, PLAN
+
+    folder, home = published("gpt_neox", tmp_path / "published"), tmp_path / "ws"
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(PLAN | {"decoder_epochs": 1, "encoder_epochs": 1}))
+    subprocess.run(
+        onsil(home, "load", str(folder), "--name", "seed"), check=True, capture_output=True
+    )
+    command = ("grow", str(OFFICE), "--name", "desk", "--plan", str(plan), "--base", "seed")
+    run = subprocess.run(onsil(home, *command), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    write = subprocess.run(
+        onsil(home, "write", "desk", "연차", "--tokens", "3"), capture_output=True
+    )
+    assert write.returncode == 0 and Path(home, "names").is_dir()
