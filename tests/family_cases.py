@@ -2,7 +2,7 @@
 
 A case is a transformers config class, its arguments and the model class. Weights are perturbed with
 N(0, 0.05) everywhere, norms and biases too, because stock initialisation hides mistakes; where
-scores are capped, queries and keys are ten times larger so that the cap acts.
+scores are capped, queries and keys are five times larger so that the cap acts.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Case(NamedTuple):
     config: str
     arguments: dict[str, Any]
     model: str
-    sharpened: bool = False  # q and k × 10
+    sharpened: bool = False  # q and k × 5
 
 
 def causal(config: str, arguments: dict[str, Any], sharpened: bool = False) -> Case:
@@ -34,6 +34,10 @@ def roped(base: dict[str, Any], kind: str, **parameters: Any) -> dict[str, Any]:
     return base | {"rope_parameters": {"rope_type": kind, "rope_theta": 5_000.0} | parameters}
 
 
+# Over 16 tokens both borders of YaRN's ramp lie at the first channels; over 4,096 inside a head.
+RAMP = {
+    "factor": 4.0, "original_max_position_embeddings": 4096, "beta_fast": 32.0, "beta_slow": 2.0,
+}  # fmt: skip
 MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
 HALVES = [0.5 + 0.25 * i for i in range(8)]
 DECODERS: dict[str, Case] = {
@@ -70,6 +74,8 @@ DECODERS: dict[str, Case] = {
             truncate=False,
         ),
     ),
+    "llama yarn ramp": causal("Llama", roped(GROUPED, "yarn", **RAMP)),
+    "llama yarn ramp not whole": causal("Llama", roped(GROUPED, "yarn", **RAMP, truncate=False)),
     "mistral": causal("Mistral", WIDE | {"sliding_window": 8}),
     "mistral full": causal("Mistral", GROUPED | {"sliding_window": None}),
     "mixtral": causal("Mixtral", GROUPED | {"num_local_experts": 4, "sliding_window": 8}),
@@ -380,7 +386,7 @@ def make(case: Case, seed: int = 0) -> Any:
                 continue  # sinusoids, not weights: nothing of them is on disk
             parameter.add_(torch.randn_like(parameter) * 0.05)
             if case.sharpened and name.endswith(("q_proj.weight", "k_proj.weight")):
-                parameter.mul_(10)
+                parameter.mul_(5)
         for name, buffer in model.named_buffers():
             if name == "final_logits_bias" or "codebook" in name:
                 buffer.copy_(torch.randn_like(buffer))

@@ -90,7 +90,7 @@ class Notes:
                     assert row[key] == value, f"{cells[0]}: {key} is {value!r} now. {HOW}"
 
 
-HOW = "Write docs/families.md again: ONSIL_WRITE_DOCS=1 python -m pytest tests/test_families.py"
+HOW = "Write docs/families.md again: ONSIL_WRITE_DOCS=1 python -m pytest on this file"
 
 
 def markers(section: str) -> tuple[str, str]:

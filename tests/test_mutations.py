@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from family_cases import DECODERS, ENCODERS, GROUPED, PAIRS, causal, make, roped
+from family_cases import DECODERS, ENCODERS, PAIRS, make
 from test_families import TOKENS, bound, logits_of
 from test_pairs import TARGET, source_of
 
@@ -76,11 +76,11 @@ MISTAKES = {
     "yarn scaling dropped": mistake("llama yarn", rotary_scaling="none"),
     "yarn amplitude dropped": mistake("llama yarn", rotary_amplitude=1.0),
     "yarn amplitude from mscale dropped": mistake("llama yarn mscale", rotary_amplitude=1.0),
-    "yarn borders not whole": mistake("yarn whole", rotary_truncate=False),
-    "yarn borders whole": mistake("yarn not whole", rotary_truncate=True),
-    "yarn: fast": mistake("yarn whole", rotary_fast=8.0),
-    "yarn: slow": mistake("yarn whole", rotary_slow=8.0),
-    "yarn: context before stretching": mistake("yarn whole", rotary_original=512),
+    "yarn borders not whole": mistake("llama yarn ramp", rotary_truncate=False),
+    "yarn borders whole": mistake("llama yarn ramp not whole", rotary_truncate=True),
+    "yarn: fast": mistake("llama yarn ramp", rotary_fast=8.0),
+    "yarn: slow": mistake("llama yarn ramp", rotary_slow=8.0),
+    "yarn: context before stretching": mistake("llama yarn ramp", rotary_original=512),
     "longrope amplitude dropped": mistake("phi3 longrope long", rotary_amplitude=1.0),
     "longrope long: short": mistake("phi3 longrope long", rotary_original=48),
     "longrope short: long": mistake("phi3 longrope short", rotary_original=16),
@@ -150,18 +150,7 @@ MISTAKES = {
     "Whisper's bias of values dropped": mistake("whisper", "encoder", bias="qoud"),
 }  # fmt: skip
 
-# Over 16 tokens (family_cases.py) both borders of YaRN's ramp lie at the first channels; over 4,096
-# they lie inside a head, where they matter.
-RAMP = {"factor": 4.0, "original_max_position_embeddings": 4096, "beta_fast": 32.0}
-CASES = (
-    DECODERS
-    | ENCODERS
-    | PAIRS
-    | {
-        "yarn whole": causal("Llama", roped(GROUPED, "yarn", **RAMP)),
-        "yarn not whole": causal("Llama", roped(GROUPED, "yarn", **RAMP, truncate=False)),
-    }
-)
+CASES = DECODERS | ENCODERS | PAIRS
 EXCHANGED = {
     "gate and up": ("llama", "mlp.gate", "mlp.up"),
     "gate and up in one matrix": ("phi3", "mlp.gate", "mlp.up"),

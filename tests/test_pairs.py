@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from family_cases import PAIRS, make
+from family_table import Notes
 from safetensors.torch import load_file, save_file
 from test_families import bound, read
 
@@ -39,18 +40,25 @@ def source_of(name: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return SOURCE, {"input_ids": SOURCE}
 
 
+@pytest.fixture(scope="module")
+def notes() -> Notes:
+    return Notes("encoder-decoders")
+
+
 @pytest.mark.parametrize("name", PAIRS)
 @torch.no_grad()
-def test_the_logits_are_the_published_ones(name, checkpoints):
+def test_the_logits_are_the_published_ones(name, checkpoints, notes):
     oracle, folder = checkpoints(name)
     model, _ = load(folder)
     source, theirs = source_of(name)
     wanted = oracle(**theirs, decoder_input_ids=TARGET).logits
-    assert (model.eval()(source, TARGET) - wanted).abs().max() < bound(wanted)
+    got = model.eval()(source, TARGET)
+    notes.error(name, model, got, wanted)
+    assert (got - wanted).abs().max() < bound(wanted)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path):
+def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path, notes):
     oracle, folder = checkpoints(name)
     model, extra = load(folder)
     assert not extra
@@ -63,11 +71,12 @@ def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for key, tensor in oracle.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
+    notes.passed(name, "same bits back")
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @torch.no_grad()
-def test_a_cached_decode_is_the_full_forward(name, checkpoints):
+def test_a_cached_decode_is_the_full_forward(name, checkpoints, notes):
     model = load(checkpoints(name)[1])[0].eval()
     source, _ = source_of(name)
     full, states, cache = model(source, TARGET), model.read(source), model.new_cache()
@@ -75,12 +84,13 @@ def test_a_cached_decode_is_the_full_forward(name, checkpoints):
     for t in range(7, 40):
         steps.append(model.decoder(TARGET[:, t : t + 1], source_BSD=states, cache=cache))
     assert (torch.cat(steps, 1) - full).abs().max() < bound(full)
+    notes.passed(name, "cached decode")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", [name for name in PAIRS if name != "whisper"])
 @torch.no_grad()
-def test_padded_sources_and_targets_are_what_they_are_alone(name, side, checkpoints):
+def test_padded_sources_and_targets_are_what_they_are_alone(name, side, checkpoints, notes):
     model = load(checkpoints(name)[1])[0].eval()
 
     def padded(row, length):
@@ -96,6 +106,7 @@ def test_padded_sources_and_targets_are_what_they_are_alone(name, side, checkpoi
         (got[1:, targets[1] != 0], model(source, target)),
     ):
         assert (one - alone).abs().max() < bound(alone)
+    notes.passed(name, f"padding {side}")
 
 
 @pytest.mark.parametrize("name", ["t5 v1.1", "umt5"])
@@ -124,3 +135,7 @@ def test_a_head_of_its_own_is_read_as_the_paper_has_it(name, checkpoints, tmp_pa
     divided = theirs(input_ids=SOURCE, decoder_input_ids=TARGET).logits
     if name == "umt5":
         assert (got / 8 - divided).abs().max() < bound(wanted)
+
+
+def test_the_page_says_what_was_measured(notes):
+    notes.settle(list(PAIRS))

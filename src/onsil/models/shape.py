@@ -105,6 +105,9 @@ class Shape:
             "embedding_width": self.width,
             "score_scale": (self.head_width or self.width // self.heads) ** -0.5,
         }
+        for name in ("kv_heads", "head_width", "hidden", "embedding_width"):
+            if getattr(self, name) < 0:
+                raise _impossible(f"{name}={getattr(self, name)}", *LEAST)
         for name, value in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or value)
         if self.heads % self.kv_heads:
@@ -138,9 +141,13 @@ class Shape:
                 "channels turn in pairs",
                 "채널은 둘씩 짝지어 회전합니다",
             )
-        if self.qk_norm == "all" and self.norm == "layer":
+        if set(self.pattern) - set("GLN"):
             raise _impossible(
-                "qk_norm=all, norm=layer",
+                f"pattern={self.pattern!r}", "a layer is G, L or N", "층은 G, L, N 중 하나입니다"
+            )
+        if (self.qk_norm, self.norm == "layer") in (("all", True), ("heads", False)):
+            raise _impossible(
+                f"qk_norm={self.qk_norm}, norm={self.norm}",
                 "no checkpoint is known to have both",
                 "둘을 함께 쓰는 체크포인트는 알려져 있지 않습니다",
             )

@@ -69,9 +69,11 @@ class Experts(nn.Module):
         rows = order // s.experts_used
         counts = torch.bincount(chosen.flatten(), minlength=s.experts).tolist()
         parts = []
-        for e, part in enumerate(x_ND[rows].split(counts)):
+        # Taken apart once: indexing gives each expert a gradient as large as all of them.
+        each = zip(*(w.unbind(0) for w in (self.gate, self.up, self.down)), strict=True)
+        for part, weights in zip(x_ND[rows].split(counts), each, strict=True):
             if len(part):
-                gate, up, down = (w[e].to(part.dtype) for w in (self.gate, self.up, self.down))
+                gate, up, down = (w.to(part.dtype) for w in weights)
                 parts.append(F.linear(self.activation(part @ gate.T) * (part @ up.T), down))
         told = torch.cat(parts) * weight.flatten()[order, None].type_as(x_ND)
         return torch.zeros_like(x_ND).index_add(0, rows, told).view_as(x_BTD)

@@ -293,6 +293,8 @@ def llava(c: Config) -> SeeingShape:
             f"{shown}인데 이미지 탑은 {depth}층입니다",
         )
     tied = switch(c, "tie_word_embeddings") or switch(text, "tie_word_embeddings")
+    if text.family not in TEXTS:
+        raise c.wrong("text_config", f"of {text.family!r}", f"{text.family!r}입니다")
     given = completed(text, TEXTS[text.family]).raw
     whole = Config(given | {"tie_word_embeddings": tied, "architectures": None})
     return SeeingShape(
