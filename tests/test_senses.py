@@ -306,6 +306,44 @@ def test_as_many_image_tokens_as_patches(checkpoints):
             model(ids, images)
 
 
+DIALECTS = {
+    "tower with prefix": {"vision_tower.": "vision_tower.vision_model."},
+    "model in front": {
+        "vision_tower.": "model.vision_tower.vision_model.",
+        "multi_modal_projector.": "model.multi_modal_projector.",
+        "language_model.model.": "model.language_model.",
+        "language_model.lm_head.": "lm_head.",
+    },
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", SEEING)
+@torch.no_grad()
+def test_other_dialects_of_names_are_read_and_written_again(name, dialect, checkpoints, tmp_path):
+    oracle, folder = checkpoints(name)
+    spelled = {}
+    for key, tensor in read(folder).items():
+        start = next((s for s in DIALECTS[dialect] if key.startswith(s)), "")
+        spelled[DIALECTS[dialect].get(start, "") + key.removeprefix(start)] = tensor
+    save_file(spelled, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    model, extra = load(tmp_path)
+    assert not extra
+    ids = seeing_ids(1, 1)
+    wanted = oracle(input_ids=ids, pixel_values=IMAGES).logits
+    assert (model.eval()(ids, IMAGES) - wanted).abs().max() < bound(wanted)
+    (tmp_path / "again").mkdir()
+    save(model, tmp_path / "again", {}, extra)
+    after = read(tmp_path / "again")
+    assert after.keys() == spelled.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in spelled.items())
+    again, info = type(oracle).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    same = again.eval()(input_ids=ids, pixel_values=IMAGES).logits
+    assert (same - wanted).abs().max() < bound(wanted)
+
+
 @pytest.mark.parametrize("text", ["llama", "qwen2"])
 def test_what_a_llava_config_leaves_out_is_what_the_published_one_says(text):
     parts = {

@@ -57,15 +57,18 @@ def stacks(shape: Any) -> list[Shape]:
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def canonical_names(found: dict[str, Entry], prefix: str) -> dict[str, str]:
-    """`{canonical name: the file's own}`: old spellings of norms, and names without the prefix that
-    a bare base model leaves off."""
+def canonical_names(found: dict[str, Entry], family: Family) -> dict[str, str]:
+    """`{canonical name: the file's own}`: old spellings of norms, other dialects of the family, and
+    names without the prefix that a bare base model leaves off."""
+    prefix = family.prefix
     bare = bool(prefix) and not any(name.startswith(prefix) for name in found)
     names = {}
     for name in found:
         new = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
         new = new.replace(".weight_g", ".parametrizations.weight.original0")
         new = new.replace(".weight_v", ".parametrizations.weight.original1")
+        for dialect, ours in family.dialects:
+            new = re.sub(dialect, ours, new)
         if bare and not re.match(r"(lm_head|cls|classifier|score|qa_outputs|embed_out)\.", new):
             new = prefix + new
         names[new] = name
@@ -84,7 +87,7 @@ def load(
     family = family_of(config)
     ours = quantised(config)
     found = entries(folder)
-    names = canonical_names(found, family.prefix)
+    names = canonical_names(found, family)
     shape = shape_of(config)
     for stack in stacks(shape):
         if max(stack.depth, stack.experts) > len(found):

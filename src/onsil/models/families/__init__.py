@@ -27,12 +27,13 @@ __all__ = ["FAMILIES", "Family", "family_of", "shape_of"]
 @dataclass(frozen=True)
 class Family:
     """How one `model_type` reads: config → shape, shape → names; `prefix` is what some checkpoints
-    leave off their names."""
+    leave off their names, `dialects` are patterns of names that were written otherwise."""
 
     shape: Callable[[Config], Any]
     names: Callable[[Any], list[Rule]]
     prefix: str
     build: Callable[..., nn.Module] = Transformer
+    dialects: tuple[tuple[str, str], ...] = ()
 
 
 def _llama_like(name: str) -> Family:
@@ -64,7 +65,7 @@ FAMILIES: dict[str, Family] = {
         senses.siglip_vision, senses.siglip_vision_names, "vision_model.", VisionTower
     ),
     "siglip": Family(senses.siglip, senses.siglip_names, "", ImageText),
-    "llava": Family(senses.llava, senses.llava_names, "", SeeingDecoder),
+    "llava": Family(senses.llava, senses.llava_names, "", SeeingDecoder, senses.LLAVA_DIALECTS),
     "encodec": Family(senses.encodec, senses.encodec_names, "", AudioCodec),
 }
 

@@ -262,6 +262,14 @@ TEXTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Older checkpoints have «vision_model.» within the tower, some also «model.» in front of all.
+LLAVA_DIALECTS = (
+    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower."),
+    (r"^(?:model\.)?multi_modal_projector\.", "multi_modal_projector."),
+    (r"^model\.language_model\.(?:model\.)?", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
+
 
 def llava(c: Config) -> SeeingShape:
     """A SigLIP tower, all its patches, within LLaMA or Qwen2."""
