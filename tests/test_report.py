@@ -354,3 +354,20 @@ def test_the_stage_writes_the_page(tmp_path):
     card = card_of(ws, text=json.dumps(CARD))
     made = write_report(ws, model=card, card=card, outcome=OUTCOME)
     assert (made / "report.html").read_text(encoding="utf-8") == render(CARD, OUTCOME)
+
+
+def test_questions_that_stand_in_the_lessons_are_counted():
+    from onsil.evaluation.examination import seen_in
+    from onsil.evaluation.questions import Question
+
+    def asked(number: int, text: str, split: str = "test") -> Question:
+        return Question(f"q{number}", split, text, ("5일",), (), "number")
+
+    lessons = ["쓰지 않은 연차는 다음 해에 며칠까지 이월할 수 있나요?", "병가는 몇 일인가요?"]
+    questions = [
+        asked(1, "쓰지 않은 연차는 다음 해에 며칠까지 이월할 수 있습니까"),
+        asked(2, "못 쓴 휴가는 내년으로 얼마나 넘길 수 있는지 알려 주세요"),
+        asked(3, "쓰지 않은 연차는 다음 해에 며칠까지 이월할 수 있나요?", "dev"),
+        asked(4, "병가?"),
+    ]
+    assert seen_in(lessons, questions) == ["q1"]

@@ -18,6 +18,7 @@ from onsil.evaluation.metrics import paired_difference, risk_coverage, scorecard
 from onsil.evaluation.questions import Question, ask_all, gated, load_gold
 from onsil.lineage import Artifact, Run, stage
 from onsil.models.checkpoint import load
+from onsil.models.ngram import Seen
 from onsil.models.transformer import Transformer
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import calibrate
@@ -32,14 +33,15 @@ from onsil.training.plan import load_plan
 
 NON_NEURAL = ("best_sentence", "typed_sentence")
 NEURAL = (*TRAINED, "generator")
-FROM_LESSONS = 240
+FROM_LESSONS, SEEN_RUN = 240, 8
 
 
-@stage(version=1)
+@stage(version=2)
 def gather_questions(
     *, lessons: Artifact, gold: FileRef | None = None, out: Path, run: Run
 ) -> dict:
-    """questions.jsonl: the folder's gold, or held-out lessons when it has none."""
+    """questions.jsonl: the folder's gold, or held-out lessons when it has none; and seen.json, the
+    test questions that stand in the lessons a model is trained on."""
     if gold is not None:
         questions, source = load_gold(run.source / gold.path), "gold.jsonl"
     else:
@@ -47,7 +49,26 @@ def gather_questions(
     with (out / "questions.jsonl").open("w", encoding="utf-8") as f:
         for question in questions:
             f.write(json.dumps(asdict(question), ensure_ascii=False) + "\n")
-    return {"source": source, "questions": len(questions)}
+    with (lessons / "lessons.jsonl").open(encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    seen = seen_in([row["question"] for row in rows if row["split"] == "train"], questions)
+    _write(out / "seen.json", seen)
+    return {"source": source, "questions": len(questions), "seen": len(seen)}
+
+
+def seen_in(training: Sequence[str], questions: Sequence[Question]) -> list[str]:
+    """Ids of test questions half of whose runs of `SEEN_RUN` letters stand in the training
+    questions: their score says less about new questions (contamination, Brown et al. 2020)."""
+
+    def letters(text: str) -> list[int]:
+        return [ord(c) for c in text if c.isalnum()]
+
+    known = Seen([letters(text) for text in training], SEEN_RUN)
+    return [
+        question.id
+        for question in questions
+        if question.split == "test" and (known.overlap(letters(question.text)) or 0.0) >= 0.5
+    ]
 
 
 def questions_from_lessons(lessons: Artifact) -> list[Question]:
@@ -103,7 +124,7 @@ def best_on_dev(cards: dict, names: Sequence[str]) -> str:
     return max(names, key=lambda n: (cards[n]["dev"]["f1"] or [0.0])[0])
 
 
-@stage(version=5)
+@stage(version=6)
 def evaluate(
     *,
     corpus: Artifact,
@@ -150,6 +171,7 @@ def evaluate(
             "source": "gold.jsonl" if not any(q.id.startswith("l") for q in asked) else "lessons",
             "dev": sum(q.split == "dev" for q in asked),
             "test": sum(q.split == "test" for q in asked),
+            "seen": len(json.loads((questions / "seen.json").read_text())),
         },
         "readers": cards,
         "difference": {"f1": difference, "against": rival, "of": trained},
@@ -178,7 +200,7 @@ def evaluate(
     return {"chosen": chosen, "dev_f1": cards[chosen]["dev"]["f1"]}
 
 
-def _write(path: Path, value: dict) -> None:
+def _write(path: Path, value: dict | list) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

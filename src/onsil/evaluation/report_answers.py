@@ -127,10 +127,12 @@ def _source_of_questions(card: dict) -> Markup:
             f"There is no gold.jsonl, so the questions were made from held-out documents (dev "
             f"{dev:,}, test {test:,}). People ask differently: expect lower numbers in use.",
         )
+    seen = gold.get("seen", 0)
     return both(
         f"질문은 {gold.get('source', 'gold.jsonl')}에서 왔습니다(개발용 {dev:,}개, 시험용 "
-        f"{test:,}개).",
-        f"The questions come from {gold.get('source', 'gold.jsonl')} (dev {dev:,}, test {test:,}).",
+        f"{test:,}개). 시험용 가운데 학습한 수업에 거의 그대로 있던 것은 {seen:,}개입니다.",
+        f"The questions come from {gold.get('source', 'gold.jsonl')} (dev {dev:,}, test {test:,}). "
+        f"Of those for test, {seen:,} stand almost as they are in the lessons.",
     )
 
 
