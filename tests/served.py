@@ -34,10 +34,14 @@ def grow_small(folder: Path) -> Path:
 
 
 @contextmanager
-def server(home: Path, *arguments: str, **environment: str) -> Iterator[tuple[str, str]]:
-    """`onsil serve desk` on a free port: (its address, its sign-in link)."""
+def server(
+    home: Path, *arguments: str, first: str = "", **environment: str
+) -> Iterator[tuple[str, str]]:
+    """`onsil serve desk` on a free port: (its address, its sign-in link). `first`: a line of Python
+    that the process runs before, to make a limit short enough for a test."""
+    program = f"{first}\nfrom onsil.cli import main\nmain()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "onsil", "serve", "desk", "--port", "0", *arguments],
+        [sys.executable, "-c", program, "serve", "desk", "--port", "0", *arguments],
         env=os.environ | {"ONSIL_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -121,6 +121,69 @@ def test_nothing_is_cut_off_at_any_width(page, width):
     assert box and box["x"] + box["width"] <= width and box["y"] + box["height"] <= 700
 
 
+# The contrast of every piece of text that shows with what is behind it (WCAG 2.2, 1.4.3); paper is
+# white and printers leave backgrounds out.
+CONTRAST = """(paper) => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const light = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((part) => part / 255)
+      .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let e = element; e && !paper; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (colour !== "rgba(0, 0, 0, 0)") return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const texts = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() &&
+    [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+  return texts.map((e) => {
+    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), `${e.tagName}.${e.className}: ${e.textContent.slice(0, 20)}`];
+  });
+}"""
+SCROLLS_SIDEWAYS = """() => [...document.querySelectorAll("*")].filter((e) =>
+  e.clientWidth > 1 && e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX !== "visible"
+  || e === document.documentElement && e.scrollWidth > innerWidth)
+  .map((e) => e.tagName + "#" + e.id)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("media", ["screen", "print"])
+def test_dark_light_and_printed_it_can_be_read_on_a_telephone(page, scheme, media):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    ask(page, QUESTION)
+    ask(page, "숙박비는 하루 얼마까지 주나요?", 2)
+    page.emulate_media(color_scheme=scheme, media=media, reduced_motion="reduce")
+    measured = page.evaluate(CONTRAST, media == "print")
+    assert len(measured) > 8
+    assert [text for ratio, text in measured if ratio < 4.5] == []
+    assert page.evaluate(SCROLLS_SIDEWAYS) == []
+    if media == "print":  # all of it is on the paper
+        assert not page.is_visible("#ask") and not page.is_visible("nav")
+        assert page.evaluate("() => document.getElementById('talk').scrollHeight") == (
+            page.evaluate("() => document.getElementById('talk').clientHeight")
+        )
+    else:
+        assert page.evaluate("() => document.documentElement.scrollHeight") == 740
+        source = page.query_selector("article:nth-of-type(2) .cited button").bounding_box()
+        talk = page.query_selector("#talk").bounding_box()
+        assert source["y"] + source["height"] <= talk["y"] + talk["height"]
+
+
+def test_about_the_model_opens_at_its_beginning_on_a_telephone(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.click("#about-open")
+    assert page.evaluate("() => document.getElementById('about').scrollTop") == 0
+    assert page.evaluate(SCROLLS_SIDEWAYS) == []
+    digest = page.query_selector("#card dd:last-of-type").bounding_box()
+    assert digest["width"] > 200
+
+
 def test_signed_out_it_says_so(home, browser):
     with server(home) as (_, link):
         page = browser.new_page(locale="ko-KR")

@@ -248,10 +248,10 @@ def test_other_machines_only_with_a_key_of_ones_own(monkeypatch, tmp_path):
         refuse_open_door("0.0.0.0")
     monkeypatch.setenv("ONSIL_KEY", "short")
     with pytest.raises(OnsilError, match="5 characters"):
-        key_of(tmp_path)
+        key_of(tmp_path, print)
     monkeypatch.setenv("ONSIL_KEY", "a-key-somebody-chose-on-purpose")
     refuse_open_door("0.0.0.0")
-    assert key_of(tmp_path) == "a-key-somebody-chose-on-purpose"
+    assert key_of(tmp_path, print) == "a-key-somebody-chose-on-purpose"
 
 
 # -- too much -----------------------------------------------------------------------------------

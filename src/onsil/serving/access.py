@@ -8,42 +8,86 @@ scripts cannot read. Comparisons take the same time whatever is wrong with what 
 import hmac
 import os
 import secrets
+import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 
 COOKIE = "onsil_session"
 CODE_SECONDS, SESSION_SECONDS = 600, 12 * 3600
+SHORTEST_KEY = 16  # characters
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def key_of(home: Path) -> str:
-    """The workspace's key; made on first use. Raises OnsilError for a `$ONSIL_KEY` too short."""
+def key_of(home: Path, tell: Callable[[str], object]) -> str:
+    """The workspace's key; made on first use. A key file that others could read is closed again and
+    `tell` is given a word about it. Raises OnsilError for a key that is too short, wherever it
+    is kept."""
     if given := os.environ.get("ONSIL_KEY", ""):
-        if len(given) < 16:
+        if len(given) < SHORTEST_KEY:
             raise OnsilError(
                 en=(
                     f"$ONSIL_KEY has {len(given)} characters.",
                     "A short key can be guessed, and it is all that guards the documents.",
-                    "Use at least 16 characters, or unset it and let onsil make one.",
+                    f"Use at least {SHORTEST_KEY} characters, or unset it and let onsil make one.",
                 ),
                 ko=(
                     f"$ONSIL_KEY가 {len(given)}자입니다.",
                     "짧은 키는 알아맞힐 수 있고, 문서를 지키는 것은 이 키뿐입니다.",
-                    "16자 이상으로 하거나, 지정하지 않고 onsil이 만들게 해 주세요.",
+                    f"{SHORTEST_KEY}자 이상으로 하거나, 지정하지 않고 onsil이 만들게 해 주세요.",
                 ),
             )
         return given
     path = home / "key"
     if not path.exists():
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # another server was quicker
-            return path.read_text().strip()
+        _make_key(path)
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        path.chmod(0o600)
+        tell(
+            say(
+                f"{path} could be read by others on this machine; it is yours alone again.\n"
+                "If one of them may have read it: delete it and serve again for a new key.",
+                f"{path} 파일을 이 컴퓨터의 다른 사용자도 읽을 수 있었습니다. 다시 본인만 읽게"
+                " 했습니다.\n누군가 읽었을 수 있으면 파일을 지우고 다시 실행해 새 키를 만드세요.",
+            )
+        )
+    key = path.read_text().strip()
+    if len(key) < SHORTEST_KEY:
+        raise _damaged_key(path, len(key))
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """A whole key under its name or none: written beside it and linked, first come first served."""
+    beside = path.with_name(f".key-{secrets.token_hex(8)}")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
         with os.fdopen(handle, "w") as f:
             f.write(secrets.token_urlsafe(32) + "\n")
-    return path.read_text().strip()
+            f.flush()
+            os.fsync(f.fileno())
+        os.link(beside, path)
+    except FileExistsError:  # another server was quicker; its key is as good
+        return
+    finally:
+        beside.unlink()
+
+
+def _damaged_key(path: Path, length: int) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"The key in {path} has {length} characters.",
+            "It was cut short or changed, and an empty or short key would let anybody in.",
+            "Delete the file and serve again: a new key is made.",
+        ),
+        ko=(
+            f"{path}에 있는 키가 {length}자입니다.",
+            "잘렸거나 바뀐 것으로 보이며, 비었거나 짧은 키로는 누구나 들어올 수 있습니다.",
+            "파일을 지우고 다시 실행하면 새 키를 만듭니다.",
+        ),
+    )
 
 
 def refuse_open_door(host: str) -> None:

@@ -41,6 +41,7 @@ from onsil.serving.openai_chat import (
 from onsil.tokenizer import load_tokenizer
 
 MOST_AT_ONCE, KEPT = 8, 2
+JSON = "application/json"
 PAGE = Path(__file__).with_name("page")
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 log = logging.getLogger("onsil.serving")
@@ -106,6 +107,9 @@ class Server:
         return speaker, words, answer
 
     async def chat(self, request: Request) -> Response:
+        kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise Refused(415, f"The body is {kind!r}; this door takes {JSON}.")
         asked = checked(parse(request.state.body))
         speaker, words, answer = await self.ask(asked.model, asked.question)
         prompt, said = (len(words.encode(text).ids) for text in (asked.question, spoken(answer)))
@@ -236,8 +240,10 @@ def serve(ws: Workspace, name: str, host: str, port: int, tell) -> None:
     """Serve until interrupted. Prints the key's place, the sign-in link and what to type."""
     import uvicorn
 
+    from onsil.serving.connection import PatientConnection
+
     refuse_open_door(host)
-    access = Access(key_of(ws.root))
+    access = Access(key_of(ws.root, tell))
     models = Models(ws, name)
     speaker, _ = models.speaker(name)  # warm: whole, and loads
     speaker.answerer.ask("?")
@@ -247,18 +253,20 @@ def serve(ws: Workspace, name: str, host: str, port: int, tell) -> None:
         names = {"localhost", "127.0.0.1", "[::1]", shown.lower()}
         hosts = frozenset(f"{n}:{port}" for n in names) | (names if port == 80 else frozenset())
         address = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
+        link = f"{address}/sign-in?code={access.new_code()}"
         tell(
             say(
                 f"{speaker.reference} is served at {address}/v1  (key: {ws.root / 'key'})\n"
-                f"Page, once within 10 minutes: {address}/sign-in?code={access.new_code()}\n"
+                f"Page, once within 10 minutes: {link}\n"
                 "Ctrl-C ends.",
                 f"{speaker.reference}: {address}/v1 에서 답합니다 (키: {ws.root / 'key'})\n"
-                f"웹 화면(10분 안에 한 번): {address}/sign-in?code={access.new_code()}\n"
+                f"웹 화면(10분 안에 한 번): {link}\n"
                 "Ctrl-C로 끝냅니다.",
             )
         )
         config = uvicorn.Config(
             build(ws, name, access, hosts),
+            http=PatientConnection,
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -270,12 +278,14 @@ def serve(ws: Workspace, name: str, host: str, port: int, tell) -> None:
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises OnsilError when the port is taken."""
+    """A socket that takes calls from now on, before its address is told. Raises OnsilError when the
+    port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)
     except OSError as e:
         listener.close()
         raise OnsilError(

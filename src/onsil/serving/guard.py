@@ -16,7 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from onsil.serving.access import COOKIE, Access
 
 PUBLIC = ("/health", "/sign-in")
-LARGEST_BODY, DEEPEST, SECONDS = 1_000_000, 64, 120.0
+LARGEST_BODY, DEEPEST = 1_000_000, 64
+BODY_SECONDS, SECONDS = 30.0, 120.0  # for a body to arrive, for an answer to leave
 LARGEST_HEADERS = 32_000
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
@@ -84,7 +85,7 @@ class Guard:
 
         try:
             self._admit(scope)
-            body = await asyncio.wait_for(_whole_body(scope, receive), SECONDS)
+            body = await asyncio.wait_for(_whole_body(scope, receive), BODY_SECONDS)
             scope["state"] = scope.get("state", {}) | {"body": body}
             await asyncio.wait_for(self.app(scope, receive, sending), SECONDS)
         except Refused as refused:

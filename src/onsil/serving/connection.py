@@ -1,0 +1,56 @@
+"""A connection that is not at work is closed: the clock that uvicorn does not keep.
+
+Uvicorn bounds the idle time between two requests, but not how long the headers of one may take, nor
+how long a client may go on sending a body that was already answered; a few hundred such clients
+would take every file handle of the server. Here a connection is at work from the end of a
+request's headers to the end of its answer (the guard bounds that time), and whatever else it does
+may take `PATIENCE` seconds in all, however many bytes drip in.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+PATIENCE = 20.0
+LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class PatientConnection(H11Protocol):
+    """Uvicorn's HTTP/1.1 with that bound; given to `uvicorn.Config(http=...)`."""
+
+    _clock: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Start the clock, leave it running, or stop it while there is work."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._clock is None and not self.transport.is_closing():
+            self._clock = self.loop.call_later(PATIENCE, self._give_up)
+
+    def _stop(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _give_up(self) -> None:
+        between = self.cycle is None or not self.cycle.more_body
+        if between and self.conn.trailing_data[0]:
+            self.transport.write(LATE)  # headers began and never ended
+        self.transport.close()
