@@ -152,13 +152,13 @@ def about(words: list[Word], asked: frozenset[str]) -> float:
 
 
 def evidence(index: BM25, question: str, hits: list[Hit], passage: Passage) -> tuple[float, ...]:
-    """What the gate judges by (larger = better evidence): the fit of the passage that is cited,
-    its lead over the best other one, how far it covers the question, and (minus) how many of the
-    question's words no document here has."""
+    """What the gate judges by: the fit of the passage that is cited, its lead over the best other
+    one, how far it covers the question, (minus) how many of the question's words no document here
+    has, and how many words there are: a long question is covered less by what answers it."""
     mine = next(hit for hit in hits if hit.passage is passage)
     rest = max((hit.fit for hit in hits if hit.passage is not passage), default=0.0)
+    words = index.words(question)
     unknown = sum(
-        not any(index.known(term) for term in (*word.idf, *word.concepts))
-        for word in index.words(question)
+        not any(index.known(term) for term in (*word.idf, *word.concepts)) for word in words
     )
-    return (mine.fit, mine.fit - rest, mine.covered, -float(unknown))
+    return (mine.fit, mine.fit - rest, mine.covered, -float(unknown), float(len(words)))
