@@ -27,9 +27,12 @@ _HOME = {
     "write_lessons": "instruction",
     "evaluate": "evaluation",
     "Answerer": "retrieval",
+    "load_checkpoint": "release",
+    "inspect_model": "release",
+    "export_model": "release",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):

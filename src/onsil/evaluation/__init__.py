@@ -4,7 +4,7 @@ import importlib
 
 _HOME = {"evaluate": "examination", "gather_questions": "examination", "write_report": "report"}
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):

@@ -9,7 +9,7 @@ _HOME = {
     "finetune": "finetuning",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):
