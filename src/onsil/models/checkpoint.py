@@ -19,8 +19,8 @@ from torch import Tensor
 from onsil.errors import OnsilError
 from onsil.lineage.history import METADATA_KEY
 from onsil.lineage.spelling import canonical
+from onsil.models.config import OWN_INT8, quantised
 from onsil.models.families import FAMILIES, Family, family_of, shape_of
-from onsil.models.families.config import OWN_INT8, quantised
 from onsil.models.families.grown import config_of
 from onsil.models.families.names import Pairing, pairings
 from onsil.models.shape import Shape

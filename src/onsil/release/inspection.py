@@ -52,8 +52,8 @@ def inspect_part(folder: Path, part: str) -> dict[str, Any]:
 
 def inspect_folder(folder: Path) -> dict[str, Any]:
     """What a checkpoint folder is. Raises OnsilError where `onsil load` would refuse its files."""
+    from onsil.models.config import quantised
     from onsil.models.families import shape_of
-    from onsil.models.families.config import quantised
 
     config = read_json(folder / "config.json")
     quantised(config)

@@ -13,9 +13,9 @@ from torch import nn
 
 from onsil.errors import OnsilError
 from onsil.models.autoencoder import AudioCodec
+from onsil.models.config import Config
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.families import decoders, encoders, pairs, senses
-from onsil.models.families.config import Config
 from onsil.models.families.names import Rule
 from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer

@@ -7,7 +7,7 @@ to add another. A family's facts are those of its config and model file in trans
 from collections.abc import Callable
 from typing import Any
 
-from onsil.models.families.config import Config, rope, sizes, windows
+from onsil.models.config import Config, rope, sizes, windows
 from onsil.models.families.encoders import stack_sizes
 from onsil.models.families.names import (
     QKV,

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from onsil.models.families.config import Config, sizes
+from onsil.models.config import Config, sizes
 from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from onsil.models.config import Config
 from onsil.models.encoder_decoder import PairShape
-from onsil.models.families.config import Config
 from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 

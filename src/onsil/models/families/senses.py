@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from onsil.models.autoencoder import AudioCodec, CodecShape
+from onsil.models.config import Config, is_list, is_positive, is_whole, sizes
 from onsil.models.families import decoders
-from onsil.models.families.config import Config, is_list, is_positive, is_whole, sizes
 from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 from onsil.models.speech_encoder import SpeechShape
