@@ -208,3 +208,7 @@ def test_gate_turns_away_its_share_and_lets_the_good_through():
 
 def test_gate_without_both_kinds_always_answers():
     assert calibrate([(1.0,), (2.0,)], [True, True]).threshold == 0
+
+
+def test_a_latin_form_is_not_found_inside_a_longer_word():
+    assert concepts("AI로 쓴 글") and not concepts("email mail aid") & concepts("AI로 쓴 글")

@@ -42,9 +42,21 @@ def concepts_at(text: str) -> list[tuple[int, int, str]]:
     found = []
     for i in range(len(text) - 1):
         for form, first, name in table.get(text[i : i + 2], ()):
-            if text.startswith(form, i) and not (first and i and "가" <= text[i - 1] <= "힣"):
+            inside = first and i and "가" <= text[i - 1] <= "힣"
+            if text.startswith(form, i) and not inside and not inside_latin(text, i, i + len(form)):
                 found.append((i, i + len(form), name))
     return found
+
+
+def inside_latin(text: str, start: int, end: int) -> bool:
+    """Whether a form stands in the middle of a longer Latin word (ai in email)."""
+
+    def joined(at: int) -> bool:
+        return 0 < at < len(text) and all(
+            c.isascii() and c.isalpha() for c in text[at - 1 : at + 1]
+        )
+
+    return joined(start) or joined(end)
 
 
 def concepts(text: str) -> frozenset[str]:
