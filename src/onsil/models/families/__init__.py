@@ -16,7 +16,7 @@ from onsil.models.autoencoder import AudioCodec
 from onsil.models.config import Config
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.families import decoders, encoders, pairs, senses
-from onsil.models.families.names import Rule
+from onsil.models.families.names import TABLES, Rule, rules_of
 from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer
 from onsil.models.vision import ImageText, SeeingDecoder, VisionTower
@@ -26,47 +26,51 @@ __all__ = ["FAMILIES", "Family", "family_of", "shape_of"]
 
 @dataclass(frozen=True)
 class Family:
-    """How one `model_type` reads: config → shape, shape → names; `prefix` is what some checkpoints
-    leave off their names, `dialects` are patterns of names that were written otherwise."""
+    """How one `model_type` reads: config → shape, and its table in names.txt; `prefix` is what some
+    checkpoints leave off their names, `dialects` are patterns of names that were written otherwise.
+    """
 
     shape: Callable[[Config], Any]
-    names: Callable[[Any], list[Rule]]
-    prefix: str
+    table: str
+    prefix: str = ""
     build: Callable[..., nn.Module] = Transformer
     dialects: tuple[tuple[str, str], ...] = ()
 
-
-def _llama_like(name: str) -> Family:
-    names = lambda shape: decoders.llama_like_names(name, shape)  # noqa: E731
-    return Family(decoders.llama_like, names, "model.")
-
-
-def _gpt_like(name: str, prefix: str) -> Family:
-    names = lambda shape: decoders.gpt_like_names(name, shape)  # noqa: E731
-    return Family(decoders.gpt_like, names, prefix)
+    def names(self, shape: Any) -> list[Rule]:
+        """What the tensors of a shape are called on disk."""
+        return rules_of(self.table, shape)
 
 
-BASE_PREFIX = dict.fromkeys(decoders.GPT_LIKE, "transformer.") | {
-    "gpt_neox": "gpt_neox.",
-    "opt": "model.",
-}
+def llama_like(name: str) -> Family:
+    return Family(decoders.llama_like, name if name in TABLES else "llama", "model.")
+
+
+GPT_PREFIX = {"gpt_neox": "gpt_neox.", "opt": "model."}
+# Older checkpoints have «vision_model.» within the tower, some also «model.» in front of all.
+LLAVA_DIALECTS = (
+    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower."),
+    (r"^(?:model\.)?multi_modal_projector\.", "multi_modal_projector."),
+    (r"^model\.language_model\.(?:model\.)?", "language_model.model."),
+    (r"^lm_head\.", "language_model.lm_head."),
+)
 FAMILIES: dict[str, Family] = {
-    **{name: _llama_like(name) for name in decoders.LLAMA_LIKE},
-    **{name: _gpt_like(name, prefix) for name, prefix in BASE_PREFIX.items()},
-    "bert": Family(encoders.bert, encoders.bert_names, "bert."),
-    "roberta": Family(encoders.roberta, encoders.roberta_names, "roberta."),
-    "t5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
-    "mt5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
-    "umt5": Family(pairs.t5, pairs.t5_names, "", EncoderDecoder),
-    "marian": Family(pairs.marian, pairs.bart_names, "model.", EncoderDecoder),
-    "whisper": Family(pairs.whisper, pairs.bart_names, "model.", EncoderDecoder),
-    "wav2vec2": Family(senses.wav2vec2, senses.wav2vec2_names, "wav2vec2.", SpeechEncoder),
+    **{name: llama_like(name) for name in decoders.LLAMA_LIKE},
+    **{
+        name: Family(decoders.gpt_like, name, GPT_PREFIX.get(name, "transformer."))
+        for name in decoders.GPT_LIKE
+    },
+    "bert": Family(encoders.bert, "bert", "bert."),
+    "roberta": Family(encoders.roberta, "roberta", "roberta."),
+    **dict.fromkeys(("t5", "mt5", "umt5"), Family(pairs.t5, "t5", build=EncoderDecoder)),
+    "marian": Family(pairs.marian, "marian", "model.", EncoderDecoder),
+    "whisper": Family(pairs.whisper, "whisper", "model.", EncoderDecoder),
+    "wav2vec2": Family(senses.wav2vec2, "wav2vec2", "wav2vec2.", SpeechEncoder),
     "siglip_vision_model": Family(
-        senses.siglip_vision, senses.siglip_vision_names, "vision_model.", VisionTower
+        senses.siglip_vision, "siglip_vision_model", "vision_model.", VisionTower
     ),
-    "siglip": Family(senses.siglip, senses.siglip_names, "", ImageText),
-    "llava": Family(senses.llava, senses.llava_names, "", SeeingDecoder, senses.LLAVA_DIALECTS),
-    "encodec": Family(senses.encodec, senses.encodec_names, "", AudioCodec),
+    "siglip": Family(senses.siglip, "siglip", build=ImageText),
+    "llava": Family(senses.llava, "llava", build=SeeingDecoder, dialects=LLAVA_DIALECTS),
+    "encodec": Family(senses.encodec, "encodec", build=AudioCodec),
 }
 
 

@@ -9,41 +9,9 @@ from typing import Any
 
 from onsil.models.config import Config, rope, sizes, windows
 from onsil.models.families.encoders import stack_sizes
-from onsil.models.families.names import (
-    QKV,
-    Rule,
-    beside,
-    head_by_head,
-    pairs_in,
-    plain,
-    qkv_rows,
-    stacked,
-    turned,
-)
 from onsil.models.shape import Rotary, Shape
 
 # ── LLaMA and those that say they are ───────────────────────────────────────────────────────────
-
-BLOCK = pairs_in(
-    "attention_norm=input_layernorm attention.q=self_attn.q_proj attention.k=self_attn.k_proj "
-    "attention.v=self_attn.v_proj attention.o=self_attn.o_proj attention.q_norm=self_attn.q_norm "
-    "attention.k_norm=self_attn.k_norm mlp_norm=post_attention_layernorm mlp.gate=mlp.gate_proj "
-    "mlp.up=mlp.up_proj mlp.down=mlp.down_proj"
-)
-TOP = pairs_in("embedding=model.embed_tokens final_norm=model.norm head=lm_head")
-OUTPUT_NORMS = pairs_in(
-    "attention_norm=post_attention_layernorm mlp_norm=post_feedforward_layernorm"
-)
-SANDWICH = pairs_in(
-    "attention_norm_out=post_attention_layernorm mlp_norm=pre_feedforward_layernorm "
-    "mlp_norm_out=post_feedforward_layernorm"
-)
-
-
-def llama_names(shape: Shape, **changed: str | None) -> list[Rule]:
-    """LLaMA's table; `changed` gives other names, or None for what is packed elsewhere."""
-    block = {k: v for k, v in (BLOCK | changed).items() if v is not None}
-    return plain(TOP) + plain(block, "blocks.#.", "model.layers.#.")
 
 
 def llama_shape(c: Config, **changed: Any) -> Shape:
@@ -200,54 +168,6 @@ def llama_like(c: Config) -> Shape:
     return llama_shape(c, **LLAMA_LIKE[c.family](c))
 
 
-def llama_like_names(family: str, shape: Shape) -> list[Rule]:
-    """The table of a family in `LLAMA_LIKE`."""
-    layer, block = "model.layers.#.", "blocks.#."
-    match family:
-        case "mixtral" | "qwen3_moe":
-            home, leaves = {
-                "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
-                "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
-            }[family]
-            rules = llama_names(shape, **dict.fromkeys(("mlp.gate", "mlp.up", "mlp.down")))
-            rules += plain({"mlp.router": f"{home}.gate"}, block, layer)
-            for ours, leaf in zip(("gate", "up", "down"), leaves, strict=True):
-                each = [f"{layer}{home}.experts.{e}.{leaf}" for e in range(shape.experts)]
-                rules.append(stacked(f"{block}mlp.{ours}", each))
-            return rules
-        case "phi3":
-            packed = dict.fromkeys(
-                ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")
-            )
-            halves = (f"{block}mlp.gate", f"{block}mlp.up")
-            return [
-                *llama_names(shape, **packed),
-                beside(QKV, f"{layer}self_attn.qkv_proj", qkv_rows(shape)),
-                beside(halves, f"{layer}mlp.gate_up_proj", [shape.hidden] * 2),
-            ]
-        case "phi":
-            names = (
-                "attention.o=self_attn.dense attention.q_norm=self_attn.q_layernorm "
-                "attention.k_norm=self_attn.k_layernorm mlp.up=mlp.fc1 mlp.down=mlp.fc2"
-            )
-            rules = llama_names(shape, **pairs_in(names))
-            return [*rules, Rule(("final_norm",), ("model.final_layernorm",))]
-        case "gemma2" | "gemma3_text":
-            return llama_names(shape, **SANDWICH)
-        case "hyperclovax":
-            norms = {"attention_norm_out": "post_norm1", "mlp_norm_out": "post_norm2"}
-            return llama_names(shape, **norms)
-        case "exaone4" | "olmo2":
-            return llama_names(shape, **OUTPUT_NORMS)
-        case "stablelm":
-            rules = llama_names(shape, **dict.fromkeys(("attention.q_norm", "attention.k_norm")))
-            for x, heads in (("q", shape.heads), ("k", shape.kv_heads)):
-                each = [f"{layer}self_attn.{x}_layernorm.norms.{i}" for i in range(heads)]
-                rules.append(stacked(f"{block}attention.{x}_norm", each))
-            return rules
-    return llama_names(shape)
-
-
 # ── GPT and its cousins ─────────────────────────────────────────────────────────────────────────
 
 
@@ -337,73 +257,3 @@ GPT_LIKE: dict[str, Callable[[Config], dict[str, Any]]] = {
     "bloom": bloom,
     "opt": opt,
 }
-# Family → where its layers are, what stands outside them, what stands in each.
-GPT_NAMES: dict[str, tuple[str, str, str]] = {
-    "gpt2": (
-        "transformer.h.#.",
-        "embedding=transformer.wte position=transformer.wpe final_norm=transformer.ln_f "
-        "head=lm_head",
-        "attention_norm=ln_1 mlp_norm=ln_2",
-    ),
-    "openai-gpt": (
-        "transformer.h.#.",
-        "embedding=transformer.tokens_embed position=transformer.positions_embed head=lm_head",
-        "attention_norm=ln_1 mlp_norm=ln_2",
-    ),
-    "gpt_neo": (
-        "transformer.h.#.",
-        "embedding=transformer.wte position=transformer.wpe final_norm=transformer.ln_f "
-        "head=lm_head",
-        "attention_norm=ln_1 attention.q=attn.attention.q_proj attention.k=attn.attention.k_proj "
-        "attention.v=attn.attention.v_proj attention.o=attn.attention.out_proj "
-        "mlp_norm=ln_2 mlp.up=mlp.c_fc mlp.down=mlp.c_proj",
-    ),
-    "gptj": (
-        "transformer.h.#.",
-        "embedding=transformer.wte final_norm=transformer.ln_f head=lm_head",
-        "attention_norm=ln_1 attention.q=attn.q_proj attention.k=attn.k_proj "
-        "attention.v=attn.v_proj attention.o=attn.out_proj mlp.up=mlp.fc_in mlp.down=mlp.fc_out",
-    ),
-    "gpt_neox": (
-        "gpt_neox.layers.#.",
-        "embedding=gpt_neox.embed_in final_norm=gpt_neox.final_layer_norm head=embed_out",
-        "attention_norm=input_layernorm attention.o=attention.dense "
-        "mlp_norm=post_attention_layernorm mlp.up=mlp.dense_h_to_4h mlp.down=mlp.dense_4h_to_h",
-    ),
-    "bloom": (
-        "transformer.h.#.",
-        "embedding=transformer.word_embeddings final_norm=transformer.ln_f head=lm_head "
-        "embedding_norm=transformer.word_embeddings_layernorm",
-        "attention_norm=input_layernorm attention.o=self_attention.dense "
-        "mlp_norm=post_attention_layernorm mlp.up=mlp.dense_h_to_4h mlp.down=mlp.dense_4h_to_h",
-    ),
-    "opt": (
-        "model.decoder.layers.#.",
-        "embedding=model.decoder.embed_tokens position=model.decoder.embed_positions head=lm_head "
-        "project_in=model.decoder.project_in project_out=model.decoder.project_out "
-        "final_norm=model.decoder.final_layer_norm",
-        "attention_norm=self_attn_layer_norm attention.q=self_attn.q_proj "
-        "attention.k=self_attn.k_proj attention.v=self_attn.v_proj attention.o=self_attn.out_proj "
-        "mlp_norm=final_layer_norm mlp.up=fc1 mlp.down=fc2",
-    ),
-}
-
-
-def gpt_like_names(family: str, shape: Shape) -> list[Rule]:
-    """The table of a family in `GPT_LIKE`, with the packings of its layers."""
-    layer, top, block = GPT_NAMES[family]
-    ours = "blocks.#."
-    rules = plain(pairs_in(top)) + plain(pairs_in(block), ours, layer)
-    match family:
-        case "gpt2" | "openai-gpt":
-            rules += [
-                beside(QKV, f"{layer}attn.c_attn", qkv_rows(shape), flip=True),
-                turned(f"{ours}attention.o", f"{layer}attn.c_proj"),
-                turned(f"{ours}mlp.up", f"{layer}mlp.c_fc"),
-                turned(f"{ours}mlp.down", f"{layer}mlp.c_proj"),
-            ]
-        case "gpt_neox":
-            rules.append(head_by_head(QKV, f"{layer}attention.query_key_value", shape.heads))
-        case "bloom":
-            rules.append(head_by_head(QKV, f"{layer}self_attention.query_key_value", shape.heads))
-    return rules

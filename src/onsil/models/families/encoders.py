@@ -4,25 +4,7 @@ import re
 from typing import Any
 
 from onsil.models.config import Config, sizes
-from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
-
-BLOCK = {
-    "attention.q": "attention.self.query",
-    "attention.k": "attention.self.key",
-    "attention.v": "attention.self.value",
-    "attention.o": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "mlp.up": "intermediate.dense",
-    "mlp.down": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-}
-TOP = {
-    "embedding": "embeddings.word_embeddings",
-    "position": "embeddings.position_embeddings",
-    "segment": "embeddings.token_type_embeddings",
-    "embedding_norm": "embeddings.LayerNorm",
-}
 
 # Classes named for the stack alone or for a task of another head.
 WITHOUT_WORDS = re.compile(
@@ -69,30 +51,3 @@ def roberta(c: Config) -> Shape:
     """Its table starts after the padding's row: position 0 is row pad + 1."""
     offset = int(c.get("pad_token_id", default=1)) + 1
     return shape_of(c, position_offset=offset, context=sizes(c)["context"] - offset)
-
-
-def bert_names(shape: Shape) -> list[Rule]:
-    head = {
-        "transform": "cls.predictions.transform.dense",
-        "transform_norm": "cls.predictions.transform.LayerNorm",
-        "head": "cls.predictions.decoder",
-    }
-    layers = plain(BLOCK, "blocks.#.", "bert.encoder.layer.#.")
-    bias = bias_apart("cls.predictions.bias") if shape.tied else []
-    return [*plain(TOP, disk="bert."), *layers, *plain(head), *bias]
-
-
-def roberta_names(shape: Shape) -> list[Rule]:
-    head = {
-        "transform": "lm_head.dense",
-        "transform_norm": "lm_head.layer_norm",
-        "head": "lm_head.decoder",
-    }
-    layers = plain(BLOCK, "blocks.#.", "roberta.encoder.layer.#.")
-    bias = bias_apart("lm_head.bias") if shape.tied else []
-    return [*plain(TOP, disk="roberta."), *layers, *plain(head), *bias]
-
-
-def bias_apart(disk: str) -> list[Rule]:
-    """A tied head keeps its bias under a name of its own."""
-    return [Rule(("head.bias",), (disk,), bare=True)]

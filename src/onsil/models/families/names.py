@@ -1,6 +1,6 @@
-"""Name tables: what a tensor of ours is called on disk, walked both ways.
+"""What a tensor of ours is called on disk, walked both ways: names.txt, read.
 
-A rule pairs stems of ours with stems on disk; `#` is the layer. Most are one to one and keep the
+A line pairs a name of ours with a name on disk; `#` is a number, mostly the layer's. Most keep the
 tensor as it is. The rest are packings, each with its way back: transposed (GPT-2's Conv1D), q, k, v
 in one matrix (side by side, or head by head), gate and up in one, experts apart, a norm a head.
 """
@@ -8,14 +8,50 @@ in one matrix (side by side, or head by head), gate and up in one, experts apart
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.resources import files
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from onsil.models.shape import Shape
-
-LAYER = re.compile(r"(?<=blocks\.)\d+(?=\.)")
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 Change = Callable[[list[Tensor]], list[Tensor]]
+
+
+def tables(text: str) -> dict[str, list[tuple[str, str]]]:
+    """For each table of such a text its lines, what stands left and right of the «=»."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    here: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        if line.startswith("["):
+            here = found[line.strip("[]")] = []
+        elif line and not line.startswith(";"):
+            ours, equals, disk = line.partition("=")
+            here.append((ours.strip(), disk.strip()) if equals else ("", line))
+    return found
+
+
+TABLES = tables((files("onsil.models.families") / "names.txt").read_text(encoding="utf-8"))
+
+
+def said(table: str, shape: Any, ours: str = "", disk: str = "") -> dict[str, str]:
+    """`{name of ours: name on disk, and how it is packed}` of a table and all it is like, both
+    sides with these beginnings."""
+    found: dict[str, str] = {}
+    for left, right in TABLES[table]:
+        right, _, word = right.partition(" if ")
+        if word and not attrgetter(word)(shape):
+            continue
+        there, like, other = right.partition("like ")
+        if like:
+            found |= said(other, shape, ours + left, disk + there.strip())
+        else:
+            found[ours + left] = disk + right
+    return found
+
+
+# ── rules ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def unchanged(tensors: list[Tensor]) -> list[Tensor]:
@@ -24,43 +60,60 @@ def unchanged(tensors: list[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Rule:
-    """Stems of ours, stems on disk, and the change each way; `#` is the layer."""
+    """Names of ours, names on disk, and the change each way."""
 
     ours: tuple[str, ...]
     disk: tuple[str, ...]
     read: Change = unchanged
     write: Change = unchanged
-    bare: bool = False  # the name on disk has no .weight
 
 
-def pairs_in(text: str) -> dict[str, str]:
-    """A table written as «ours=disk ours=disk …»."""
-    return dict(pair.split("=") for pair in text.split())  # type: ignore[misc]
+def rules_of(table: str, shape: Any) -> list[Rule]:
+    """The rules of a table for a shape; packings ask a `Shape` for the sizes of their parts."""
+    return [rule_of(ours, disk, shape) for ours, disk in said(table, shape).items()]
 
 
-def plain(table: dict[str, str], ours: str = "", disk: str = "") -> list[Rule]:
-    """One to one; both sides may share a beginning."""
-    return [Rule((ours + a,), (disk + b,)) for a, b in table.items()]
+def rule_of(ours: str, disk: str, shape: Any) -> Rule:
+    """What a line says."""
+    disk, _, packing = disk.partition(" ")
+    home, _, leaves = ours.rpartition(".")
+    parts = tuple(f"{home}.{leaf}" for leaf in leaves.split("+")) if "+" in leaves else (ours,)
+    if "*" in disk:
+        heads = {"q_norm": shape.heads, "k_norm": shape.kv_heads}
+        return apart(ours, disk, heads.get(leaves, shape.experts))
+    match packing:
+        case "transposed":
+            return flipped(rule_of(ours, disk, shape))
+        case "by head":
+            return head_by_head(parts, disk, shape.heads)
+        case "one row":
+            row: Change = lambda ts: [ts[0][None].contiguous()]  # noqa: E731
+            return Rule(parts, (disk,), lambda ts: [ts[0][0].contiguous()], row)
+    assert not packing, f"names.txt: {packing!r} is no packing"
+    return beside(parts, disk, shape) if len(parts) > 1 else Rule(parts, (disk,))
 
 
-def turned(ours: str, disk: str) -> Rule:
-    """A Conv1D: the matrix lies the other way."""
-    flip: Change = lambda ts: [t.T.contiguous() if t.dim() == 2 else t for t in ts]  # noqa: E731
-    return Rule((ours,), (disk,), flip, flip)
+def flipped(rule: Rule) -> Rule:
+    """The same of a matrix that lies the other way (Conv1D)."""
+
+    def flip(ts: list[Tensor]) -> list[Tensor]:
+        return [t.T.contiguous() if t.dim() == 2 else t for t in ts]
+
+    read: Change = lambda ts: rule.read(flip(ts))  # noqa: E731
+    return Rule(rule.ours, rule.disk, read, lambda ts: flip(rule.write(ts)))
 
 
-def beside(ours: tuple[str, ...], disk: str, rows: list[int], flip: bool = False) -> Rule:
-    """Matrices stacked in one, each with so many rows; `flip` for a Conv1D."""
-
-    def read(ts: list[Tensor]) -> list[Tensor]:
-        whole = ts[0].T if flip and ts[0].dim() == 2 else ts[0]
-        return [part.contiguous() for part in whole.split(rows, 0)]
-
-    def write(ts: list[Tensor]) -> list[Tensor]:
-        whole = torch.cat(ts, 0)
-        return [whole.T.contiguous() if flip and whole.dim() == 2 else whole]
-
-    return Rule(ours, (disk,), read, write)
+def beside(ours: tuple[str, ...], disk: str, shape: Any) -> Rule:
+    """Matrices stacked in one, each with as many rows as the shape says."""
+    keys = shape.kv_heads * shape.head_width
+    sizes = {"q": shape.heads * shape.head_width, "k": keys, "v": keys}
+    rows = [sizes.get(name.rpartition(".")[2], shape.hidden) for name in ours]
+    return Rule(
+        ours,
+        (disk,),
+        lambda ts: [part.contiguous() for part in ts[0].split(rows, 0)],
+        lambda ts: [torch.cat(ts, 0)],
+    )
 
 
 def head_by_head(ours: tuple[str, ...], disk: str, heads: int) -> Rule:
@@ -76,14 +129,17 @@ def head_by_head(ours: tuple[str, ...], disk: str, heads: int) -> Rule:
     return Rule(ours, (disk,), read, write)
 
 
-def stacked(ours: str, disk: Iterable[str]) -> Rule:
-    """One tensor of ours is a list of them on disk (experts, norms of heads)."""
+def apart(ours: str, disk: str, count: int) -> Rule:
+    """One tensor of ours is so many on disk (experts, norms of heads)."""
     return Rule(
         (ours,),
-        tuple(disk),
+        tuple(disk.replace("*", str(i)) for i in range(count)),
         lambda ts: [torch.stack(ts)],
         lambda ts: [t.contiguous() for t in ts[0].unbind(0)],
     )
+
+
+# ── rules at the parameters of a model ──────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -95,33 +151,30 @@ class Pairing:
     disk: tuple[str, ...]
 
 
+def numbered(name: str, numbers: list[str]) -> str:
+    for number in numbers:
+        name = name.replace("#", number, 1)
+    return name
+
+
 def pairings(rules: list[Rule], own: Iterable[str], without: Iterable[str] = ()) -> list[Pairing]:
     """Every rule at every layer and leaf that these parameters of ours ask for, in their order."""
     by_first = {rule.ours[0]: rule for rule in rules}
-    rest = {stem for rule in rules for stem in rule.ours[1:]}
+    rest = {name for rule in rules for name in rule.ours[1:]}
     found = []
     for name in own:
         if name in without:
             continue
-        stem, dot, leaf = name.rpartition(".")
-        if leaf not in ("weight", "bias") or name in by_first:
-            stem, dot, leaf = name, "", ""
-        numbers = LAYER.findall(stem)
-        general = LAYER.sub("#", stem)
+        numbers, general, leaf = NUMBER.findall(name), NUMBER.sub("#", name), ""
+        if general not in by_first:
+            general, dot, leaf = general.rpartition(".")
+            leaf = dot + leaf
         if general in rest:
             continue
         rule = by_first[general]
-        end = "" if rule.bare else f"{dot}{leaf}" or ".weight"
-        put: Callable[[str], str] = lambda s: s.replace("#", "".join(numbers))  # noqa: B023, E731
-        ours = tuple(put(s) + f"{dot}{leaf}" for s in rule.ours)
-        found.append(Pairing(rule, ours, tuple(put(s) + end for s in rule.disk)))
+        ours, disk = (
+            tuple(numbered(name, numbers) + leaf for name in side)
+            for side in (rule.ours, rule.disk)
+        )
+        found.append(Pairing(rule, ours, disk))
     return found
-
-
-QKV = ("blocks.#.attention.q", "blocks.#.attention.k", "blocks.#.attention.v")
-
-
-def qkv_rows(shape: Shape) -> list[int]:
-    """Rows of q, k and v when they lie in one matrix."""
-    keys = shape.kv_heads * shape.head_width
-    return [shape.heads * shape.head_width, keys, keys]

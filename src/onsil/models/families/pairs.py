@@ -5,7 +5,6 @@ from typing import Any
 
 from onsil.models.config import Config
 from onsil.models.encoder_decoder import PairShape
-from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 
 # ── T5: distances in buckets, no scale on the scores, no biases ─────────────────────────────────
@@ -53,35 +52,6 @@ def gate_activation(c: Config, kind: str, activation: str) -> Any:
     if kind == "gated" and activation == "gelu":
         return "gelu_tanh"
     return Config(c.raw | {"hidden_act": activation}).activation("hidden_act")
-
-
-def t5_names(shape: PairShape) -> list[Rule]:
-    rules = plain(
-        {
-            "decoder.embedding": "shared",
-            "encoder.embedding": "encoder.embed_tokens",
-            "encoder.final_norm": "encoder.final_layer_norm",
-            "decoder.final_norm": "decoder.final_layer_norm",
-            "decoder.head": "lm_head",
-        }
-    )
-    for side, stack, mlp in (("encoder", shape.encoder, 1), ("decoder", shape.decoder, 2)):
-        bias = "layer.0.SelfAttention.relative_attention_bias"
-        gated = {"mlp.gate": "wi_0", "mlp.up": "wi_1", "mlp.down": "wo"}
-        names = gated if stack.gated else {"mlp.up": "wi", "mlp.down": "wo"}
-        block = {
-            "relative": bias,
-            "attention_norm": "layer.0.layer_norm",
-            "mlp_norm": f"layer.{mlp}.layer_norm",
-            **{f"attention.{x}": f"layer.0.SelfAttention.{x}" for x in "qkvo"},
-            **{ours: f"layer.{mlp}.DenseReluDense.{theirs}" for ours, theirs in names.items()},
-        }
-        if stack.cross:
-            block |= {f"cross.{x}": f"layer.1.EncDecAttention.{x}" for x in "qkvo"}
-            block["cross_norm"] = "layer.1.layer_norm"
-        rules += plain(block, f"{side}.blocks.#.", f"{side}.block.#.")
-        rules += plain({f"{side}.relative": f"{side}.block.0.{bias}"})
-    return rules
 
 
 # ── BART's layout: MarianMT and Whisper ─────────────────────────────────────────────────────────
@@ -134,37 +104,3 @@ def whisper(c: Config) -> PairShape:
         bart_stack(c, "decoder", **common, context=words),
         mel_bands=c.number("num_mel_bins", default=80),
     )
-
-
-def bart_names(shape: PairShape) -> list[Rule]:
-    whisper = bool(shape.mel_bands)
-    one = shape.one_embedding and not whisper
-    rules = plain(
-        {
-            "decoder.embedding": "model.shared" if one else "model.decoder.embed_tokens",
-            "decoder.head": "proj_out" if whisper else "lm_head",
-            "stem.conv1": "model.encoder.conv1",
-            "stem.conv2": "model.encoder.conv2",
-        }
-    )
-    if shape.decoder.logit_bias:
-        first = lambda ts: [ts[0][0].contiguous()]  # noqa: E731
-        row = lambda ts: [ts[0][None].contiguous()]  # noqa: E731
-        rules.append(Rule(("decoder.logit_bias",), ("final_logits_bias",), first, row, bare=True))
-    for side in ("encoder", "decoder"):
-        block = {f"attention.{x}": f"self_attn.{x}_proj" for x in "qkv"}
-        block |= {f"cross.{x}": f"encoder_attn.{x}_proj" for x in "qkv"}
-        block |= {
-            "attention.o": "self_attn.out_proj",
-            "attention_norm": "self_attn_layer_norm",
-            "cross.o": "encoder_attn.out_proj",
-            "cross_norm": "encoder_attn_layer_norm",
-            "mlp.up": "fc1",
-            "mlp.down": "fc2",
-            "mlp_norm": "final_layer_norm",
-        }
-        rules += plain(block, f"{side}.blocks.#.", f"model.{side}.layers.#.")
-        top = {"position": "embed_positions", "final_norm": "layer_norm"}
-        rules += plain(top, f"{side}.", f"model.{side}.")
-    rules += plain({"encoder.embedding": "model.encoder.embed_tokens"})
-    return rules

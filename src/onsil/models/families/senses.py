@@ -5,16 +5,11 @@ what a config.json leaves out.
 """
 
 import math
-import re
-from dataclasses import replace
 from typing import Any
 
-import torch
-
-from onsil.models.autoencoder import AudioCodec, CodecShape
+from onsil.models.autoencoder import CodecShape
 from onsil.models.config import Config, is_list, is_positive, is_whole, sizes
 from onsil.models.families import decoders
-from onsil.models.families.names import Rule, plain
 from onsil.models.shape import Shape
 from onsil.models.speech_encoder import SpeechShape
 from onsil.models.vision import ImageTextShape, SeeingShape, VisionShape
@@ -25,7 +20,6 @@ LAYER_NORMED: dict[str, Any] = {
     "gated": False,
     "tied": False,
 }
-ATTENTION = {f"attention.{x}": f"{x}_proj" for x in "qkv"} | {"attention.o": "out_proj"}
 
 
 def lengths(c: Config, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -118,32 +112,6 @@ def wav2vec2(c: Config) -> SpeechShape:
     )
 
 
-def wav2vec2_names(shape: SpeechShape) -> list[Rule]:
-    block = {ours: f"attention.{theirs}" for ours, theirs in ATTENTION.items()} | {
-        "attention_norm": "layer_norm",
-        "mlp.up": "feed_forward.intermediate_dense",
-        "mlp.down": "feed_forward.output_dense",
-        "mlp_norm": "final_layer_norm",
-    }
-    top = {
-        "project_norm": "feature_projection.layer_norm",
-        "project": "feature_projection.projection",
-        "positions.conv": "encoder.pos_conv_embed.conv",
-        "stack.embedding_norm": "encoder.layer_norm",
-        "stack.final_norm": "encoder.layer_norm",
-    }
-    for i in range(len(shape.channels)):
-        top[f"tower.convs.{i}"] = f"feature_extractor.conv_layers.{i}.conv"
-        top[f"tower.norms.{i}"] = f"feature_extractor.conv_layers.{i}.layer_norm"
-    rules = plain(top, disk="wav2vec2.") + plain({"stack.head": "lm_head"})
-    rules += plain(block, "stack.blocks.#.", "wav2vec2.encoder.layers.#.")
-    for half in ("original0", "original1"):  # of the normed kernel: lengths, directions
-        leaf = f"conv.parametrizations.weight.{half}"
-        disk = f"wav2vec2.encoder.pos_conv_embed.{leaf}"
-        rules.append(Rule((f"positions.{leaf}",), (disk,), bare=True))
-    return rules
-
-
 # ── SigLIP ──────────────────────────────────────────────────────────────────────────────────────
 
 SIGLIP = {
@@ -151,12 +119,6 @@ SIGLIP = {
     "num_attention_heads": 12, "max_position_embeddings": 64, "vocab_size": 32000,
     "num_channels": 3, "image_size": 224, "patch_size": 16,
 }  # fmt: skip
-SIGLIP_BLOCK = {ours: f"self_attn.{theirs}" for ours, theirs in ATTENTION.items()} | {
-    "attention_norm": "layer_norm1",
-    "mlp.up": "mlp.fc1",
-    "mlp.down": "mlp.fc2",
-    "mlp_norm": "layer_norm2",
-}
 
 
 def part(c: Config, key: str) -> Config:
@@ -209,45 +171,6 @@ def siglip(c: Config) -> ImageTextShape:
     return ImageTextShape(vision, stack)
 
 
-def siglip_tower_names(ours: str, disk: str) -> list[Rule]:
-    """A tower of images, wherever it stands on either side."""
-    top = {
-        "patches": "embeddings.patch_embedding",
-        "stack.position": "embeddings.position_embedding",
-        "stack.final_norm": "post_layernorm",
-        "pool.attention.out_proj": "head.attention.out_proj",
-        "pool.norm": "head.layernorm",
-        "pool.mlp.up": "head.mlp.fc1",
-        "pool.mlp.down": "head.mlp.fc2",
-    }
-    bare = ("probe", "attention.in_proj_weight", "attention.in_proj_bias")
-    return [
-        *plain(top, ours, disk),
-        *plain(SIGLIP_BLOCK, f"{ours}stack.blocks.#.", f"{disk}encoder.layers.#."),
-        *(Rule((f"{ours}pool.{name}",), (f"{disk}head.{name}",), bare=True) for name in bare),
-    ]
-
-
-def siglip_vision_names(shape: VisionShape) -> list[Rule]:
-    return siglip_tower_names("", "vision_model.")
-
-
-def siglip_names(shape: ImageTextShape) -> list[Rule]:
-    text = {
-        "text.embedding": "embeddings.token_embedding",
-        "text.position": "embeddings.position_embedding",
-        "text.final_norm": "final_layer_norm",
-        "text_head": "head",
-    }
-    return [
-        *siglip_tower_names("vision.", "vision_model."),
-        *plain(text, disk="text_model."),
-        *plain(SIGLIP_BLOCK, "text.blocks.#.", "text_model.encoder.layers.#."),
-        Rule(("log_scale",), ("logit_scale",), bare=True),
-        Rule(("bias",), ("logit_bias",), bare=True),
-    ]
-
-
 # ── LLaVA ───────────────────────────────────────────────────────────────────────────────────────
 
 TEXTS: dict[str, dict[str, Any]] = {
@@ -261,14 +184,6 @@ TEXTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32_768,
     },
 }  # fmt: skip
-
-# Older checkpoints have «vision_model.» within the tower, some also «model.» in front of all.
-LLAVA_DIALECTS = (
-    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower."),
-    (r"^(?:model\.)?multi_modal_projector\.", "multi_modal_projector."),
-    (r"^model\.language_model\.(?:model\.)?", "language_model.model."),
-    (r"^lm_head\.", "language_model.lm_head."),
-)
 
 
 def llava(c: Config) -> SeeingShape:
@@ -313,23 +228,6 @@ def llava(c: Config) -> SeeingShape:
         c.activation("projector_hidden_act", default="gelu"),
         switch(c, "multimodal_projector_bias", default=True),
     )
-
-
-def llava_names(shape: SeeingShape) -> list[Rule]:
-    projector = {"project_in": "linear_1", "project_out": "linear_2"}
-    text = [
-        replace(
-            rule,
-            ours=tuple(f"decoder.{name}" for name in rule.ours),
-            disk=tuple(f"language_model.{name}" for name in rule.disk),
-        )
-        for rule in decoders.llama_names(shape.decoder)
-    ]
-    return [
-        *siglip_tower_names("vision.", "vision_tower."),
-        *plain(projector, disk="multi_modal_projector."),
-        *text,
-    ]
 
 
 # ── EnCodec ─────────────────────────────────────────────────────────────────────────────────────
@@ -418,12 +316,3 @@ def chunks(c: Config, rate: int) -> tuple[int, int]:
         )
     chunk = int(length * rate)
     return chunk, max(1, int((1.0 - overlap) * chunk))
-
-
-def encodec_names(shape: CodecShape) -> list[Rule]:
-    """Layers are counted on disk as they are here; only the codebooks are called otherwise."""
-    with torch.device("meta"):
-        ours = AudioCodec(shape).state_dict()
-    book = re.compile(r"^quantiser\.levels\.(\d+)\.")
-    disk = {name: book.sub(r"quantizer.layers.\1.codebook.", name) for name in ours}
-    return [Rule((name,), (there,), bare=True) for name, there in disk.items()]
