@@ -22,7 +22,7 @@ from onsil.lineage.spelling import canonical
 from onsil.models.config import OWN_INT8, quantised
 from onsil.models.families import FAMILIES, Family, family_of, shape_of
 from onsil.models.families.grown import config_of
-from onsil.models.families.names import Pairing, pairings
+from onsil.models.families.names import Rule, pairings
 from onsil.models.shape import Shape
 from onsil.models.weights import (
     Entry,
@@ -134,7 +134,7 @@ def load(
 
 
 def repeated(
-    pairs: list[Pairing],
+    pairs: list[Rule],
     stored: dict[str, Tensor],
     state: dict[str, Tensor],
     shared: dict[str, str],
@@ -153,7 +153,7 @@ def repeated(
 
 
 def read_pairing(
-    folder: Path, pairing: Pairing, stored: dict[str, Tensor], own: dict[str, Tensor]
+    folder: Path, pairing: Rule, stored: dict[str, Tensor], own: dict[str, Tensor]
 ) -> list[Tensor]:
     """The tensors of ours behind one rule. Raises OnsilError when one is missing or misshapen."""
     for name in pairing.disk:
@@ -167,7 +167,7 @@ def read_pairing(
                 f"텐서 {name}의 자료형이 fp32, fp16, bf16이 아니라 {kind}입니다",
             )
     try:
-        made = pairing.rule.read([stored[name] for name in pairing.disk])
+        made = pairing.read([stored[name] for name in pairing.disk])
     except RuntimeError:
         made = []
     wanted = [tuple(own[name].shape) for name in pairing.ours]
@@ -232,10 +232,23 @@ def save(
     settings.pop("quantization_config", None)
     family = FAMILIES[settings["model_type"]]
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if laid_over := next((name for name in state if ".lora_" in name), None):
+        raise OnsilError(
+            en=(
+                f"The model wears an adapter ({laid_over}).",
+                "Its own weights and the adapter's are kept apart; one file cannot hold both.",
+                "Fold it in with merge, take it off with remove_lora, or use save_adapter.",
+            ),
+            ko=(
+                f"모델에 어댑터가 얹혀 있습니다({laid_over}).",
+                "모델과 어댑터의 가중치는 따로 보관합니다. 한 파일에 함께 담을 수 없습니다.",
+                "merge로 합치거나 remove_lora로 떼거나 save_adapter로 저장해 주세요.",
+            ),
+        )
     out: dict[str, Tensor] = {}
     rules = family.names(model.shape)
     for pairing in pairings(rules, state, without=model.shared()):
-        made = pairing.rule.write([state[name] for name in pairing.ours])
+        made = pairing.write([state[name] for name in pairing.ours])
         out |= dict(zip(pairing.disk, made, strict=True))
     if origin is not None and not int8:
         for name, of in origin.twins.items():
