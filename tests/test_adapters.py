@@ -493,15 +493,9 @@ def test_prompts_that_fit_nowhere_are_refused(llama, folder_of, tmp_path):
         load_prompt(model, tmp_path)
 
 
-def test_a_model_that_wears_an_adapter_is_not_saved_as_if_it_were_one(tmp_path):
-    from family_cases import DECODERS, make
-
-    from onsil.errors import OnsilError
-    from onsil.models.adapters import add_lora
-    from onsil.models.checkpoint import load, save
-
+def test_a_model_that_wears_an_adapter_is_not_saved_as_one(tmp_path):
     make(DECODERS["llama"]).save_pretrained(tmp_path)
     model, extra = load(tmp_path)
-    add_lora(model, rank=2, alpha=4.0)
+    adapters.add_lora(model, rank=2, alpha=4.0)
     with pytest.raises(OnsilError, match="wears an adapter"):
         save(model, tmp_path, {}, extra)
