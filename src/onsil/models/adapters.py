@@ -142,7 +142,7 @@ def sites(model: Stack) -> list[Site]:
     alone = kind.endswith("Model") and isinstance(model, Transformer) and model.head is None
     prefix = family.prefix if alone else ""
     return [
-        Site(tuple(map(stem, pair.ours)), stem(pair.disk[0]).removeprefix(prefix), pair.rule)
+        Site(tuple(map(stem, pair.ours)), stem(pair.disk[0]).removeprefix(prefix), pair)
         for pair in pairings(family.names(model.shape), own)
     ]
 

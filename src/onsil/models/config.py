@@ -7,6 +7,7 @@ than read nearly right.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,11 @@ POSITIVE = frozenset((
 SHARES = frozenset(("partial_rotary_factor", "rotary_pct", "rope_pct"))
 KINDS = ("sliding_attention", "full_attention")  # of layers
 EACH_LAYER = ("layer_types", "no_rope_layers", "attention_layers")
+# Classes named for the stack alone or for a task of another head.
+WITHOUT_WORDS = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|NextSentencePrediction)$"
+    r"|^(?!.*(LMHead|DoubleHeads)Model$).*Model$"
+)
 
 
 def is_whole(value: Any, least: int, most: int = LARGEST) -> bool:
@@ -165,6 +171,17 @@ class Config:
             raise self.wrong(key, f"{shown}, which is no size", f"{shown}이어서 크기가 아닙니다")
         return value
 
+    def numbers(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """A list of sizes, each a whole number from 1."""
+        value = self.get(key, default=default)
+        good = isinstance(value, list | tuple) and all(is_whole(n, 1, 2**20) for n in value)
+        if not good or not 0 < len(value) <= 64:
+            shown = repr(value)[:200]
+            raise self.wrong(
+                key, f"{shown}, which is no list of sizes", f"{shown}이어서 쓸 수 없습니다"
+            )
+        return tuple(value)
+
     def real(self, *keys: str, default: float) -> float:
         """A finite number."""
         value = self.get(*keys, default=default)
@@ -192,6 +209,30 @@ class Config:
             raise self.wrong(
                 key, f"{value!r}, which is not built here", f"{value!r}이어서 지원하지 않습니다"
             )
+
+    def switch(self, key: str, default: bool = False) -> bool:
+        """True or false, and nothing else."""
+        self.only(key, True, False)
+        return bool(self.get(key, default=default))
+
+    def part(self, key: str) -> "Config":
+        """A config within the config."""
+        if not isinstance(found := self.get(key, default={}), dict):
+            raise self.wrong(
+                key, f"{found!r}, which is no config", f"{found!r}이어서 설정이 아닙니다"
+            )
+        return Config(found)
+
+    def completed(self, defaults: dict[str, Any]) -> "Config":
+        """With what it leaves out."""
+        told = {key: value for key, value in self.raw.items() if value is not None}
+        return Config(defaults | told)
+
+    @property
+    def published_class(self) -> str:
+        """The class the checkpoint was saved from; nothing where it is not said."""
+        told = self.get("architectures")
+        return str(told[0]) if isinstance(told, list) and told else ""
 
     def wrong(self, key: str, en: str, ko: str) -> OnsilError:
         return OnsilError(
@@ -231,6 +272,13 @@ def sizes(c: Config) -> dict[str, Any]:
         ),
         "qk_norm": "none",
     }
+
+
+def stack_sizes(c: Config) -> dict[str, Any]:
+    """The sizes, and what the stack writes: the published class tells whether there is a
+    vocabulary head."""
+    bare = WITHOUT_WORDS.search(c.published_class)
+    return sizes(c) | {"writes": "vectors" if bare else "tokens"}
 
 
 def rope(c: Config, kind: str = "", base: float = 10_000.0, share: float = 1.0) -> Rotary:

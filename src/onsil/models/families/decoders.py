@@ -1,4 +1,4 @@
-"""The decoder families: for each a function config → Shape, and a table of names.
+"""The decoder families: for each what its config says otherwise than LLaMA's or GPT-2's.
 
 Most are LLaMA with a word changed, so most are a line in `LLAMA_LIKE`; docs/families.md shows how
 to add another. A family's facts are those of its config and model file in transformers 5.23.
@@ -7,22 +7,22 @@ to add another. A family's facts are those of its config and model file in trans
 from collections.abc import Callable
 from typing import Any
 
-from onsil.models.config import Config, rope, sizes, windows
-from onsil.models.families.encoders import stack_sizes
+from onsil.models.config import Config, rope, sizes, stack_sizes, windows
 from onsil.models.shape import Rotary, Shape
 
 # ── LLaMA and those that say they are ───────────────────────────────────────────────────────────
 
 
-def llama_shape(c: Config, **changed: Any) -> Shape:
-    gated = {
+def llama_like(c: Config) -> Shape:
+    """RMS norms, a gated MLP, rotary positions: and what each says differently."""
+    common = {
         "norm_epsilon": c.real("rms_norm_eps", "layer_norm_eps", default=1e-6),
         "activation": c.activation(),
-        "tied": bool(c.get("tie_word_embeddings", default=False)),
+        "tied": c.switch("tie_word_embeddings", default=False),
         "rotary": rope(c),
         "bias": ("qkvo" if c.get("attention_bias") else "") + ("ud" if c.get("mlp_bias") else ""),
     }
-    return Shape(**(stack_sizes(c) | gated | changed))
+    return Shape(**(stack_sizes(c) | common | LLAMA_LIKE[c.family](c)))
 
 
 def window_everywhere(c: Config, default: int | None = None) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def gemma(c: Config) -> dict[str, Any]:
     return {
         "norm": "rms+1",
         "activation": c.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),
-        "tied": bool(c.get("tie_word_embeddings", default=True)),
+        "tied": c.switch("tie_word_embeddings", default=True),
         "embedding_scale": c.number("hidden_size") ** 0.5,
         "score_scale": scalar**-0.5,
         "score_cap": c.real("attn_logit_softcapping", default=0.0),
@@ -69,14 +69,13 @@ def gemma(c: Config) -> dict[str, Any]:
 
 def gemma3(c: Config) -> dict[str, Any]:
     c.raw.setdefault("sliding_window", 4096)
+    period = c.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
     return gemma(c) | {
         "wiring": "sandwich",
         "qk_norm": "head",
         "rotary": rope(c, "full_attention", base=1_000_000.0),
         "local_rotary": rope(c, "sliding_attention"),
-        **windows(
-            c, every(c, c.get("sliding_window_pattern", "_sliding_window_pattern", default=6))
-        ),
+        **windows(c, every(c, period)),
     }
 
 
@@ -94,7 +93,7 @@ def exaone4(c: Config) -> dict[str, Any]:
 def smollm3(c: Config) -> dict[str, Any]:
     c.only("use_sliding_window", False)
     rotary = c.get("no_rope_layers", default=every(c, c.get("no_rope_layer_interval", default=4)))
-    tied = bool(c.get("tie_word_embeddings", default=True))
+    tied = c.switch("tie_word_embeddings", default=True)
     return {"pattern": "".join("G" if r else "N" for r in rotary), "tied": tied}
 
 
@@ -127,14 +126,14 @@ def phi(c: Config) -> dict[str, Any]:
         "gated": False,
         "activation": c.activation(default="gelu_new"),
         "qk_norm": "head" if c.get("qk_layernorm") else "none",
-        "qk_norm_bias": bool(c.get("qk_layernorm")),
+        "qk_norm_bias": c.switch("qk_layernorm"),
         "rotary": rope(c, share=0.5),
         "bias": "qkvoudh",
     }
 
 
 def qwen3_moe(c: Config) -> dict[str, Any]:
-    renormalised = {"experts_renormalised": bool(c.get("norm_topk_prob", default=False))}
+    renormalised = {"experts_renormalised": c.switch("norm_topk_prob", default=False)}
     hidden = {"hidden": c.number("moe_intermediate_size")}
     return {"qk_norm": "head", **mixture(c), **window_where_used(c)} | renormalised | hidden
 
@@ -164,10 +163,6 @@ LLAMA_LIKE: dict[str, Callable[[Config], dict[str, Any]]] = {
 }
 
 
-def llama_like(c: Config) -> Shape:
-    return llama_shape(c, **LLAMA_LIKE[c.family](c))
-
-
 # ── GPT and its cousins ─────────────────────────────────────────────────────────────────────────
 
 
@@ -177,14 +172,12 @@ def gpt_like(c: Config) -> Shape:
         "norm": "layer",
         "norm_epsilon": c.real("layer_norm_epsilon", "layer_norm_eps", default=1e-5),
         "gated": False,
+        "activation": c.activation(default="gelu_new"),
         "positions": "learned",
         "bias": "qkvoud",
-        "tied": bool(c.get("tie_word_embeddings", default=True)),
+        "tied": c.switch("tie_word_embeddings", default=True),
     }
-    told = GPT_LIKE[c.family](c)
-    return Shape(
-        **(stack_sizes(c) | common | {"activation": c.activation(default="gelu_new")} | told)
-    )
+    return Shape(**(stack_sizes(c) | common | GPT_LIKE[c.family](c)))
 
 
 def gpt2(c: Config) -> dict[str, Any]:
@@ -212,7 +205,7 @@ def gptj(c: Config) -> dict[str, Any]:
     head = sizes(c)["head_width"]
     turned = c.get("rotary_dim") or head
     rotary = Rotary(rope(c).base, turned if turned < head else 0, interleaved=True)
-    tied = bool(c.get("tie_word_embeddings", default=False))
+    tied = c.switch("tie_word_embeddings", default=False)
     words = {"positions": "rotary", "rotary": rotary, "bias": "udh", "tied": tied}
     return words | {"wiring": "shared"}
 
@@ -225,7 +218,7 @@ def gpt_neox(c: Config) -> dict[str, Any]:
         "rotary": rope(c, share=0.25),
         "activation": c.activation(default="gelu"),
         "bias": "qkvoud" if c.get("attention_bias", default=True) else "ud",
-        "tied": bool(c.get("tie_word_embeddings", default=False)),
+        "tied": c.switch("tie_word_embeddings", default=False),
     }
 
 

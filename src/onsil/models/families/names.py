@@ -7,7 +7,7 @@ in one matrix (side by side, or head by head), gate and up in one, experts apart
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from operator import attrgetter
 from typing import Any
@@ -54,18 +54,14 @@ def said(table: str, shape: Any, ours: str = "", disk: str = "") -> dict[str, st
 # ── rules ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def unchanged(tensors: list[Tensor]) -> list[Tensor]:
-    return tensors
-
-
 @dataclass(frozen=True)
 class Rule:
     """Names of ours, names on disk, and the change each way."""
 
     ours: tuple[str, ...]
     disk: tuple[str, ...]
-    read: Change = unchanged
-    write: Change = unchanged
+    read: Change = list  # unchanged
+    write: Change = list
 
 
 def rules_of(table: str, shape: Any) -> list[Rule]:
@@ -99,8 +95,7 @@ def flipped(rule: Rule) -> Rule:
     def flip(ts: list[Tensor]) -> list[Tensor]:
         return [t.T.contiguous() if t.dim() == 2 else t for t in ts]
 
-    read: Change = lambda ts: rule.read(flip(ts))  # noqa: E731
-    return Rule(rule.ours, rule.disk, read, lambda ts: flip(rule.write(ts)))
+    return replace(rule, read=lambda ts: rule.read(flip(ts)), write=lambda ts: flip(rule.write(ts)))
 
 
 def beside(ours: tuple[str, ...], disk: str, shape: Any) -> Rule:
@@ -142,23 +137,15 @@ def apart(ours: str, disk: str, count: int) -> Rule:
 # ── rules at the parameters of a model ──────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """A rule at one layer and leaf: names of ours, names on disk."""
-
-    rule: Rule
-    ours: tuple[str, ...]
-    disk: tuple[str, ...]
-
-
 def numbered(name: str, numbers: list[str]) -> str:
     for number in numbers:
         name = name.replace("#", number, 1)
     return name
 
 
-def pairings(rules: list[Rule], own: Iterable[str], without: Iterable[str] = ()) -> list[Pairing]:
-    """Every rule at every layer and leaf that these parameters of ours ask for, in their order."""
+def pairings(rules: list[Rule], own: Iterable[str], without: Iterable[str] = ()) -> list[Rule]:
+    """Every rule at every layer and leaf that these parameters of ours ask for, in their order; the
+    names are whole ones then."""
     by_first = {rule.ours[0]: rule for rule in rules}
     rest = {name for rule in rules for name in rule.ours[1:]}
     found = []
@@ -176,5 +163,5 @@ def pairings(rules: list[Rule], own: Iterable[str], without: Iterable[str] = ())
             tuple(numbered(name, numbers) + leaf for name in side)
             for side in (rule.ours, rule.disk)
         )
-        found.append(Pairing(rule, ours, disk))
+        found.append(replace(rule, ours=ours, disk=disk))
     return found

@@ -13,7 +13,9 @@ from onsil.models.shape import Shape
 def t5(c: Config) -> PairShape:
     """T5, v1.1, Flan and ByT5; mT5 and umT5 with what they change."""
     kind, _, activation = str(c.get("feed_forward_proj", default="relu")).rpartition("-")
-    tied = bool(c.get("tie_word_embeddings", default=c.family == "t5"))
+    if (kind, activation) == ("gated", "gelu"):
+        activation = "gelu_new"  # the tanh form is what it has always meant
+    tied = c.switch("tie_word_embeddings", default=c.family == "t5")
     width = c.number("d_model")
     encoder = Shape(
         vocabulary=c.number("vocab_size"),
@@ -31,7 +33,7 @@ def t5(c: Config) -> PairShape:
         reach=c.number("relative_attention_max_distance", default=128),
         relative_layers=c.family == "umt5",
         gated=kind == "gated",
-        activation=gate_activation(c, kind, activation),
+        activation=Config(c.raw | {"hidden_act": activation}).activation("hidden_act"),
         score_scale=1.0,
     )
     scaled = c.get("scale_decoder_outputs", default=tied) and c.family != "mt5"
@@ -45,13 +47,6 @@ def t5(c: Config) -> PairShape:
         logit_scale=width**-0.5 if scaled else 1.0,
     )
     return PairShape(encoder, decoder)
-
-
-def gate_activation(c: Config, kind: str, activation: str) -> Any:
-    """«gated-gelu» has always meant the tanh form."""
-    if kind == "gated" and activation == "gelu":
-        return "gelu_tanh"
-    return Config(c.raw | {"hidden_act": activation}).activation("hidden_act")
 
 
 # ── BART's layout: MarianMT and Whisper ─────────────────────────────────────────────────────────
@@ -74,7 +69,7 @@ def bart_stack(c: Config, side: str, **more: Any) -> Shape:
         "activation": c.activation(default="gelu"),
         "bias": "qkvoud",
         "embedding_scale": c.number("d_model") ** 0.5 if c.get("scale_embedding") else 1.0,
-        "tied": bool(c.get("tie_word_embeddings", default=True)),
+        "tied": c.switch("tie_word_embeddings", default=True),
     }
     return Shape(**(given | more))
 
@@ -88,9 +83,7 @@ def marian(c: Config) -> PairShape:
     encoder = bart_stack(c, "encoder", **common)
     words = c.number("decoder_vocab_size", "vocab_size")
     decoder = bart_stack(c, "decoder", **common, vocabulary=words, logit_bias=True)
-    return PairShape(
-        encoder, decoder, bool(c.get("share_encoder_decoder_embeddings", default=True))
-    )
+    return PairShape(encoder, decoder, c.switch("share_encoder_decoder_embeddings", default=True))
 
 
 def whisper(c: Config) -> PairShape:

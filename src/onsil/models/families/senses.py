@@ -8,49 +8,14 @@ import math
 from typing import Any
 
 from onsil.models.autoencoder import CodecShape
-from onsil.models.config import Config, is_list, is_positive, is_whole, sizes
+from onsil.models.config import Config, is_list, is_positive, is_whole
 from onsil.models.families import decoders
+from onsil.models.families.encoders import layer_normed
 from onsil.models.shape import Shape
 from onsil.models.speech_encoder import SpeechShape
 from onsil.models.vision import ImageTextShape, SeeingShape, VisionShape
 
-LAYER_NORMED: dict[str, Any] = {
-    "causal": False,
-    "norm": "layer",
-    "gated": False,
-    "tied": False,
-}
-
-
-def lengths(c: Config, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    """A list of sizes, each a whole number from 1."""
-    value = c.get(key, default=default)
-    good = isinstance(value, list | tuple) and all(is_whole(n, 1, 2**20) for n in value)
-    if not good or not 0 < len(value) <= 64:
-        shown = repr(value)[:200]
-        raise c.wrong(key, f"{shown}, which is no list of sizes", f"{shown}이어서 쓸 수 없습니다")
-    return tuple(value)
-
-
-def completed(c: Config, defaults: dict[str, Any]) -> Config:
-    """A config with what it leaves out."""
-    return Config(defaults | {key: value for key, value in c.raw.items() if value is not None})
-
-
-def switch(c: Config, key: str, default: bool = False) -> bool:
-    """True or false, and nothing else."""
-    c.only(key, True, False)
-    return bool(c.get(key, default=default))
-
-
-def published_class(c: Config) -> str:
-    """The class the checkpoint was saved from; nothing where it is not said."""
-    told = c.get("architectures")
-    return str(told[0]) if isinstance(told, list) and told else ""
-
-
 # ── wav2vec 2.0 ─────────────────────────────────────────────────────────────────────────────────
-
 
 WAV2VEC2 = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -60,16 +25,13 @@ WAV2VEC2 = {
 
 def wav2vec2(c: Config) -> SpeechShape:
     """Base (norm after the branch, group norm in front) and large ("stable": norm before it)."""
-    c = completed(c, WAV2VEC2)
-    for key, allowed in (
-        ("feat_extract_norm", ("group", "layer")),
-        ("add_adapter", (False,)),
-        ("adapter_attn_dim", ()),
-    ):
-        c.only(key, *allowed)
-    channels = lengths(c, "conv_dim", (512,) * 7)
-    kernels = lengths(c, "conv_kernel", (10, 3, 3, 3, 3, 2, 2))
-    strides = lengths(c, "conv_stride", (5, 2, 2, 2, 2, 2, 2))
+    c = c.completed(WAV2VEC2)
+    c.only("feat_extract_norm", "group", "layer")
+    c.only("add_adapter", False)
+    c.only("adapter_attn_dim")
+    channels = c.numbers("conv_dim", (512,) * 7)
+    kernels = c.numbers("conv_kernel", (10, 3, 3, 3, 3, 2, 2))
+    strides = c.numbers("conv_stride", (5, 2, 2, 2, 2, 2, 2))
     if not len(channels) == len(kernels) == len(strides):
         raise c.wrong(
             "conv_dim",
@@ -78,19 +40,16 @@ def wav2vec2(c: Config) -> SpeechShape:
             f"{len(channels)}층, conv_kernel은 {len(kernels)}층, "
             f"conv_stride는 {len(strides)}층으로 서로 다릅니다",
         )
-    stable = switch(c, "do_stable_layer_norm")
-    words = published_class(c) in ("", "Wav2Vec2ForCTC")
-    given = sizes(c) | LAYER_NORMED
-    stack = Shape(
-        **given,
+    stable = c.switch("do_stable_layer_norm")
+    words = c.published_class in ("", "Wav2Vec2ForCTC")
+    stack = layer_normed(
+        c,
         bias="qkvoudh" if words else "qkvoud",
         reads="vectors",
         writes="tokens" if words else "vectors",
         wiring="pre" if stable else "post",
         embedding_norm=not stable,
-        norm_epsilon=c.real("layer_norm_eps", default=1e-5),
         positions="none",
-        activation=c.activation("hidden_act", default="gelu"),
     )
     groups = c.number("num_conv_pos_embedding_groups", default=16)
     if stack.width % groups:
@@ -104,7 +63,7 @@ def wav2vec2(c: Config) -> SpeechShape:
         channels,
         kernels,
         strides,
-        conv_bias=switch(c, "conv_bias"),
+        conv_bias=c.switch("conv_bias"),
         conv_norm=c.get("feat_extract_norm", default="group"),
         conv_activation=c.activation("feat_extract_activation", default="gelu"),
         position_kernel=c.number("num_conv_pos_embeddings", default=128),
@@ -121,19 +80,10 @@ SIGLIP = {
 }  # fmt: skip
 
 
-def part(c: Config, key: str) -> Config:
-    """A config within the config."""
-    if not isinstance(found := c.get(key, default={}), dict):
-        raise c.wrong(key, f"{found!r}, which is no config", f"{found!r}이어서 설정이 아닙니다")
-    return Config(found)
-
-
 def siglip_stack(c: Config, **more: Any) -> Shape:
-    given = sizes(c) | LAYER_NORMED | more
-    return Shape(
-        **given,
-        writes="vectors",
-        bias="qkvoud",
+    return layer_normed(
+        c,
+        **more,
         positions="learned",
         norm_epsilon=c.real("layer_norm_eps", default=1e-6),
         activation=c.activation("hidden_act", default="gelu_pytorch_tanh"),
@@ -142,7 +92,7 @@ def siglip_stack(c: Config, **more: Any) -> Shape:
 
 def siglip_vision(c: Config) -> VisionShape:
     """The tower of images, by itself or within another config."""
-    c = completed(c, SIGLIP)
+    c = c.completed(SIGLIP)
     image, patch = c.number("image_size"), c.number("patch_size")
     if not patch <= image <= 2**14:
         raise c.wrong(
@@ -151,14 +101,14 @@ def siglip_vision(c: Config) -> VisionShape:
             f"{patch}인데 이미지는 {image}입니다",
         )
     stack = siglip_stack(c, vocabulary=0, reads="vectors", context=(image // patch) ** 2)
-    pooled = switch(c, "vision_use_head", default=True)
+    pooled = c.switch("vision_use_head", default=True)
     return VisionShape(stack, image, patch, c.number("num_channels"), pooled)
 
 
 def siglip(c: Config) -> ImageTextShape:
     """Both towers."""
-    vision, text = siglip_vision(part(c, "vision_config")), part(c, "text_config")
-    text = completed(text, SIGLIP)
+    vision = siglip_vision(c.part("vision_config"))
+    text = c.part("text_config").completed(SIGLIP)
     stack = siglip_stack(text)
     met = text.number("projection_size", default=stack.width)
     if met != vision.stack.width or not vision.pooled:
@@ -188,10 +138,10 @@ TEXTS: dict[str, dict[str, Any]] = {
 
 def llava(c: Config) -> SeeingShape:
     """A SigLIP tower, all its patches, within LLaMA or Qwen2."""
-    vision, text = part(c, "vision_config"), part(c, "text_config")
+    vision, text = c.part("vision_config"), c.part("text_config")
     for inner, key, known, usual in (
         (vision, "vision_config", ("siglip_vision_model",), "clip_vision_model"),
-        (text, "text_config", tuple(TEXTS), "llama"),
+        (text, "text_config", tuple(TEXTS), None),
     ):
         if (told := inner.raw.get("model_type", usual)) not in known:
             raise c.wrong(
@@ -215,10 +165,8 @@ def llava(c: Config) -> SeeingShape:
             f"{shown} of a tower of {depth} layers",
             f"{shown}인데 이미지 탑은 {depth}층입니다",
         )
-    tied = switch(c, "tie_word_embeddings") or switch(text, "tie_word_embeddings")
-    if text.family not in TEXTS:
-        raise c.wrong("text_config", f"of {text.family!r}", f"{text.family!r}입니다")
-    given = completed(text, TEXTS[text.family]).raw
+    tied = c.switch("tie_word_embeddings") or text.switch("tie_word_embeddings")
+    given = text.completed(TEXTS[text.family]).raw
     whole = Config(given | {"tie_word_embeddings": tied, "architectures": None})
     return SeeingShape(
         tower,
@@ -226,7 +174,7 @@ def llava(c: Config) -> SeeingShape:
         c.number("image_token_index", "image_token_id", default=32_000),
         tuple(layers),
         c.activation("projector_hidden_act", default="gelu"),
-        switch(c, "multimodal_projector_bias", default=True),
+        c.switch("multimodal_projector_bias", default=True),
     )
 
 
@@ -238,11 +186,11 @@ def encodec(c: Config) -> CodecShape:
     c.only("norm_type", "weight_norm", "time_group_norm")
     c.only("pad_mode", "reflect", "constant")
     width, rate = c.number("hidden_size", default=128), c.number("sampling_rate", default=24_000)
-    ratios, bands = lengths(c, "upsampling_ratios", (8, 5, 4, 2)), bandwidths(c)
+    ratios, bands = c.numbers("upsampling_ratios", (8, 5, 4, 2)), bandwidths(c)
     codes, filters = c.number("codebook_size", default=1024), c.number("num_filters", default=32)
     squeeze, growth = c.number("compress", default=2), c.number("dilation_growth_rate", default=2)
     layers = c.number("num_residual_layers", default=1)
-    causal = switch(c, "use_causal_conv", default=True)
+    causal = c.switch("use_causal_conv", default=True)
     trim = c.real("trim_right_ratio", default=1.0)
     for key, value, sound in (
         ("codebook_dim", c.get("codebook_dim", default=width), lambda v: v == width),
@@ -274,13 +222,13 @@ def encodec(c: Config) -> CodecShape:
         residual_layers=layers,
         residual_squeeze=squeeze,
         dilation_growth=growth,
-        shortcut=switch(c, "use_conv_shortcut", default=True),
+        shortcut=c.switch("use_conv_shortcut", default=True),
         lstm_layers=c.number("num_lstm_layers", default=2),
         causal=causal,
         padding=c.get("pad_mode", default="reflect"),
         trim_right=trim,
         norm=c.get("norm_type", default="weight_norm"),
-        loudness=switch(c, "normalize"),
+        loudness=c.switch("normalize"),
         chunk=chunk,
         chunk_step=step,
     )
