@@ -1,5 +1,8 @@
 """Models that hear and see against the published classes: the same numbers, the same bits back."""
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -11,6 +14,7 @@ from onsil.errors import OnsilError
 from onsil.models.checkpoint import load, save
 from onsil.models.codebook import ResidualQuantiser
 from onsil.models.families import shape_of
+from onsil.release.inspection import inspect_folder
 
 WAVES = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(1))
 IMAGES = torch.randn(2, 2, 30, 30, generator=torch.Generator().manual_seed(2))
@@ -438,6 +442,25 @@ def test_another_bandwidth_is_refused(checkpoints):
     model = load(checkpoints("encodec mono")[1])[0]
     with pytest.raises(OnsilError, match=r"0\.1 kbps; it has 0\.05, 0\.16, 0\.26"):
         model.encode(sound(1, 400), 0.1)
+
+
+def test_a_codec_is_inspected_though_it_has_no_stacks(checkpoints):
+    oracle, folder = checkpoints("encodec stereo")
+    found = inspect_folder(folder)
+    assert (found["kind"], found["stacks"], found["vocabulary"]) == ("codec", [], 0)
+    assert found["parameters"] == sum(tensor.numel() for tensor in oracle.state_dict().values())
+    assert found["context"] is found["cache_per_1000_tokens"] is None
+    able = {what for what, can in found["can"].items() if can}
+    assert able == {"hear", "train"}
+
+
+def test_more_parts_of_a_codec_than_the_file_has_tensors_are_refused(checkpoints, tmp_path):
+    """Before ten thousand layers are built."""
+    folder = shutil.copytree(checkpoints("encodec mono")[1], tmp_path / "long")
+    config = json.loads((folder / "config.json").read_text()) | {"num_lstm_layers": 10**4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OnsilError, match="10000 layers or experts cannot lie in"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

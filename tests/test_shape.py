@@ -41,8 +41,7 @@ def config_of(case: family_cases.Case) -> dict[str, Any]:
 
 def stacks(shape: Any) -> list[Shape]:
     """The transformers of a model; a codec of sound has none."""
-    found = [shape] if isinstance(shape, Shape) else shape.stacks
-    return [stack for stack in found if isinstance(stack, Shape)]
+    return [shape] if isinstance(shape, Shape) else list(shape.stacks)
 
 
 def values(shapes: list[Any], kind: type) -> dict[str, set[Any]]:

@@ -21,6 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from onsil.errors import OnsilError
 from onsil.models.codebook import ResidualQuantiser
+from onsil.models.shape import Shape
 
 Frames = list[tuple[Tensor, Tensor | None]]  # codes B Q T of a chunk, and its loudness B 1
 
@@ -53,17 +54,15 @@ class CodecShape:
     chunk_step: int = 0
 
     @property
-    def stacks(self) -> tuple["CodecShape", ...]:
-        """Itself: what is asked of a stack before it is built is `depth`, `experts`, `tied`."""
-        return (self,)
+    def stacks(self) -> tuple[Shape, ...]:
+        """None: there is no transformer in it."""
+        return ()
 
     @property
     def depth(self) -> int:
         """The longest row of equal parts; each has tensors of its own."""
         blocks = len(self.ratios) * self.residual_layers
         return max(self.levels, blocks, self.lstm_layers)
-
-    experts, tied = 0, False
 
     @property
     def frame_rate(self) -> int:

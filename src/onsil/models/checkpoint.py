@@ -50,8 +50,14 @@ class Origin:
 
 
 def stacks(shape: Any) -> list[Shape]:
-    """The transformer stacks of a shape."""
+    """The transformer stacks of a shape; a codec has none."""
     return [shape] if isinstance(shape, Shape) else list(shape.stacks)
+
+
+def longest_row(shape: Any) -> int:
+    """Layers or experts, of which each has tensors of its own."""
+    rows = [max(stack.depth, stack.experts) for stack in stacks(shape)]
+    return max(rows) if rows else shape.depth
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────
@@ -89,14 +95,12 @@ def load(
     found = entries(folder)
     names = canonical_names(found, family)
     shape = shape_of(config)
-    for stack in stacks(shape):
-        if max(stack.depth, stack.experts) > len(found):
-            asked = max(stack.depth, stack.experts)
-            raise _misfit(
-                folder,
-                f"{asked} layers or experts cannot lie in {len(found)} tensors",
-                f"층이나 전문가 {asked}개가 텐서 {len(found)}개에 들어갈 수 없습니다",
-            )
+    if (asked := longest_row(shape)) > len(found):
+        raise _misfit(
+            folder,
+            f"{asked} layers or experts cannot lie in {len(found)} tensors",
+            f"층이나 전문가 {asked}개가 텐서 {len(found)}개에 들어갈 수 없습니다",
+        )
     values = {name: tensor for name, tensor in tensors({n: found[n] for n in names.values()})}
     stored = {new: values.pop(name) for new, name in names.items()}
     if ours:
@@ -184,8 +188,8 @@ def read_pairing(
 
 def untied_where_they_differ(family: Family, shape: Any, stored: dict[str, Tensor]) -> Any:
     """A config may say "tied" beside a head of its own (umT5): then the file is right."""
-    *before, last = stacks(shape)
-    if not last.tied or last.writes != "tokens" or last.reads != "tokens":
+    *before, last = stacks(shape) or [None]
+    if last is None or not last.tied or last.writes != "tokens" or last.reads != "tokens":
         return shape
     side = "decoder." if before else ""
     names = pairings(family.names(shape), [f"{side}head.weight", f"{side}embedding.weight"])

@@ -58,8 +58,7 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     quantised(config)
     shape: Any = shape_of(config)
-    parts = [shape] if isinstance(shape, Shape) else list(shape.stacks)
-    stacks = [part for part in parts if isinstance(part, Shape)]  # a codec has none
+    stacks: list[Shape] = [shape] if isinstance(shape, Shape) else list(shape.stacks)
     found = {name: e for name, e in entries(folder).items() if not NO_WEIGHT.search(name)}
     last = stacks[-1] if stacks else None
     limit = last.context if last and last.positions not in LIMITLESS else None
