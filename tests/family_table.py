@@ -7,7 +7,7 @@ the page instead; rows that a run did not measure are never made up.
 """
 
 import os
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,16 @@ SIZES = {"vocabulary", "width", "depth", "heads", "hidden", "context", "norm_eps
 
 
 def switches(shape: Any) -> str:
-    """What a shape says otherwise than LLaMA of the same sizes, in the words of Shape."""
+    """What a shape says otherwise than LLaMA of the same sizes, in the words of Shape; of one made
+    of several, what each says, and what stands otherwise than it mostly does beside them."""
     if not isinstance(shape, Shape):
-        sides = (f"**{side}** {switches(getattr(shape, side))}" for side in ("encoder", "decoder"))
-        return "; ".join(sides)
+        values = {field.name: getattr(shape, field.name) for field in fields(shape)}
+        parts = {name: value for name, value in values.items() if is_dataclass(value)}
+        told = [f"**{name}** {switches(value)}" for name, value in parts.items()]
+        usual = {f.name: f.default for f in fields(shape) if f.default is not MISSING}
+        own = ", ".join(differences(shape, replace(shape, **usual)))
+        return "; ".join([*told, *([own] if own else [])]) or "nothing"
+    shape = replace(shape, vocabulary=shape.vocabulary or 1)  # a tower of images has no words
     sizes = {name: getattr(shape, name) for name in SIZES}
     plain = Shape(**sizes, qk_norm="none", tied=False, head_width=shape.head_width)
     told = differences(shape, plain)
@@ -46,7 +52,8 @@ def differences(value: Any, plain: Any) -> list[str]:
         elif isinstance(one, bool):
             told.append(field.name if one else f"not {field.name}")
         elif isinstance(one, tuple):
-            told.append(f"{field.name} divisors")
+            shown = "divisors" if isinstance(value, Rotary) else ", ".join(map(str, one))
+            told.append(f"{field.name} {shown}")
         elif isinstance(one, float):
             told.append(f"{field.name} {one:.3g}")
         else:
@@ -62,9 +69,11 @@ class Notes:
         self.found: dict[str, dict[str, str]] = {}
 
     def error(self, name: str, model: Any, got: torch.Tensor, wanted: torch.Tensor) -> None:
-        """The largest difference of logits, relative to max(1, the largest logit)."""
-        relative = float((got - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+        """The largest difference of what comes out, relative to max(1, the largest of it); of all
+        that is measured under one name, the worst."""
         row = self.found.setdefault(name, {})
+        relative = float((got - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+        relative = max(relative, float(row.get("error", 0.0)))
         row |= {"case": name, "family": model.origin.family, "error": f"{relative:.0e}"}
         row["unlike LLaMA"] = switches(model.shape)
 

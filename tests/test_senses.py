@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from family_cases import SENSES, make
+from family_table import Notes
 from safetensors.torch import load_file, save_file
 from test_families import bound, read
 
@@ -38,12 +39,17 @@ def checkpoints(tmp_path_factory):
     return of
 
 
+@pytest.fixture(scope="module")
+def notes() -> Notes:
+    return Notes("what hears and sees")
+
+
 def of_family(*families: str) -> list[str]:
     return [name for name in SENSES if name.split()[0] in families]
 
 
 @pytest.mark.parametrize("name", SENSES)
-def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path):
+def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path, notes):
     oracle, folder = checkpoints(name)
     model, extra = load(folder)
     save(model, tmp_path, {}, extra)
@@ -55,6 +61,7 @@ def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for key, tensor in oracle.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
+    notes.passed(name, "same bits back")
 
 
 @pytest.mark.parametrize("name", SENSES)
@@ -90,19 +97,20 @@ def speech_states(oracle, wave, keep=None) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SPEECH)
 @torch.no_grad()
-def test_waves_are_read_as_published(name, checkpoints):
+def test_waves_are_read_as_published(name, checkpoints, notes):
     oracle, folder = checkpoints(name)
     model = load(folder)[0].eval()
-    wanted = speech_states(oracle, WAVES)
-    assert (model.read(WAVES) - wanted).abs().max() < bound(wanted)
+    compared = [(model.read(WAVES), speech_states(oracle, WAVES))]
     if name in CTC:
-        wanted = oracle(WAVES).logits
-        assert (model(WAVES) - wanted).abs().max() < bound(wanted)
+        compared.append((model(WAVES), oracle(WAVES).logits))
+    for got, wanted in compared:
+        notes.error(name, model, got, wanted)
+        assert (got - wanted).abs().max() < bound(wanted)
 
 
 @pytest.mark.parametrize("name", CTC)
 @torch.no_grad()
-def test_padded_waves_are_read_as_published(name, checkpoints):
+def test_padded_waves_are_read_as_published(name, checkpoints, notes):
     """And, where every convolution has a norm of its own, as they are alone."""
     oracle, folder = checkpoints(name)
     model = load(folder)[0].eval()
@@ -118,6 +126,7 @@ def test_padded_waves_are_read_as_published(name, checkpoints):
     if model.shape.conv_norm == "layer":
         alone = model(WAVES[1:, :SHORT])[0]
         assert (got[1, : frames[1]] - alone).abs().max() < bound(alone)
+        notes.passed(name, "padding right")
 
 
 def test_the_pretraining_tensors_are_handed_back(checkpoints):
@@ -173,23 +182,25 @@ def test_speech_that_is_not_built_here_is_refused(wrong):
 
 @pytest.mark.parametrize("name", of_family("siglip_vision_model"))
 @torch.no_grad()
-def test_images_are_read_as_published(name, checkpoints):
+def test_images_are_read_as_published(name, checkpoints, notes):
     oracle, folder = checkpoints(name)
     model = load(folder)[0].eval()
     side = model.shape.image
     images = torch.nn.functional.pad(IMAGES, (0, side - 30, 0, side - 30), value=0.5)
     wanted = oracle(pixel_values=images)
     states = model.read(images)
+    notes.error(name, model, states, wanted.last_hidden_state)
     assert (states - wanted.last_hidden_state).abs().max() < bound(wanted.last_hidden_state)
     if model.pool is None:
         assert wanted.pooler_output is None
         return
     got = model(images)
+    notes.error(name, model, got, wanted.pooler_output)
     assert (got - wanted.pooler_output).abs().max() < bound(wanted.pooler_output)
 
 
 @torch.no_grad()
-def test_an_image_and_a_text_meet_as_published(checkpoints):
+def test_an_image_and_a_text_meet_as_published(checkpoints, notes):
     oracle, folder = checkpoints("siglip")
     model = load(folder)[0].eval()
     wanted = oracle(pixel_values=IMAGES, input_ids=WORDS)
@@ -198,6 +209,7 @@ def test_an_image_and_a_text_meet_as_published(checkpoints):
         (model.images(IMAGES), wanted.image_embeds),
         (model.texts(WORDS), wanted.text_embeds),
     ):
+        notes.error("siglip", model, got, there)
         assert (got - there).abs().max() < bound(there)
 
 
@@ -270,17 +282,18 @@ def seeing_ids(*rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [(1, 1), (2, 0), (0, 2)], ids=str)
 @pytest.mark.parametrize("name", SEEING)
 @torch.no_grad()
-def test_texts_with_images_are_read_as_published(name, rows, checkpoints):
+def test_texts_with_images_are_read_as_published(name, rows, checkpoints, notes):
     oracle, folder = checkpoints(name)
     model = load(folder)[0].eval()
     ids = seeing_ids(*rows)
-    wanted = oracle(input_ids=ids, pixel_values=IMAGES).logits
-    assert (model(ids, IMAGES) - wanted).abs().max() < bound(wanted)
+    got, wanted = model(ids, IMAGES), oracle(input_ids=ids, pixel_values=IMAGES).logits
+    notes.error(name, model, got, wanted)
+    assert (got - wanted).abs().max() < bound(wanted)
 
 
 @pytest.mark.parametrize("name", SEEING)
 @torch.no_grad()
-def test_a_text_after_images_decodes_from_the_cache_as_in_full(name, checkpoints):
+def test_a_text_after_images_decodes_from_the_cache_as_in_full(name, checkpoints, notes):
     model = load(checkpoints(name)[1])[0].eval()
     ids = seeing_ids(2)
     full, cache = model(ids, IMAGES), model.new_cache()
@@ -288,12 +301,14 @@ def test_a_text_after_images_decodes_from_the_cache_as_in_full(name, checkpoints
     steps += [model(ids[:, 13:25], IMAGES[1:], cache=cache)]
     steps += [model(ids[:, t : t + 1], cache=cache) for t in range(25, 30)]
     assert (torch.cat(steps, 1) - full).abs().max() < bound(full)
+    notes.passed(name, "cached decode")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", SEEING)
 @torch.no_grad()
-def test_padded_texts_with_images_are_what_they_are_alone(side, checkpoints):
-    model = load(checkpoints("llava llama")[1])[0].eval()
+def test_padded_texts_with_images_are_what_they_are_alone(name, side, checkpoints, notes):
+    model = load(checkpoints(name)[1])[0].eval()
     ids = seeing_ids(1, 1)
     padding = torch.zeros(1, 8, dtype=torch.long)
     short = ids[1:, :22].clone()
@@ -301,6 +316,7 @@ def test_padded_texts_with_images_are_what_they_are_alone(side, checkpoints):
     got = model(ids, IMAGES, keep_BT=ids != 0)
     alone = model(short, IMAGES[1:])
     assert (got[1:, ids[1] != 0] - alone).abs().max() < bound(alone)
+    notes.passed(name, f"padding {side}")
 
 
 def test_as_many_image_tokens_as_patches(checkpoints):
@@ -394,7 +410,9 @@ def sound(channels: int, samples: int) -> torch.Tensor:
 @pytest.mark.parametrize("samples", [480, 373, 5])
 @pytest.mark.parametrize("name", CODECS)
 @torch.no_grad()
-def test_codes_are_the_published_ones_and_so_is_the_sound_of_them(name, samples, checkpoints):
+def test_codes_are_the_published_ones_and_so_is_the_sound_of_them(
+    name, samples, checkpoints, notes
+):
     """With one level, some and all; a whole number of hops, not whole, and less than a kernel."""
     oracle, folder = checkpoints(name)
     model = load(folder)[0].eval()
@@ -418,6 +436,7 @@ def test_codes_are_the_published_ones_and_so_is_the_sound_of_them(name, samples,
         ).audio_values
         got = model.decode(frames)
         assert got.shape == heard.shape
+        notes.error(name, model, got, heard)
         assert (got - heard).abs().max() < bound(heard)
         assert torch.equal(model(wave, bandwidth), got[..., :samples])
     assert torch.equal(model.encode(wave)[0][0], model.encode(wave, 0.05)[0][0])
@@ -492,3 +511,7 @@ def test_codecs_that_are_not_built_here_are_refused(wrong):
     shape_of(config)
     with pytest.raises(OnsilError, match="encodec"):
         shape_of(config | wrong)
+
+
+def test_the_page_says_what_was_measured(notes):
+    notes.settle(list(SENSES))
