@@ -182,8 +182,26 @@ def test_grow_from_a_published_decoder_answers(tmp_path):
 def test_the_base_in_this_repository_is_one_and_says_what_it_is_made_of(ws):
     folder = Path(__file__).resolve().parents[1] / "base"
     adopted = adopt(ws, folder)
-    assert (adopted / "encoder" / "model.safetensors").exists()
-    said = file_lineage(folder / "encoder" / "model.safetensors")
-    stages = {node["stage"].partition("@")[0] for node in said["nodes"].values()}
-    assert {"read_files", "curate", "pretrain", "write_lessons", "finetune", "shrink"} <= stages
+    for part, last in (("encoder", "finetune"), ("decoder", "pretrain")):
+        assert (adopted / part / "model.safetensors").exists()
+        said = file_lineage(folder / part / "model.safetensors")
+        stages = {node["stage"].partition("@")[0] for node in said["nodes"].values()}
+        assert {"read_files", "curate", "pretrain", last, "shrink"} <= stages
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 16_000_000
+
+
+def test_a_grow_starts_from_our_base_unless_told(tmp_path):
+    """Without a plan from ours, with `none` from noise; the plan it leaves repeats it."""
+    from onsil.grow import NO_BASE, starting_point
+    from onsil.training.base import shipped
+
+    ws = Workspace(tmp_path / "ws")
+    ours = starting_point(ws, None, None)
+    assert ours is not None and (ours / "decoder").is_dir() and (ours / "encoder").is_dir()
+    assert ours.digest == adopt(ws, shipped()).digest
+    assert starting_point(ws, NO_BASE, None) is None
+    assert starting_point(ws, None, json.dumps(PLAN)) is None
+    again = starting_point(ws, None, json.dumps(PLAN | {"base": ours.digest}))
+    assert again is not None and again.digest == ours.digest
+    with pytest.raises(OnsilError, match="made for another one"):
+        starting_point(ws, None, json.dumps(PLAN | {"base": "0" * 64}))

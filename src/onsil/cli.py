@@ -44,17 +44,17 @@ def grow_command(
     minutes: Annotated[float, typer.Option(help="budget for training · 학습 시간(분)")] = 6.0,
     plan: Annotated[Path | None, typer.Option(help="repeat this plan.json exactly")] = None,
     base: Annotated[
-        str | None, typer.Option(help="start from: a folder or a loaded name · 출발 모델")
+        str | None, typer.Option(help="folder, loaded name, or none · 출발 모델, none은 없이")
     ] = None,
 ) -> None:
     """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
     from onsil.evaluation.report import summary
-    from onsil.grow import grow
+    from onsil.grow import NO_BASE, grow
 
     text = plan.read_text(encoding="utf-8") if plan else None
     ws = Workspace.find()
     start = Path(base) if base else None
-    if start and not start.exists():
+    if start and start != NO_BASE and not start.exists():
         start = ws.resolve(str(base))[2].path
     try:
         grown = grow(ws, folder, name, minutes, text, start, typer.echo)

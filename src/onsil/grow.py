@@ -20,6 +20,7 @@ from onsil.lineage import Artifact, Run, Workspace, history, stage
 from onsil.lineage.spelling import file_digest
 
 GOLD = "gold.jsonl"
+NO_BASE = Path("none")  # start from noise
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ def assemble(
     return {"reader": choice["reader"]}
 
 
+def starting_point(ws: Workspace, asked: Path | None, plan_text: str | None) -> Artifact | None:
+    """The base of a run: the one asked for; else the one its plan names; else, without a plan,
+    ours. `NO_BASE` is none. Raises OnsilError when a plan was made for another."""
+    from onsil.training.base import adopt, no_base, shipped
+    from onsil.training.plan import parse_plan
+
+    wanted = parse_plan(plan_text).base if plan_text else None
+    if asked == NO_BASE or (asked is None and wanted == ""):
+        return None
+    adopted = adopt(ws, asked or shipped())
+    if wanted and adopted.digest != wanted:
+        raise no_base(asked or shipped(), f"the plan was made for another one ({wanted[:12]})")
+    return adopted
+
+
 def grow(
     ws: Workspace,
     folder: Path,
@@ -65,7 +81,8 @@ def grow(
     tell: Callable[[str], None] = print,
 ) -> Grown:
     """Folder to model. `plan_text` (a plan.json) repeats a run exactly instead of planning one;
-    `base` is a folder of weights and tokenizer to start from instead of from nothing.
+    `base` is a folder of weights and tokenizer to start from instead of the one that comes with
+    onsil; `NO_BASE` starts from noise.
 
     Raises OnsilError when nothing in the folder can be read or the name cannot be one.
     """
@@ -75,7 +92,7 @@ def grow(
     from onsil.evaluation.report import write_report
     from onsil.instruction import write_lessons
     from onsil.tokenizer import train_tokenizer
-    from onsil.training.base import adopt, adopt_tokenizer
+    from onsil.training.base import adopt_tokenizer
     from onsil.training.finetuning import finetune, instruct
     from onsil.training.plan import adopt_plan, make_plan
     from onsil.training.pretraining import pretrain
@@ -86,7 +103,7 @@ def grow(
     tell(say("Reading documents …", "문서를 읽습니다 …"))
     documents = read(ws, folder)
     corpus = curate(ws, documents=documents)
-    start_from = adopt(ws, base) if base else None
+    start_from = starting_point(ws, base, plan_text)
     if start_from is None:
         tokenizer = train_tokenizer(ws, corpus=corpus)
     else:

@@ -9,6 +9,7 @@ file into the lineage; safetensors only, never pickle.
 
 import json
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 from onsil.documents.types import FileRef
@@ -23,6 +24,11 @@ PARTS = ("encoder", "decoder")
 CONFIG = "config.json"
 
 
+def shipped() -> Path:
+    """The base that comes with onsil (base/README.md): what a grow starts from unless told."""
+    return Path(str(files("onsil"))) / "start"
+
+
 def adopt(ws: Workspace, folder: Path) -> Artifact:
     """The base of a folder as an artefact. Raises OnsilError when it is not one."""
     there = [name for name in ("tokenizer.json",) if (folder / name).is_file()]
@@ -31,7 +37,7 @@ def adopt(ws: Workspace, folder: Path) -> Artifact:
         weights = sorted((folder / part).glob("*.safetensors*"))
         there += [f"{part}/{file.name}".lstrip("/") for file in (folder / part / CONFIG, *weights)]
     if len(there) < 3 or there[0] != "tokenizer.json":
-        raise _no_base(folder, "tokenizer.json, config.json and model.safetensors are not all here")
+        raise no_base(folder, "tokenizer.json, config.json and model.safetensors are not all here")
     files = [FileRef(name, file_digest(folder / name)) for name in there]
     return adopt_base(ws, files=files, run={"source": folder})
 
@@ -62,11 +68,11 @@ def adopt_base(*, files: list[FileRef], out: Path, run: Run) -> dict:
         model, extra = load(out / part)
         shape = model.shape
         if known and shape.vocabulary != notes["vocabulary"]:
-            raise _no_base(run.source, f"{part} and tokenizer differ in vocabulary")
+            raise no_base(run.source, f"{part} and tokenizer differ in vocabulary")
         if shape.vocabulary < notes["vocabulary"] - len(SPECIALS):
-            raise _no_base(run.source, f"the tokenizer has words that the {part} has no row for")
+            raise no_base(run.source, f"the tokenizer has words that the {part} has no row for")
         if shape.writes != "tokens":
-            raise _no_base(run.source, f"the {part} has no head for words, so it cannot read on")
+            raise no_base(run.source, f"the {part} has no head for words, so it cannot read on")
         wider = widened(model, max(words.get_vocab().values()) + 1, 0 if shape.causal else 3)
         if wider is not model:
             for file in (out / part).glob("*.safetensors*"):
@@ -82,7 +88,7 @@ def reads_in_order(config: dict, folder: Path) -> bool:
 
     shape = shape_of(config)
     if not isinstance(shape, Shape) or shape.reads != "tokens":
-        raise _no_base(folder, f"{config.get('model_type')} is neither a decoder nor an encoder")
+        raise no_base(folder, f"{config.get('model_type')} is neither a decoder nor an encoder")
     return shape.causal
 
 
@@ -127,7 +133,7 @@ def shape_in(base: Artifact | None, part: str) -> Shape | None:
     return shape_of(json.loads((base / part / "config.json").read_text(encoding="utf-8")))
 
 
-def _no_base(folder: Path, why: str) -> OnsilError:
+def no_base(folder: Path, why: str) -> OnsilError:
     return OnsilError(
         en=(
             f"{folder} is not a base to start from: {why}.",

@@ -35,7 +35,8 @@ SIZES = ((200_000, 128, 4), (2_000_000, 192, 4), (20_000_000, 256, 6), (10**12, 
 class Plan:
     """One run. Epochs of zero skip a part; `reader_lessons` of the lessons, evenly spread, are
     read in each, `generator_lessons` once by the generating reader. `tokens_per_second` is what
-    was measured, `predicted_*` what follows from it."""
+    was measured, `predicted_*` what follows from it. `base` is the digest of the weights the run
+    starts from, empty when it starts from noise."""
 
     width: int
     depth: int
@@ -54,6 +55,7 @@ class Plan:
     minutes: float
     tokens_per_second: int
     predicted_seconds: int
+    base: str = ""
 
 
 def load_plan(folder: Artifact | Path) -> Plan:
@@ -65,7 +67,7 @@ def parse_plan(text: str) -> Plan:
     known = {f.name: f.type for f in fields(Plan)}
     try:
         row = json.loads(text)
-        wrong = sorted(set(row) ^ set(known))
+        wrong = sorted((set(row) ^ set(known)) - {"base"})
         if wrong:
             raise ValueError(f"fields unknown or missing: {', '.join(wrong)}")
         if row["compute"] not in ("fp32", "bf16") or row["compiled"]:
@@ -201,7 +203,7 @@ def _largest(
     raise AssertionError("the smallest size ends the loop")
 
 
-@stage(version=5)
+@stage(version=6)
 def make_plan(
     *,
     corpus: Artifact,
@@ -235,11 +237,12 @@ def make_plan(
     # An encoder that can read already forgets more from hidden words than it learns.
     most = MOST_EPOCHS | ({"encoder": 1} if shape_in(base, "encoder") else {})
     plan = plan_for(text_tokens, count, reading_tokens, minutes, seed, speed_of, sizes, most)
+    plan = replace(plan, base=base.digest if base else "")
     (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return {"text_tokens": text_tokens, "reading_tokens": reading_tokens} | asdict(plan)
 
 
-@stage(version=3)
+@stage(version=4)
 def adopt_plan(*, text: str, out: Path, run: Run) -> dict:
     """A plan given as text: for repeating a run exactly."""
     plan = parse_plan(text)
