@@ -1,6 +1,6 @@
 """Grow the general base that `onsil grow` starts from: a tokenizer, a decoder and an encoder.
 
-    python base/grow_base.py --data ../shared/data --home .onsil-base [--export base]
+    python base/grow_base.py --data $ONSIL_DATA --home .onsil-base [--export base]
 
 Text with permissive licences only, named in base/README.md with their attribution: statutes in
 force (public domain; those whose definitions serve as a benchmark are left out), technical
