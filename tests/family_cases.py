@@ -5,6 +5,9 @@ N(0, 0.05) everywhere, norms and biases too, because stock initialisation hides 
 scores are capped, queries and keys are five times larger so that the cap acts.
 """
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -392,3 +395,16 @@ def make(case: Case, seed: int = 0) -> Any:
                 buffer.copy_(torch.randn_like(buffer))
     model.tie_weights()
     return model
+
+
+def saved_once(cases: dict[str, Case], tmp_path_factory) -> Callable[[str], tuple[Any, Path]]:
+    """A case's name → its published model and the folder it was saved to, made when first asked."""
+
+    @cache
+    def of(name: str) -> tuple[Any, Path]:
+        folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
+        model = make(cases[name])
+        model.save_pretrained(folder)
+        return model, folder
+
+    return of

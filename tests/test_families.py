@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_cases import DECODERS, ENCODERS, make
+from family_cases import DECODERS, ENCODERS, saved_once
 from family_table import Notes
 from safetensors import safe_open
 
@@ -37,17 +37,7 @@ def bound(wanted: torch.Tensor) -> float:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Each case's published model, saved once."""
-    made: dict[str, tuple] = {}
-
-    def of(name: str):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
-            model = make(CASES[name])
-            model.save_pretrained(folder)
-            made[name] = (model, folder)
-        return made[name]
-
-    return of
+    return saved_once(CASES, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_cases import GPT, GROUPED, SMALL, Case, make
+from family_cases import GPT, GROUPED, SMALL, Case, make, saved_once
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -81,17 +81,7 @@ def paired(name: str) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Each case's published model, saved once."""
-    made: dict[str, tuple] = {}
-
-    def of(name: str):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
-            model = make(CASES[name])
-            model.save_pretrained(folder)
-            made[name] = (model, folder)
-        return made[name]
-
-    return of
+    return saved_once(CASES, tmp_path_factory)
 
 
 # -- against the published classes --------------------------------------------------------------

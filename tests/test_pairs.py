@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from family_cases import PAIRS, make
+from family_cases import PAIRS, saved_once
 from family_table import Notes
 from safetensors.torch import load_file, save_file
 from test_families import bound, read
@@ -20,17 +20,7 @@ MEL = torch.randn(2, 20, 60, generator=torch.Generator().manual_seed(3))
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Each case's published model, saved once."""
-    made: dict[str, tuple] = {}
-
-    def of(name: str):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
-            model = make(PAIRS[name])
-            model.save_pretrained(folder)
-            made[name] = (model, folder)
-        return made[name]
-
-    return of
+    return saved_once(PAIRS, tmp_path_factory)
 
 
 def source_of(name: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

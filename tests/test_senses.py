@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from family_cases import SENSES, make
+from family_cases import SENSES, saved_once
 from family_table import Notes
 from safetensors.torch import load_file, save_file
 from test_families import bound, read
@@ -26,17 +26,7 @@ SHORT = 11_234  # samples of the second wave where it is padded
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Each case's published model, saved once."""
-    made: dict[str, tuple] = {}
-
-    def of(name: str):
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
-            model = make(SENSES[name])
-            model.save_pretrained(folder)
-            made[name] = (model, folder)
-        return made[name]
-
-    return of
+    return saved_once(SENSES, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +244,7 @@ def test_images_that_are_not_built_here_are_refused(wrong):
 
 
 def test_towers_that_do_not_meet_are_refused():
-    config = SENSES["siglip"].arguments | {"model_type": "siglip"}
+    config: dict = SENSES["siglip"].arguments | {"model_type": "siglip"}
     shape_of(config)
     for text in (
         {"text_config": config["text_config"] | {"projection_size": 48}},
