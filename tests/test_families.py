@@ -4,15 +4,18 @@ The bound is relative, 1e-5 × max(1, max|logit|): parity noise is below 1e-6, a
 above.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from family_cases import DECODERS, ENCODERS, saved_once
+from family_cases import DECODERS, ENCODERS, GROUPED, causal, make, roped, saved_once
 from family_table import Notes
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from onsil.models.checkpoint import load, save
+from onsil.models.families import shape_of
 
 CASES = DECODERS | ENCODERS
 TOKENS = torch.randint(3, 97, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -117,3 +120,47 @@ def test_documents_laid_end_to_end_are_what_they_are_alone(name, checkpoints, no
 
 def test_the_page_says_what_was_measured(notes):
     notes.settle(list(CASES))
+
+
+# EXAONE 3.0's config as published (LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct), without its auto_map.
+EXAONE = {
+    "activation_function": "silu", "architectures": ["ExaoneForCausalLM"], "bos_token_id": 1,
+    "attention_dropout": 0.0, "embed_dropout": 0.0, "eos_token_id": 361, "hidden_size": 4096,
+    "initializer_range": 0.02, "intermediate_size": 14336, "layer_norm_epsilon": 1e-05,
+    "max_position_embeddings": 4096, "model_type": "exaone", "num_attention_heads": 32,
+    "num_key_value_heads": 8, "num_layers": 32, "pad_token_id": 0, "rope_scaling": None,
+    "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.2", "use_cache": True, "vocab_size": 102400,
+}  # fmt: skip
+EXAONE_NAMES = {
+    "model.embed_tokens": "transformer.wte", "model.layers": "transformer.h",
+    "model.norm": "transformer.ln_f", "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2", "self_attn": "attn.attention", "o_proj": "out_proj",
+    "gate_proj": "c_fc_0", "up_proj": "c_fc_1", "down_proj": "c_proj",
+}  # fmt: skip
+
+
+@torch.no_grad()
+def test_exaone_3_is_llama_under_its_own_names(tmp_path):
+    """transformers has no class of it; its maths are LLaMA's, so LLaMA's class is the oracle."""
+    shape = shape_of(EXAONE)
+    assert (shape.depth, shape.kv_heads, shape.head_width) == (32, 8, 128)
+    assert shape.rotary.base == 500_000.0 and shape.norm_epsilon == 1e-5 and not shape.tied
+    arguments = GROUPED | {"rms_norm_eps": 1e-5}
+    oracle = make(causal("Llama", roped(arguments, "default", rope_theta=500_000.0)))
+    tensors = {}
+    for name, tensor in oracle.state_dict().items():
+        for theirs, ours in EXAONE_NAMES.items():
+            name = name.replace(theirs, ours)
+        tensors[name] = tensor.contiguous()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    sizes = {"hidden_size": 64, "intermediate_size": 112, "num_layers": 4, "vocab_size": 97}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(EXAONE | sizes | heads))
+    model, extra = load(tmp_path)
+    wanted = oracle(TOKENS).logits
+    assert not extra and (model.eval()(TOKENS) - wanted).abs().max() < bound(wanted)
+    save(model, tmp_path, {}, extra)
+    after = read(tmp_path)
+    assert after.keys() == tensors.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in tensors.items())

@@ -42,7 +42,8 @@ class Family:
 
 
 def llama_like(name: str) -> Family:
-    return Family(decoders.llama_like, name if name in TABLES else "llama", "model.")
+    prefix = "transformer." if name == "exaone" else "model."
+    return Family(decoders.llama_like, name if name in TABLES else "llama", prefix)
 
 
 GPT_PREFIX = {"gpt_neox": "gpt_neox.", "opt": "model."}

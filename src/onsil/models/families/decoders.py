@@ -156,6 +156,7 @@ LLAMA_LIKE: dict[str, Callable[[Config], dict[str, Any]]] = {
     "gemma2": lambda c: gemma(c) | {"wiring": "sandwich", **windows(c, every(c, 2))},
     "gemma3_text": gemma3,
     "stablelm": stablelm,
+    "exaone": lambda c: {"norm_epsilon": c.real("layer_norm_epsilon", default=1e-5)},
     "exaone4": exaone4,
     "hyperclovax": hyperclovax,
     "olmo2": lambda c: {"wiring": "output", "qk_norm": "all"},
