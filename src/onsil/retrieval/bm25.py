@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from onsil.models.subwords import WORD
 from onsil.retrieval.concepts import concepts, concepts_at
 from onsil.retrieval.passages import Passage
 
@@ -28,7 +29,6 @@ DEFINES = re.compile(
     r"(?:이|가|랑|과|와) 뭐가? ?(?:죠|지|다른)"
 )
 TERM = re.compile(r"[\"“«「']([^\"”»」']{2,30})[\"”»」'](?:이란|란|이라|라)")
-WORD = re.compile(r"[가-힣]+|[a-z]+|\d+|[一-鿿]+")
 # Syllable pairs of asking («있나요», «어떻게», «얼마인가요»): they say nothing about the subject.
 ASKING = """
 있나 나요 인가 가요 니까 습니 무엇 엇인 어떻 떻게 어떤 알려 려주 주세 세요 얼마 마인 마예 하나 되나
