@@ -495,7 +495,6 @@ def test_prompts_that_fit_nowhere_are_refused(llama, folder_of, tmp_path):
 
 def test_a_model_that_wears_an_adapter_is_not_saved_as_one(tmp_path):
     make(DECODERS["llama"]).save_pretrained(tmp_path)
-    model, extra = load(tmp_path)
-    adapters.add_lora(model, rank=2, alpha=4.0)
+    add_lora(model := load(tmp_path)[0], 2, 4)
     with pytest.raises(OnsilError, match="wears an adapter"):
-        save(model, tmp_path, {}, extra)
+        save(model, tmp_path, {})

@@ -29,6 +29,18 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def assert_same_bits(oracle, folder: Path, saved: Path) -> None:
+    """Every tensor of the published files is in ours, and the published class reads ours whole."""
+    before, after = read(folder), read(saved)
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype and torch.equal(tensor, after[key]), key
+    again, info = type(oracle).from_pretrained(saved, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for key, tensor in oracle.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key]), key
+
+
 def logits_of(output) -> torch.Tensor:
     return output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
 
@@ -63,14 +75,7 @@ def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path, n
     oracle, folder = checkpoints(name)
     model, extra = load(folder)
     save(model, tmp_path, {}, extra)
-    before, after = read(folder), read(tmp_path)
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        assert tensor.dtype == after[key].dtype and torch.equal(tensor, after[key]), key
-    again, info = type(oracle).from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    for key, tensor in oracle.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[key]), key
+    assert_same_bits(oracle, folder, tmp_path)
     notes.passed(name, "same bits back")
 
 

@@ -8,7 +8,7 @@ import torch
 from family_cases import PAIRS, saved_once
 from family_table import Notes
 from safetensors.torch import load_file, save_file
-from test_families import bound, read
+from test_families import assert_same_bits, bound
 
 from onsil.models.checkpoint import load, save
 
@@ -53,14 +53,7 @@ def test_what_is_loaded_is_saved_to_the_same_bits(name, checkpoints, tmp_path, n
     model, extra = load(folder)
     assert not extra
     save(model, tmp_path, {}, extra)
-    before, after = read(folder), read(tmp_path)
-    assert before.keys() == after.keys()
-    for key, tensor in before.items():
-        assert tensor.dtype == after[key].dtype and torch.equal(tensor, after[key]), key
-    again, info = type(oracle).from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    for key, tensor in oracle.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[key]), key
+    assert_same_bits(oracle, folder, tmp_path)
     notes.passed(name, "same bits back")
 
 
