@@ -109,9 +109,8 @@ def grow(
     else:
         tokenizer = adopt_tokenizer(ws, base=start_from)
     lessons = write_lessons(ws, corpus=corpus)
-    gold = folder / GOLD
-    ref = FileRef(GOLD, file_digest(gold)) if gold.is_file() else None
-    questions = gather_questions(ws, lessons=lessons, gold=ref, run={"source": folder})
+    gold = FileRef(GOLD, file_digest(folder / GOLD)) if (folder / GOLD).is_file() else None
+    questions = gather_questions(ws, lessons=lessons, gold=gold, run={"source": folder})
 
     if plan_text is None:
         parts = {"corpus": corpus, "tokenizer": tokenizer, "lessons": lessons}
@@ -152,15 +151,16 @@ def grow(
     report = write_report(ws, model=model, card=card, outcome=taken)
     version = ws.register(name, model)
     crown(ws, name, version, card)
-    tell(
-        say(
-            f"{name}@{version} is ready: {time.monotonic() - start:.0f} s, peak {peak:,.0f} MB, "
-            f"torch {torch.__version__}.",
-            f"{name}@{version} 준비됨: {time.monotonic() - start:.0f}초, "
-            f"최대 메모리 {peak:,.0f} MB, torch {torch.__version__}.",
-        )
-    )
+    tell(ready(f"{name}@{version}", time.monotonic() - start, peak, torch.__version__))
     return Grown(name, version, model, card, report)
+
+
+def ready(called: str, seconds: float, megabytes: float, torch: str) -> str:
+    """The last line of a grow."""
+    return say(
+        f"{called} is ready: {seconds:.0f} s, peak {megabytes:,.0f} MB, torch {torch}.",
+        f"{called} 준비됨: {seconds:.0f}초, 최대 메모리 {megabytes:,.0f} MB, torch {torch}.",
+    )
 
 
 def crown(ws: Workspace, name: str, version: str, card: Artifact) -> None:

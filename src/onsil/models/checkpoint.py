@@ -1,9 +1,9 @@
 """Published checkpoints in and out of the one transformer, without a changed bit.
 
-`load` checks every name and shape against the files' headers before it allocates anything; `save`
-gives back what was read: the same names, types, config and values. What grew here is written as
-qwen3 (decoders) or bert (encoders), so that other tools open it. The safetensors metadata carries
-the lineage, digests only.
+`load` reads the files' headers first, then every tensor, and builds nothing before each name and
+shape is what the config asks for; `save` gives back what was read: the same names, types, config
+and values. What grew here is written as qwen3 (decoders) or bert (encoders), so that other tools
+open it. The safetensors metadata carries the lineage, digests only.
 """
 
 import copy
