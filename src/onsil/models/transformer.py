@@ -255,5 +255,11 @@ class Transformer(nn.Module):
             scores = scores + self.logit_bias
         return s.logit_cap * torch.tanh(scores / s.logit_cap) if s.logit_cap else scores
 
+    def head_parameters(self) -> list[Tensor]:
+        """Everything `logits` uses: what learns from the last hidden states alone."""
+        parts = (self.transform, self.transform_norm, self.project_out, self.head)
+        found = [p for part in parts if part is not None for p in part.parameters()]
+        return found if self.logit_bias is None else [*found, self.logit_bias]
+
     def forward(self, ids_BT: Tensor | None = None, **kwargs) -> Tensor:
         return self.logits(self.encode(ids_BT, **kwargs))

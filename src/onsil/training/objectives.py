@@ -7,7 +7,6 @@ is what makes a resumed run equal to one that was never killed.
 
 import random
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -162,17 +161,44 @@ def token_loss(model: Transformer, batch: Batch) -> tuple[Tensor, int]:
     return _chunked(model, hidden_TD[rows], batch.targets[0][rows])
 
 
+class _HeadLoss(torch.autograd.Function):
+    """Σ cross-entropy whose gradients are made on the way forward, chunk by chunk: the logits of
+    one chunk live at a time, and none of them is computed twice."""
+
+    @staticmethod
+    def forward(ctx, model: Transformer, wanted_N: Tensor, hidden_ND: Tensor, *weights: Tensor):
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        of_hidden, of_weights = [], [torch.zeros_like(w) for w in weights]
+        for x, y in zip(hidden_ND.split(LOSS_CHUNK), wanted_N.split(LOSS_CHUNK), strict=True):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                logits_NV = model.logits(x)
+            likely_NV = logits_NV.detach().log_softmax(-1)
+            total -= likely_NV.gather(1, y[:, None]).sum()
+            likely_NV.exp_()
+            likely_NV.scatter_add_(1, y[:, None], likely_NV.new_full((len(y), 1), -1.0))
+            back = torch.autograd.grad(logits_NV, (x, *weights), likely_NV)
+            of_hidden.append(back[0])
+            for kept, new in zip(of_weights, back[1:], strict=True):
+                kept += new
+        ctx.save_for_backward(torch.cat(of_hidden) if of_hidden else hidden_ND, *of_weights)
+        return total
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor):
+        return None, None, *(kept * upstream[0] for kept in ctx.saved_tensors)
+
+
 def _chunked(model: Transformer, hidden_ND: Tensor, wanted_N: Tensor) -> tuple[Tensor, int]:
-    """Cross-entropy in chunks, each recomputed on the way back so that one chunk's logits live at a
-    time."""
-    from torch.utils.checkpoint import checkpoint
-
-    def chunk_loss(x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model.logits(x), y, reduction="sum")
-
+    """(Σ cross-entropy, number of targets) of rows of hidden states; the logits in chunks."""
+    if not len(wanted_N):
+        return hidden_ND.sum() * 0.0, 0
+    if torch.is_grad_enabled() and hidden_ND.requires_grad:
+        weights = [w for w in model.head_parameters() if w.requires_grad]
+        return _HeadLoss.apply(model, wanted_N, hidden_ND, *weights), len(wanted_N)
     total = hidden_ND.new_zeros((), dtype=torch.float32)
     for x, y in zip(hidden_ND.split(LOSS_CHUNK), wanted_N.split(LOSS_CHUNK), strict=True):
-        total = total + checkpoint(partial(chunk_loss), x, y, use_reentrant=False)
+        total = total + F.cross_entropy(model.logits(x), y, reduction="sum")
     return total, len(wanted_N)
 
 
