@@ -15,7 +15,6 @@ from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET, render_pair
 from onsil.tokenizer.train import CLS, END, MASK, SEP, SPECIALS, load_tokenizer, train
-from onsil.training.loop import learning_rate
 from onsil.training.loop import train as train_loop
 from onsil.training.objectives import (
     causal_batch,
@@ -186,11 +185,6 @@ def test_the_loop_stops_on_a_bad_step_and_keeps_the_weights(tmp_path, total, tar
     with pytest.raises(OnsilError, match="step 1"):
         list(train_loop({"w": weight}, lambda k: (weight.sum() * total, targets), 3, 0.1, tmp_path))
     assert torch.equal(weight.data, torch.ones(2, 2))
-
-
-def test_learning_rate_warms_up_holds_and_decays():
-    rates = [learning_rate(k, 100, 1.0) for k in range(100)]
-    assert rates[0] == 0.2 and rates[4] == rates[59] == 1.0 and 0 < rates[-1] < 0.03
 
 
 # -- the plan -----------------------------------------------------------------------------------

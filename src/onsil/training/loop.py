@@ -1,8 +1,8 @@
 """One loop for every objective. It yields steps; whoever calls it prints, evaluates, saves.
 
-Loss is the sum over targets divided by their number, weights and optimiser are float32, and a
-checkpoint in `scratch` makes a killed run continue to the same bits: batches depend on (seed, step)
-alone and nothing else is random.
+Loss is the sum over targets divided by their number, however many parts a batch is taken in;
+weights and optimiser are float32, and a checkpoint in `scratch` makes a killed run continue to the
+same bits: batches depend on (seed, step) alone, and the generator of random numbers is kept too.
 """
 
 import json
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from onsil.errors import OnsilError
 from onsil.lineage.spelling import sync, write_atomically
+from onsil.training.optim import Optimizer, Recipe
+
+Part = tuple[Tensor, int]  # Σ loss and number of targets
 
 
 @dataclass(frozen=True)
@@ -31,98 +34,119 @@ class Step:
     gradient_norm: float
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over the first 5 %, flat, then linear to zero over the last 40 %."""
-    warm, decay = max(1, round(0.05 * steps)), max(1, round(0.4 * steps))
-    return peak * min(1.0, (step + 1) / warm, (steps - step) / decay)
-
-
 def train(
     parameters: Mapping[str, Tensor],
-    loss_of: Callable[[int], tuple[Tensor, int]],
+    loss_of: Callable[[int], Part | Iterator[Part]],
     steps: int,
     peak: float,
     scratch: Path,
     checkpoints: int = 20,
+    recipe: Recipe = Recipe(),
+    names_of: Callable[[int], list[str]] | None = None,
+    data: str = "",
 ) -> Iterator[Step]:
-    """Run `steps` steps of AdamW on `parameters`, from the last checkpoint if there is one.
+    """Run `steps` steps on `parameters` at a peak rate, from the last checkpoint if there is one.
 
-    `loss_of(k)` computes (Σ loss, targets) of step k. Raises OnsilError at the first step whose
-    loss or gradient is not finite or that has no target.
+    `loss_of(k)` computes (Σ loss, targets) of step k, or yields them part by part when a batch is
+    too large for the memory: the gradient is that of the whole. `names_of(k)` tells what was in
+    step k, for the message when it fails; `data` is a digest of what is trained on. Raises
+    OnsilError at the first step whose loss or gradient is not finite or that has no target, and
+    when `scratch` holds a run on other data.
     """
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=peak,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizer = Optimizer(parameters, peak, steps, recipe)
     every = max(1, steps // checkpoints)
-    for step in range(_restore(parameters, optimizer, scratch), steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        total, targets = loss_of(step)
-        loss = total / max(1, targets)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0))
-        if not targets or not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
-            raise _stopped(step, float(loss.detach()), norm, targets)
-        optimizer.step()
-        optimizer.zero_grad()
-        yield Step(step + 1, float(loss.detach()), targets, norm)
+    for step in range(_restore(parameters, optimizer, scratch, data), steps):
+        whole, targets = 0.0, 0
+        for total, count in _parts(loss_of(step)):
+            if total.requires_grad:
+                total.backward()
+            whole, targets = whole + float(total.detach()), targets + count
+        weights = [p for p in parameters.values() if p.grad is not None]
+        for weight in weights:
+            weight.grad /= max(1, targets)  # type: ignore[operator]
+        loss, norm = whole / max(1, targets), float("nan")
+        if targets and math.isfinite(loss):
+            norm = float(torch.nn.utils.clip_grad_norm_(weights, recipe.clip))
+        if not math.isfinite(norm):
+            raise _stopped(step, loss, norm, targets, names_of(step) if names_of else [])
+        optimizer.step(step)
+        yield Step(step + 1, loss, targets, norm)
         # After the yield: whatever the caller wrote down about this step is on disk by now.
         if (step + 1) % every == 0 and step + 1 < steps:
-            _save(parameters, optimizer, scratch, step + 1)
+            _save(parameters, optimizer, scratch, step + 1, data)
 
 
-def _stopped(step: int, loss: float, norm: float, targets: int) -> OnsilError:
+def _parts(loss: Part | Iterator[Part]) -> Iterator[Part]:
+    return iter([loss]) if isinstance(loss, tuple) else loss
+
+
+def _stopped(step: int, loss: float, norm: float, targets: int, names: list[str]) -> OnsilError:
+    some = ", ".join(dict.fromkeys(names[:5])) + (" …" if len(names) > 5 else "")
     return OnsilError(
         en=(
             f"Training stopped at step {step + 1}: loss {loss}, gradient norm {norm}, "
-            f"{targets} targets.",
+            f"{targets} targets{f' ({some})' if some else ''}.",
             "Going on would spoil the weights; nothing was kept from this step.",
             "Lower the learning rate in the plan, or look at the documents of this step.",
         ),
         ko=(
             f"{step + 1}번째 걸음에서 학습을 멈췄습니다: 손실 {loss}, 기울기 크기 {norm}, "
-            f"정답 토큰 {targets}개.",
+            f"정답 토큰 {targets}개{f' ({some})' if some else ''}.",
             "계속하면 가중치가 망가집니다. 이 걸음의 결과는 남기지 않았습니다.",
             "계획의 학습률을 낮추거나 이 걸음의 문서를 확인해 주세요.",
         ),
     )
 
 
-def _save(parameters: Mapping[str, Tensor], optimizer, scratch: Path, step: int) -> None:
-    """Weights and both moments in one safetensors file, then the pointer to it, each atomic."""
+def _save(
+    parameters: Mapping[str, Tensor], optimizer: Optimizer, scratch: Path, step: int, data: str
+) -> None:
+    """Weights, the optimiser's state and the random generator's in one safetensors file, then the
+    pointer to it, each atomic."""
     tensors = {f"weight/{name}": p.detach() for name, p in parameters.items()}
-    for name, p in parameters.items():
-        state = optimizer.state[p]
-        tensors[f"first/{name}"], tensors[f"second/{name}"] = state["exp_avg"], state["exp_avg_sq"]
+    tensors |= optimizer.state() | {"random": torch.get_rng_state()}
     file = scratch / f"step{step}.safetensors"
     save_file({k: v.contiguous() for k, v in tensors.items()}, file)
     sync(file)
-    write_atomically(scratch / "latest.json", json.dumps({"step": step, "file": file.name}))
+    pointer = {"step": step, "file": file.name, "data": data}
+    write_atomically(scratch / "latest.json", json.dumps(pointer))
     for old in scratch.glob("step*.safetensors"):
         if old != file:
             old.unlink()
 
 
-def _restore(parameters: Mapping[str, Tensor], optimizer, scratch: Path) -> int:
+def _restore(
+    parameters: Mapping[str, Tensor], optimizer: Optimizer, scratch: Path, data: str
+) -> int:
     pointer = scratch / "latest.json"
     if not pointer.exists():
         return 0
     latest = json.loads(pointer.read_text())
+    if latest["data"] != data:
+        raise _other_data(scratch, latest["data"], data)
     tensors = load_file(scratch / latest["file"])
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[f"weight/{name}"])
-            optimizer.state[p] = {
-                "step": torch.tensor(float(latest["step"])),
-                "exp_avg": tensors[f"first/{name}"],
-                "exp_avg_sq": tensors[f"second/{name}"],
-            }
+    optimizer.restore(tensors)
+    torch.set_rng_state(tensors["random"])
     return latest["step"]
+
+
+def _other_data(scratch: Path, there: str, here: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"{scratch} holds a run on other data ({there or 'unnamed'}, not {here or 'unnamed'}).",
+            "Going on would mix two runs into one model.",
+            "Give this run a folder of its own, or empty that one.",
+        ),
+        ko=(
+            f"{scratch}에는 다른 자료로 하던 학습이 있습니다"
+            f"({there or '이름 없음'} ≠ {here or '이름 없음'}).",
+            "이어서 하면 두 학습이 한 모델에 섞입니다.",
+            "이 학습에 새 폴더를 주거나 그 폴더를 비워 주세요.",
+        ),
+    )
 
 
 def report_progress(

@@ -1,0 +1,115 @@
+"""How a gradient becomes a step: which optimiser moves which weights, and how fast when.
+
+AdamW (Loshchilov & Hutter 2019), fused, moves everything; with `muon` the matrices of the blocks
+are moved by Muon instead (Jordan et al. 2024): momentum, then five Newton–Schulz steps that make
+the update nearly orthogonal, so that no direction of a matrix starves. Its step is scaled to the
+size AdamW's would have (0.2·√(longer side), Liu et al. 2025), so one learning rate serves both.
+Embeddings, heads, norms and biases stay with AdamW; so do experts, which are not matrices.
+
+The rate over a run is a word too: "wsd" warms up, stays and falls in a straight line to zero (Hu et
+al. 2024), "cosine" falls to a tenth (Hoffmann et al. 2022), "inverse_sqrt" never ends (Vaswani et
+al. 2017).
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MATRIX = re.compile(r"blocks\.\d+\.((attention|cross)\.[qkvo]|mlp\.(gate|up|down))\.weight$")
+MUON_MOMENTUM = (0.85, 0.95, 300)  # from, to, over so many steps
+STATES = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run does with its gradients. `warm` and `decay` are shares of the steps; `matrix`,
+    `embedding` and `head` are what the peak rate is multiplied by for those weights."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["wsd", "cosine", "inverse_sqrt"] = "wsd"
+    warm: float = 0.05
+    decay: float = 0.4
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    matrix: float = 1.0
+    embedding: float = 1.0
+    head: float = 1.0
+
+
+def rate_share(step: int, steps: int, recipe: Recipe) -> float:
+    """What the peak rate is multiplied by at step `step` (from 0) of `steps`; 0 < share ≤ 1."""
+    warm, decay = max(1, round(recipe.warm * steps)), max(1, round(recipe.decay * steps))
+    rising = (step + 1) / warm
+    match recipe.schedule:
+        case "wsd":
+            return min(1.0, rising, (steps - step) / decay)
+        case "cosine":
+            along = max(0.0, (step + 1 - warm) / max(1, steps - warm))
+            return min(rising, 0.1 + 0.9 * (1 + math.cos(math.pi * along)) / 2)
+        case _:
+            return min(rising, (warm / (step + 1)) ** 0.5)
+
+
+class Optimizer:
+    """The optimisers of one run behind one `step`. `parameters` by name, as the model has them."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], peak: float, steps: int, recipe: Recipe):
+        self.parameters, self.steps, self.recipe = parameters, steps, recipe
+        muon = recipe.optimizer == "muon"
+        groups: dict[tuple[bool, float, float], list[Tensor]] = {}
+        for name, weight in parameters.items():
+            matrix = weight.dim() == 2 and bool(MATRIX.search(name))
+            factor = recipe.matrix if matrix else 1.0
+            if "embedding.weight" in name:
+                factor = recipe.embedding
+            elif name.endswith("head.weight"):
+                factor = recipe.head
+            decay = recipe.weight_decay if weight.dim() > 1 else 0.0
+            groups.setdefault((matrix and muon, peak * factor, decay), []).append(weight)
+        split: dict[bool, list[dict]] = {True: [], False: []}
+        for (orthogonal, rate, decay), weights in groups.items():
+            split[orthogonal].append(
+                {"params": weights, "lr": rate, "peak": rate, "weight_decay": decay}
+            )
+        self.parts: list[torch.optim.Optimizer] = []
+        if split[False]:
+            self.parts.append(torch.optim.AdamW(split[False], betas=recipe.betas, fused=True))
+        if split[True]:
+            self.parts.append(torch.optim.Muon(split[True], adjust_lr_fn="match_rms_adamw"))
+
+    def step(self, number: int) -> None:
+        """Step `number` (from 0) with the gradients that are there, which are then forgotten."""
+        share = rate_share(number, self.steps, self.recipe)
+        low, high, over = MUON_MOMENTUM
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = group["peak"] * share
+                if "momentum" in group:
+                    group["momentum"] = low + (high - low) * min(1.0, number / over)
+            part.step()
+            part.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """What has been gathered so far, `{"exp_avg/name": …}`, as a checkpoint keeps it."""
+        kept = {}
+        for name, weight in self.parameters.items():
+            for part in self.parts:
+                for key, value in part.state.get(weight, {}).items():
+                    if key in STATES:
+                        kept[f"{key}/{name}"] = value
+        return kept
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on with the state that `state` gave."""
+        for part in self.parts:
+            weights = {id(w) for group in part.param_groups for w in group["params"]}
+            for name, weight in self.parameters.items():
+                if id(weight) in weights:
+                    had = {k: kept[f"{k}/{name}"] for k in STATES if f"{k}/{name}" in kept}
+                    part.state[weight] = had

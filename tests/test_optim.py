@@ -1,0 +1,130 @@
+"""How gradients become steps: rates over a run, what Muon moves, parts of a batch, what is kept."""
+
+import pytest
+import torch
+
+from onsil.errors import OnsilError
+from onsil.models.shape import decoder_shape
+from onsil.models.transformer import Transformer
+from onsil.training.loop import train
+from onsil.training.objectives import causal_batch, pieces_of, schedule, token_loss
+from onsil.training.optim import Optimizer, Recipe, rate_share
+
+PIECES = pieces_of([[5 + (i * j) % 80 for i in range(3, 60)] for j in range(3, 12)], 32)
+STEPS = schedule([len(p) for p in PIECES], 96, 4, 0)
+MUON = Recipe(optimizer="muon", embedding=2.0, head=0.5)
+
+
+def model_of(compute: str = "fp32") -> Transformer:
+    return Transformer(decoder_shape(97, 64, 2, 64), compute).initialise(0)
+
+
+def run(scratch, recipe=MUON, stop_after=None, parts=1, **more):
+    scratch.mkdir(exist_ok=True)
+    model = model_of()
+
+    def loss_of(k):
+        chosen = [PIECES[i] for i in STEPS[k]]
+        if parts == 1:
+            return token_loss(model, causal_batch(chosen))
+        return (token_loss(model, causal_batch(chosen[n::parts])) for n in range(parts))
+
+    losses = []
+    loop = train(
+        dict(model.named_parameters()), loss_of, len(STEPS), 3e-3, scratch, 5, recipe, **more
+    )
+    for step in loop:
+        losses.append(step.loss)
+        if step.number == stop_after:
+            break
+    return model.state_dict(), losses
+
+
+def test_rates_warm_up_and_come_down_as_their_words_say():
+    wsd = [rate_share(k, 100, Recipe()) for k in range(100)]
+    assert wsd[0] == 0.2 and wsd[4] == wsd[59] == 1.0 and 0 < wsd[-1] < 0.03
+    cosine = [rate_share(k, 100, Recipe(schedule="cosine")) for k in range(100)]
+    assert cosine[4] == 1.0 and abs(cosine[-1] - 0.1) < 1e-9 and abs(cosine[52] - 0.55) < 0.02
+    root = [rate_share(k, 100, Recipe(schedule="inverse_sqrt")) for k in range(100)]
+    assert root[4] == 1.0 and abs(root[19] - 0.5) < 1e-9 and abs(root[79] - 0.25) < 1e-9
+    for shares in (wsd, cosine, root):
+        assert all(0 < share <= 1 for share in shares)
+        top = shares.index(1.0)
+        assert shares[: top + 1] == sorted(shares[: top + 1])
+        assert shares[top:] == sorted(shares[top:], reverse=True)
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_nothing_else():
+    parameters = dict(model_of().named_parameters())
+    _, muon = Optimizer(parameters, 1e-3, 10, MUON).parts
+    moved = {id(w) for group in muon.param_groups for w in group["params"]}
+    names = {name for name, w in parameters.items() if id(w) in moved}
+    assert len(names) == 2 * 7 and all("blocks." in n and "norm" not in n for n in names)
+
+
+def test_a_muon_step_is_orthogonal_and_as_large_as_adam_would_make_it():
+    weight = torch.nn.Parameter(torch.zeros(64, 32))
+    name = "blocks.0.mlp.up.weight"
+    optimizer = Optimizer({name: weight}, 1.0, 1, Recipe("muon", weight_decay=0.0))
+    weight.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+    optimizer.step(0)
+    # Newton-Schulz with these constants leaves singular values between 0.7 and 1.2 (Jordan et al.).
+    values = torch.linalg.svdvals(weight.detach()) / (0.2 * 64**0.5)
+    assert values.min() > 0.5 and values.max() < 1.3
+    assert abs(float(weight.detach().square().mean().sqrt()) - 0.2) < 0.04
+
+
+@pytest.mark.parametrize("stop_after", [1, 7, 12])
+def test_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, stop_after):
+    whole, _ = run(tmp_path / "whole")
+    run(tmp_path / "parts", stop_after=stop_after)
+    parts, _ = run(tmp_path / "parts")
+    assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(tmp_path):
+    """Also when the parts have different numbers of targets: Σ loss ÷ all targets."""
+    whole, once = run(tmp_path / "once", Recipe())
+    split, twice = run(tmp_path / "twice", Recipe(), parts=3)
+    assert max(abs(a - b) for a, b in zip(once, twice, strict=True)) < 2e-4
+    assert max(float((whole[n] - split[n]).abs().max()) for n in whole) < 2e-3
+
+
+def test_a_run_refuses_the_checkpoint_of_other_data(tmp_path):
+    run(tmp_path / "run", stop_after=9, data="a1")
+    with pytest.raises(OnsilError, match="a1"):
+        run(tmp_path / "run", data="b2")
+
+
+def test_a_step_without_targets_names_its_documents(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    loop = train(
+        {"w": weight}, lambda k: (weight.sum() * 0, 0), 3, 0.1, tmp_path,
+        names_of=lambda k: ["규정/연차.hwp", "b.md"],
+    )  # fmt: skip
+    with pytest.raises(OnsilError, match=r"규정/연차\.hwp, b\.md") as caught:
+        list(loop)
+    assert "규정/연차.hwp" in str(caught.value.ko)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    """A loss that draws (dropout, sampling) resumes to the same draws."""
+
+    def once(stop_after=None):
+        torch.manual_seed(4)
+        weight = torch.nn.Parameter(torch.ones(8))
+        loop = train(
+            {"w": weight}, lambda k: ((weight * torch.rand(8)).square().sum(), 8), 20, 0.1,
+            tmp_path / "run",
+        )  # fmt: skip
+        for step in loop:
+            if step.number == stop_after:
+                return None
+        return weight.detach()
+
+    (tmp_path / "run").mkdir()
+    once(stop_after=11)
+    resumed = once()
+    for file in (tmp_path / "run").iterdir():
+        file.unlink()
+    assert torch.equal(resumed, once())
