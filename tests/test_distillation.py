@@ -178,12 +178,12 @@ def test_rows_only_one_table_has_are_left_out():
 def test_kept_words_are_a_coarser_alphabet_of_the_same_loss(temperature):
     student, teacher = far_apart(4)
     batch = causal_batch(PIECES)
-    full = float(soft_loss(student, teacher, batch, temperature)[0])
+    full = soft_loss(student, teacher, batch, temperature)[0].item()
     losses = []
     for top in (1, 4, 16, 97):
         kept = kept_of(teacher, batch, top, temperature)
         assert kept.ids_NK.shape == kept.logs_NK.shape == (sum(map(len, PIECES)) - 4, top)
-        losses.append(float(kept_loss(student, batch, kept, temperature)[0]))
+        losses.append(kept_loss(student, batch, kept, temperature)[0].item())
     assert losses == sorted(losses) and losses[0] < 0.9 * full
     assert losses[-1] == pytest.approx(full, rel=1e-5)
 
@@ -198,14 +198,14 @@ def test_kept_words_against_a_sum_by_hand():
         q = [math.exp(said[n, v]) for v in chosen]
         p, q = [*p, 1 - sum(p)], [*q, 1 - sum(q)]
         total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    assert float(kept_divergence(said, kept)) == pytest.approx(total, rel=1e-4)
-    assert float(kept_divergence(told, kept)) == pytest.approx(0.0, abs=1e-5)
+    assert kept_divergence(said, kept).item() == pytest.approx(total, rel=1e-4)
+    assert kept_divergence(told, kept).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_teacher_that_is_certain_leaves_nothing_over():
     told = torch.tensor([[60.0, 0.0, 0.0]]).log_softmax(-1)
     loss = kept_divergence(torch.zeros(1, 3, requires_grad=True), Kept(*reversed(told.topk(2))))
-    assert float(loss) == pytest.approx(math.log(3), rel=1e-5)
+    assert loss.item() == pytest.approx(math.log(3), rel=1e-5)
 
 
 # -- hidden states ------------------------------------------------------------------------------
@@ -224,9 +224,9 @@ def test_hidden_states_against_a_sum_by_hand(distance):
             teacher.encode(batch.ids, lengths=batch.lengths)
         for x, t in zip(mine[0][0] @ matrix.weight.T, theirs[0][0], strict=True):
             if distance == "mse":
-                wanted += float(((x - t) ** 2).mean()) / 2
+                wanted += ((x - t) ** 2).mean().item() / 2
             else:
-                wanted += (1 - float(x @ t / x.norm() / t.norm())) / 2
+                wanted += (1 - (x @ t / x.norm() / t.norm()).item()) / 2
     assert tokens == sum(batch.lengths)
     assert total.item() == pytest.approx(wanted, rel=1e-4)
     total.backward()
@@ -358,7 +358,7 @@ def test_the_likelihood_of_a_span_is_that_of_its_tokens(words):
     for piece in pieces:
         logs = student(torch.tensor([piece.student]))[0].log_softmax(-1)
         for (i, _), (m, _) in pairwise(piece.ends):
-            wanted.append(float(sum(logs[t - 1, piece.student[t]] for t in range(i, m))))
+            wanted.append(sum(logs[t - 1, piece.student[t]] for t in range(i, m)).item())
     assert told == pytest.approx(wanted, rel=1e-4)
 
 
@@ -389,7 +389,7 @@ def test_the_span_loss_is_the_direct_one(words, temperature, hard):
 def test_equal_spans_cost_nothing_and_the_coin_has_its_limit(words):
     model = decoder(1, words=700)
     pieces = span_pieces(SENTENCES[0], words[2], words[2], (64, 64))
-    assert float(span_loss(model, model, pieces)[0]) == 0.0
+    assert span_loss(model, model, pieces)[0].item() == 0.0
     x, y = torch.tensor([-2.0, -0.1, 0.0]), torch.tensor([-1.0, -5.0, 0.0])
     a, b = -y[:2], -x[:2]
     limit = float((a * (a / b).log() + b - a).sum())
@@ -549,7 +549,7 @@ def test_kept_words_are_written_in_several_files_and_read_by_piece(grown, monkey
     total, targets = course.loss_of(0, chosen)
     batch = causal_batch([pieces[i] for i in chosen])
     wanted, number = kept_loss(student, batch, kept_of(teacher, batch, 4, 2.0), 2.0, 0.25)
-    assert targets == number and float(total.detach()) == pytest.approx(float(wanted.detach()))
+    assert targets == number and total.item() == pytest.approx(wanted.item())
 
 
 def test_other_words_are_refused_word_by_word_and_taught_by_spans(grown):
