@@ -307,11 +307,11 @@ def finetune_chat(
     run: Run,
 ) -> dict:
     """A model folder that answers in chats: weights, tokenizer.json, template.json, curve.json and
-    notes.json. Raises OnsilError when the chats cannot be learnt from, and when a step fails, with
-    the numbers of its chats."""
+    notes.json. `decoder` may be a base that has one. Raises OnsilError when the chats cannot be
+    learnt from, and when a step fails, with the lines of its chats."""
     torch.set_num_threads(tuning.threads)
     words = load_tokenizer(tokenizer.path)
-    model, _ = load(decoder.path, tuning.compute)
+    model, _ = load(decoder_in(decoder), tuning.compute)
     marks = mark_ids(words, template)
     told = list(chats_in(chats, "train"))
     lessons = checked(lessons_of(told, words, template, model.shape.context))
@@ -357,6 +357,11 @@ def finetune_chat(
     (out / "curve.json").write_text(json.dumps(curve) + "\n")
     (out / "notes.json").write_text(json.dumps(notes, sort_keys=True, ensure_ascii=False) + "\n")
     return notes
+
+
+def decoder_in(made: Artifact) -> Path:
+    """The folder of a decoder, or of the decoder in a base."""
+    return made / "decoder" if (made / "decoder").is_dir() else made.path
 
 
 @torch.no_grad()
