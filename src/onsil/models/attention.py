@@ -70,6 +70,14 @@ class View:
         """Key position − query position."""
         return self.k_BS[:, None, :] - self.q_BT[:, :, None]
 
+    def near(self, kind: str) -> bool:
+        """Whether each query sees nothing but the window before it, and the text is longer than
+        two of them: then no T × S scores are needed (`local`)."""
+        T, S, shape = self.q_BT.size(1), self.k_BS.size(1), self.shape
+        plain = self.keep_BS is None and self.prefix < 2 and T == S
+        told = shape.causal and shape.positions in ("rotary", "learned", "none", "sinusoidal")
+        return kind == "L" and plain and told and 2 * shape.window < T
+
     def free(self, kind: str) -> bool:
         """Whether the causal order (or "all") says everything: no mask needed."""
         T, S = self.q_BT.size(1), self.k_BS.size(1)
@@ -163,6 +171,33 @@ def written_out(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, bias, scale: flo
     return (seen_BGXS @ v_BGSK).unflatten(2, (-1, T)).flatten(1, 2)
 
 
+def local(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float) -> Tensor:
+    """Causal attention to the last `window` keys in memory linear in T: blocks of `window` queries,
+    each beside its own and the previous block of keys (Beltagy et al. 2020, §3.1)."""
+    B, _, T, _ = q_BHTK.shape
+    many, empty = -(-T // window), -T % window
+
+    def blocks(x_BHTK: Tensor, before: int) -> Tensor:
+        """(B·blocks) H W·(1 + before) K."""
+        wide = F.pad(x_BHTK, (0, 0, before * window, empty))
+        cut = wide.unfold(2, window * (1 + before), window)  # B H blocks K W
+        return cut.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    at_W, of_S = torch.arange(window)[:, None], torch.arange(2 * window)[None] - window
+    seen_WS = (of_S <= at_W) & (of_S > at_W - window)
+    seen_NWS = seen_WS.repeat(many, 1, 1)
+    seen_NWS[0] &= of_S >= 0
+    y = F.scaled_dot_product_attention(
+        blocks(q_BHTK, 0),
+        blocks(k_BGTK, 1),
+        blocks(v_BGTK, 1),
+        attn_mask=seen_NWS.repeat(B, 1, 1)[:, None].to(q_BHTK.device),
+        scale=scale,
+        enable_gqa=q_BHTK.size(1) != k_BGTK.size(1),
+    )
+    return y.unflatten(0, (B, many)).transpose(1, 2).flatten(2, 3)[:, :, :T]
+
+
 class Attention(nn.Module):
     def __init__(self, shape: Shape, kind: str = "G", cross: bool = False):
         super().__init__()
@@ -216,6 +251,8 @@ class Attention(nn.Module):
     def attend(self, q_BHTK: Tensor, k: Tensor, v: Tensor, view: View, table) -> Tensor:
         """B H T K; keys and values are B G S K, each shared by H/G heads."""
         s = self.shape
+        if not s.score_cap and view.near(self.kind):
+            return local(q_BHTK, k, v, s.window, s.score_scale)
         if not s.score_cap:
             bias = view.bias(self.kind, table)
             if (
