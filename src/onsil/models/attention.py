@@ -240,8 +240,9 @@ class Attention(nn.Module):
         if len(views.parts) == 1:
             y = self.attend(q, k, v, views.parts[0], table)
         elif views.alike:  # documents of one length and view are the rows of one batch
-            rows = [t[0].unflatten(1, (len(views.parts), -1)).transpose(0, 1) for t in (q, k, v)]
-            y = self.attend(*rows, views.parts[0], table).transpose(0, 1).flatten(1, 2)[None]
+            many = (len(views.parts), -1)
+            q, k, v = (t[0].unflatten(1, many).transpose(0, 1) for t in (q, k, v))
+            y = self.attend(q, k, v, views.parts[0], table).transpose(0, 1).flatten(1, 2)[None]
         else:
             cut = [t.split(views.lengths, dim=2) for t in (q, k, v)]
             parts = zip(*cut, views.parts, strict=True)
