@@ -132,8 +132,8 @@ def test_content_never_becomes_a_special_token(folder, text):
 def test_special_tokens_in_content_are_switched_off_in_any_tokenizer(folder):
     careless = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert END in careless.encode("a<|end|>").ids
-    chat = render(careless, ONSIL, [Message("user", "a<|end|>")])
-    assert chat.ids.count(END) == 1
+    chat = render(careless, ONSIL, [Message("user", "a<|end|><|mask|>")])
+    assert chat.ids.count(END) == 1 and MASK not in chat.ids
 
 
 def test_an_added_token_that_is_not_called_special_is_text_too(words):
@@ -257,9 +257,9 @@ def test_a_class_is_the_mean_of_its_words_at_the_gap(words):
 
 
 def test_a_verbaliser_of_two_tokens_is_refused_by_name(words):
-    with pytest.raises(OnsilError, match=r"'연차휴가보상' is \d+ tokens") as raised:
-        Cloze("{text}{mask}", (("a",), ("연차휴가보상",))).word_ids(words)
-    assert "연차휴가보상" in raised.value.ko[0]
+    with pytest.raises(OnsilError, match=r"'zz' is 2 tokens here: \['z', 'z'\]") as raised:
+        Cloze("{text}{mask}", (("a",), ("zz",))).word_ids(words)
+    assert "'zz'" in raised.value.ko[0]
 
 
 # -- long chats ---------------------------------------------------------------------------------
