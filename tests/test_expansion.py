@@ -175,6 +175,8 @@ def test_what_is_used_most_is_not_what_saves_most():
     assert set(kept) == {"가", "bc"}  # nothing is kept for nothing
     kept = chosen(candidates, Counter({"가": 1, "bc": 0, "bcd": 9}), 2)
     assert set(kept) == {"bc", "bcd"}  # what others are built on stays
+    kept = chosen(candidates, Counter({"가": 1, "bc": 0, "bcd": 3}), 1)
+    assert set(kept) == {"bc"}  # and takes over what they were used for
 
 
 def test_a_word_of_the_new_corpus_becomes_one_token(base):
@@ -191,6 +193,14 @@ def test_special_tokens_beside_the_vocabulary_keep_their_ids(base):
     assert number not in made.encode("a <|begin|> b<|begin|>").ids
     made.encode_special_tokens = False
     assert number in made.encode("a <|begin|> b").ids
+
+
+def test_a_piece_that_its_own_parts_outdo_is_left_out():
+    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("c", -6.0), ("d", -6.0), ("▁", -3.0)]
+    base = spaced(models.Unigram(pieces, unk_id=0))
+    made, spelled, _ = expand(base, ["ab"] * 2 + ["cd"] * 200, 10)
+    assert "cd" in made.encode("cd").tokens[0]
+    assert not any("ab" in made.id_to_token(i) for i in spelled)
 
 
 def test_a_special_token_that_text_could_become_is_refused():
