@@ -196,7 +196,7 @@ def test_special_tokens_beside_the_vocabulary_keep_their_ids(base):
 
 
 def test_a_piece_that_its_own_parts_outdo_is_left_out():
-    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("c", -6.0), ("d", -6.0), ("▁", -3.0)]
+    pieces = [("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("c", -6.0), ("d", -6.0), ("▁", -1.0)]
     pieces += [(character, -4.0) for character in "<s/>"]
     base = spaced(models.Unigram(pieces, unk_id=0))
     made, spelled, _ = expand(base, ["ab"] * 2 + ["cd"] * 200, 10)
