@@ -5,7 +5,7 @@
 The base is the decoder that comes with onsil. It is asked about a spoken Korean sentence in a chat
 and judged by which of four answers it finds likeliest, stop included; 100 sentences of each kind
 that were never trained on, the same for every arm. The arms: the base as it is; an adapter of rank
-8 on every linear layer, the base frozen; all weights tuned. Both tunings read 2,000 chats twice,
+8 on every linear layer, the base frozen; all weights tuned. Both tunings read 1,000 chats twice,
 each at the rate that was best of four on 200 other sentences (`python recipes/lora.py choose`).
 """
 
@@ -39,7 +39,7 @@ TUNINGS = {
     "all weights": Tuning(epochs=2, rate=1e-3, batch_tokens=1024, method="full"),
 }
 RATES = {"LoRA": (1e-3, 3e-3, 1e-2, 2e-2), "all weights": (3e-4, 1e-3, 3e-3, 6e-3)}
-TRAIN, EACH, DEV_SEED = 2_000, 100, 100
+TRAIN, EACH, DEV_SEED = 1_000, 100, 100
 
 
 def sentences(data: Path = DATA) -> dict[str, list[str]]:

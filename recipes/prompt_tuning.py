@@ -5,7 +5,7 @@
 The same task, base and sentences as `lora.py`, in plain words instead of a chat, so that a written
 prompt stands where the base expects text. Written arm: the best of twelve on 200 sentences to
 choose by: six prompts, three of them with examples, each read as it is and calibrated (what the
-base says of an answer on average is taken off; Zhao et al. 2021). Learnt arm: 20 rows, 2,000
+base says of an answer on average is taken off; Zhao et al. 2021). Learnt arm: 20 rows, 1,000
 sentences twice, the rate that was best of four on the same sentences (`… choose` tries them).
 Asserted in every run: P·d numbers learn, and not a bit of the base changes.
 """

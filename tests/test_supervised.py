@@ -209,6 +209,7 @@ def test_a_prompted_decoder_is_the_prompt_read_before_each_document(bench):
     model = load(bench.decoder.path)[0].eval()
     learnt = learner(model, Tuning(method="prompt", rank=3))
     reader = learnt.reader
+    assert reader.shape.context == 128 - 3  # the rows take their places
     documents = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
     row = torch.tensor([[t for d in documents for t in d]])
     packed = reader.logits(reader.encode(row, lengths=[4, 2, 3]))[0].split([4, 2, 3])

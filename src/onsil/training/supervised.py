@@ -15,7 +15,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -169,7 +169,8 @@ def lessons_of(
         if not made:
             silent.append(number)
             continue
-        parts, of = parts + made, of + [number] * len(made)
+        parts += made
+        of += [number] * len(made)
         cut, lost = cut + (len(made) > 1 or unread > 0), lost + unread
     return Lessons(parts, of, cut, lost, silent)
 
@@ -222,7 +223,8 @@ class Prompted(nn.Module):
 
     def __init__(self, model: Transformer, prompt: adapters.SoftPrompt):
         super().__init__()
-        self.model, self.prompt, self.shape = model, prompt, model.shape
+        self.model, self.prompt = model, prompt
+        self.shape = replace(model.shape, context=model.shape.context - len(prompt.rows_PD))
 
     def new_cache(self) -> Cache:
         return self.model.new_cache()
@@ -313,13 +315,12 @@ def finetune_chat(
     words = load_tokenizer(tokenizer.path)
     model, _ = load(decoder_in(decoder), tuning.compute)
     marks = mark_ids(words, template)
-    told = list(chats_in(chats, "train"))
-    lessons = checked(lessons_of(told, words, template, model.shape.context))
-    held = list(chats_in(chats, "heldout"))
-    heldout = lessons_of(held, words, template, model.shape.context)
-    steps = schedule(lessons.sizes, tuning.batch_tokens, tuning.epochs, tuning.seed)
     learnt = learner(model, tuning)
     reader = cast(Transformer, learnt.reader)  # a prompted one is read in the same way
+    told, held = (list(chats_in(chats, split)) for split in ("train", "heldout"))
+    lessons = checked(lessons_of(told, words, template, reader.shape.context))
+    heldout = lessons_of(held, words, template, reader.shape.context)
+    steps = schedule(lessons.sizes, tuning.batch_tokens, tuning.epochs, tuning.seed)
     before = mean_loss(reader, heldout.parts)
 
     def loss_of(k: int) -> tuple[Tensor, int]:
