@@ -18,7 +18,8 @@ from onsil.tokenizer.template import NO_TARGET, Rendered, Turn
 from onsil.tokenizer.train import END, MASK, PAD, SPECIALS
 from onsil.training.samplers import Pair
 
-LOSS_CHUNK = 1024
+LEAST = torch.finfo(torch.float32).tiny  # a target less likely than this counts as likely as it
+LOSS_CHUNK = 256  # rows; a chunk of 4,096 logits in float32 stays in a CPU's cache (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,9 @@ class _HeadLoss(torch.autograd.Function):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 logits_NV = model.logits(x)
-            likely_NV = logits_NV.detach().log_softmax(-1)
-            total -= likely_NV.gather(1, y[:, None]).sum()
-            likely_NV.exp_()
+            likely_NV = logits_NV.detach()
+            torch.softmax(likely_NV, -1, out=likely_NV)
+            total -= likely_NV.gather(1, y[:, None]).clamp(min=LEAST).log().sum()
             likely_NV.scatter_add_(1, y[:, None], likely_NV.new_full((len(y), 1), -1.0))
             back = torch.autograd.grad(logits_NV, (x, *weights), likely_NV)
             of_hidden.append(back[0])
