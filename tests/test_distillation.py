@@ -4,6 +4,7 @@ and who may teach."""
 import json
 import math
 import random
+import re
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -711,3 +712,18 @@ def test_a_model_tuned_from_a_stranger_is_none_of_ours(grown, tmp_path):
         nodes = {"k": {"stage": "adopt_base@2", "arguments": {"files": files}}}
         save(model, tmp_path, {"made_by": "k", "nodes": nodes})
         assert teacher_licence(tmp_path).name == name
+
+
+# -- the page -----------------------------------------------------------------------------------
+
+
+def test_the_page_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parents[1] / "docs" / "distillation.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
+    told = re.findall(r"^print\(.*\)  # (.+)$", "".join(blocks), re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == told and len(told) == 4
