@@ -272,7 +272,7 @@ def test_the_stage_tells_what_it_gained(tmp_path):
     assert before == 3.0 and after < 1.5
     spelled = load_expansion(made)
     assert len(spelled) == 60 == notes["vocabulary"][1] - notes["vocabulary"][0]
-    assert (made / "base.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert (made / "base" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     assert load_expansion(base) == {}
     again = expand_tokenizer(Workspace(tmp_path / "b"), base=base, corpus=corpus, many=60)
     assert again.digest == made.digest

@@ -35,7 +35,7 @@ from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, stage
 from onsil.tokenizer.train import load_tokenizer
 
-EXPANSION, BASE = "expansion.json", "base.json"
+EXPANSION, BASE = "expansion.json", "base"
 LEAST = 2  # uses without which a pair is no candidate
 LETTERS = 0x20000  # base token i is the letter chr(LETTERS + i) while merges are learnt
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -310,13 +310,15 @@ def script_of(character: str) -> str:
 
 @stage(version=1)
 def expand_tokenizer(*, base: Artifact, corpus: Artifact, many: int, out: Path, run: Run) -> dict:
-    """tokenizer.json with up to `many` new tokens for the training split of a corpus, base.json as
-    it was, and expansion.json: for each new token its id, the old ids it stands for and the tokens
-    it saves. The notes have the fertility on the held-out split, before and after."""
+    """tokenizer.json with up to `many` new tokens for the training split of a corpus, the one it
+    was made of in base/, and expansion.json: for each new token its id, the old ids it stands for
+    and the tokens it saves. The notes have the fertility on the held-out split, before and after.
+    """
     held, words = load_corpus(corpus), load_tokenizer(base.path)
     expansion = expand(words, [document_text(d) for d in held.train], many)
     expansion.tokenizer.save(str(out / "tokenizer.json"))
-    shutil.copyfile(base / "tokenizer.json", out / BASE)
+    (out / BASE).mkdir()
+    shutil.copyfile(base / "tokenizer.json", out / BASE / "tokenizer.json")
     rows = [
         {"id": i, "token": expansion.tokenizer.id_to_token(i), "spelled": ids, "saved": saved}
         for (i, ids), saved in zip(expansion.spelled.items(), expansion.saved.values(), strict=True)
