@@ -42,6 +42,11 @@ class Recipe:
     head: float = 1.0
 
 
+# From noise, and with much more text than one pass can overfit: chosen on 300 steps of 35 MB of
+# Korean (docs/log.md, "Training against nanochat"). A few passes over a small folder want AdamW.
+FAST, FAST_PEAK = Recipe("muon", decay=0.65, matrix=0.5, head=0.5), 0.01
+
+
 def rate_share(step: int, steps: int, recipe: Recipe) -> float:
     """What the peak rate is multiplied by at step `step` (from 0) of `steps`; 0 < share ≤ 1."""
     warm, decay = max(1, round(recipe.warm * steps)), max(1, round(recipe.decay * steps))
