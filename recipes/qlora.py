@@ -1,0 +1,113 @@
+"""QLoRA on the task of recipes/lora.py: an adapter learns beside a base of four bits a weight.
+
+    python recipes/qlora.py
+
+Every matrix of the blocks is packed (nf4, magnitudes in a byte too, 0.52 bytes a weight); the same
+adapter, chats, rate and judged sentences as LoRA's. Two things are claimed: it beats the packed
+base, and it loses no more to LoRA on the whole base than LoRA's own seeds differ among themselves
+(`python recipes/qlora.py choose` measures that on other sentences). What was learnt beside the
+rounded base is then merged into the base as it was: that is another model, and has its own score.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+import torch
+from lora import (
+    DEV_SEED,
+    EACH,
+    TRAIN,
+    TUNINGS,
+    Pairs,
+    base,
+    chat,
+    right,
+    scores,
+    sentences,
+    split,
+    taught,
+    tuned,
+)
+from proving import prove
+
+from onsil.models.adapters import merge
+from onsil.models.quantization import Levels, bytes_per_weight, matrices, quantize, restore
+from onsil.tokenizer.templates import ONSIL
+from onsil.tokenizer.turns import render
+from onsil.training.supervised import Tuning, learner
+
+TUNING = TUNINGS["LoRA"]
+MARGIN = 0.03
+
+
+def packed(judged: Pairs, levels: Levels = "nf4") -> list[float]:
+    """Which sentences the packed base gets right, nothing learnt."""
+    model, words = base()
+    quantize(model, levels, double=True)
+    return right(scores(model, words, ONSIL, [text for text, _ in judged]), judged)
+
+
+def beside_and_merged(
+    tuning: Tuning, known: Pairs, judged: Pairs, levels: Levels = "nf4"
+) -> tuple[list[float], list[float]]:
+    """Right answers with the adapter beside the packed base, and merged into the base as it was."""
+    model, words = base()
+    quantize(model, levels, double=True)
+    learnt = learner(model, tuning)
+    some = random.Random(tuning.seed).sample(known, min(TRAIN, len(known)))
+    taught(learnt, [render(words, ONSIL, chat(*pair)) for pair in some], tuning)
+    texts = [text for text, _ in judged]
+    beside = right(scores(model, words, ONSIL, texts), judged)
+    restore(model, base()[0])
+    merge(model)
+    return beside, right(scores(model, words, ONSIL, texts), judged)
+
+
+def choose(seeds: Sequence[int] = (DEV_SEED, DEV_SEED + 1, DEV_SEED + 2)) -> float:
+    """How far apart LoRA's own seeds are, on the sentences to choose by: the margin."""
+    known, dev, _ = split(sentences(), EACH, EACH // 2)
+    found = [tuned(replace(TUNING, seed=seed), known, dev) for seed in seeds]
+    shares = [sum(told) / len(told) for told in found]
+    print("LoRA on dev:", [round(share, 4) for share in shares])
+    return max(shares) - min(shares)
+
+
+def main(seeds: Sequence[int] = (0, 1, 2)) -> dict:
+    torch.set_num_threads(1)
+    known, _, judged = split(sentences(), EACH, EACH // 2)
+
+    @cache
+    def whole(seed: int) -> list[float]:
+        return tuned(replace(TUNING, seed=seed), known, judged)
+
+    @cache
+    def both(seed: int, levels: Levels) -> tuple[list[float], list[float]]:
+        return beside_and_merged(replace(TUNING, seed=seed), known, judged, levels)
+
+    less = f"LoRA less {MARGIN}"
+    arms: dict[str, Callable[[int], list[float]]] = {
+        "packed base": lambda seed: packed(judged),
+        "LoRA": whole,
+        less: lambda seed: [score - MARGIN for score in whole(seed)],
+        "QLoRA": lambda seed: both(seed, "nf4")[0],
+        "QLoRA, merged": lambda seed: both(seed, "nf4")[1],
+        "QLoRA int4": lambda seed: both(seed, "int4")[0],
+    }
+    model, _ = base()
+    quantize(model, "nf4", double=True)
+    return prove(
+        "qlora",
+        "beside four bits a weight an adapter learns what it learns beside thirty-two",
+        arms,
+        [("QLoRA", "packed base"), ("QLoRA", less)],
+        seeds,
+        {"data": "3i4K, 4 kinds", "chats": TRAIN, "rate": TUNING.rate, "rank": TUNING.rank}
+        | {"bytes_per_weight": round(bytes_per_weight(matrices(model)), 4), "margin": MARGIN},
+    )
+
+
+if __name__ == "__main__":
+    print(choose()) if sys.argv[1:] == ["choose"] else main()
