@@ -5,8 +5,9 @@ import json
 import pytest
 from test_grow import OFFICE, PLAN
 
-from onsil.corpus import curate
+from onsil.corpus import curate, load_corpus
 from onsil.documents import read
+from onsil.errors import OnsilError
 from onsil.lineage import Workspace, file_lineage
 from onsil.models.ngram import NGram
 from onsil.models.recurrent import RecurrentLM
@@ -58,3 +59,12 @@ def test_a_recurrent_model_learns_and_is_read_back(parts, cell):
         assert bits[-1] == noted(ws, model)["heldout_bits_per_byte"]
         assert back.shape.cell == cell
     assert bits[1] < bits[0]
+
+
+def test_a_run_that_fails_names_the_documents_of_its_step(parts):
+    """A learning rate that blows the weights up: the message says what was being read."""
+    ws, made = parts
+    plan = adopt_plan(ws, text=json.dumps(PLAN | {"learning_rate": 1e30}))
+    with pytest.raises(OnsilError, match="Training stopped at step") as caught:
+        pretrain(ws, **made, plan=plan, kind="encoder")
+    assert any(f"({d.path}" in str(caught.value) for d in load_corpus(made["corpus"]).train)

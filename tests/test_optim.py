@@ -1,5 +1,7 @@
 """How gradients become steps: rates over a run, what Muon moves, parts of a batch, what is kept."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,9 @@ from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
 from onsil.training.loop import train
 from onsil.training.objectives import causal_batch, pieces_of, schedule, token_loss
-from onsil.training.optim import Optimizer, Recipe, rate_share
+from onsil.training.optim import FAST, FAST_PEAK, Optimizer, Recipe, rate_share
+from onsil.training.plan import plan_for
+from onsil.training.pretraining import recipe_of
 
 PIECES = pieces_of([[5 + (i * j) % 80 for i in range(3, 60)] for j in range(3, 12)], 32)
 STEPS = schedule([len(p) for p in PIECES], 96, 4, 0)
@@ -128,3 +132,12 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
     for file in (tmp_path / "run").iterdir():
         file.unlink()
     assert torch.equal(resumed, once())
+
+
+def test_one_pass_from_noise_is_fast_and_many_passes_are_careful():
+    """The recipe measured for much text overfits a small folder read twelve times."""
+    plan = plan_for(50_000, 2_000, 500_000, 6, 0, lambda plan: 5_000)
+    once = replace(plan, decoder_epochs=1)
+    assert recipe_of(once, "decoder", None) == (FAST, FAST_PEAK)
+    assert recipe_of(plan, "decoder", None) == (Recipe(), plan.learning_rate)
+    assert recipe_of(once, "encoder", None)[0] == Recipe()

@@ -49,7 +49,7 @@ def train_ngram(
     return measured(model, ids, size) | {"order": order}
 
 
-@stage(version=1)
+@stage(version=2)
 def train_recurrent(
     *,
     corpus: Artifact,

@@ -70,7 +70,7 @@ def some_of(tasks: list, many: int) -> list:
     return [tasks[i * len(tasks) // many] for i in range(many)]
 
 
-@stage(version=1)
+@stage(version=2)
 def instruct(
     *,
     decoder: Artifact,
@@ -113,7 +113,7 @@ def note_point(curve: list, step: Step, steps: int, scratch: Path) -> None:
         write_atomically(scratch / "curve.json", json.dumps(curve))
 
 
-@stage(version=3)
+@stage(version=4)
 def finetune(
     *,
     encoder: Artifact,

@@ -30,9 +30,11 @@ from onsil.training.objectives import (
     schedule,
     token_loss,
 )
-from onsil.training.plan import load_plan
+from onsil.training.optim import FAST, FAST_PEAK, Recipe
+from onsil.training.plan import Plan, load_plan
 
 CURVE_POINTS, CURVE_BYTES = 8, 200_000
+FEW_PASSES = 2
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=4)
+@stage(version=5)
 def pretrain(
     *,
     corpus: Artifact,
@@ -102,9 +104,17 @@ def pretrain(
         notes["ngram_bits_per_byte"] = ngram_bits(ids, sizes["heldout"], vocabulary, special.end)
     label = {"decoder": "언어 모델 사전학습", "encoder": "읽기 모델 사전학습"}[kind]
     curve = kept_curve(run.scratch)
-    # Hidden words at the decoder's rate stay on the plateau of word frequencies (docs/log.md).
-    rate = settings.learning_rate if kind == "decoder" else settings.learning_rate / 3
-    loop = train(dict(model.named_parameters()), loss_of, len(steps), rate, run.scratch)
+    recipe, rate = recipe_of(settings, kind, base)
+    parameters = dict(model.named_parameters())
+    owners = [
+        d.path
+        for d, tokens in zip(held.train, ids["train"], strict=True)
+        for _ in pieces_of([tokens], context, special.end)
+    ]
+    names_of = lambda k: [owners[i] for i in steps[k]]  # noqa: E731
+    loop = train(
+        parameters, loss_of, len(steps), rate, run.scratch, recipe=recipe, names_of=names_of
+    )
     for step in report_progress(loop, len(steps), run.say, label, notes["tokens"]):
         due = step.number % max(1, len(steps) // CURVE_POINTS) == 0 or step.number == len(steps)
         if due and not any(point[0] == step.number for point in curve):
@@ -121,6 +131,17 @@ def pretrain(
         notes["heldout_bits_per_byte"] = bits_per_byte(model, heldout, sizes["heldout"])
     (out / "notes.json").write_text(json.dumps(notes, sort_keys=True) + "\n")
     return notes
+
+
+def recipe_of(settings: Plan, kind: str, base: Artifact | None) -> tuple[Recipe, float]:
+    """How to step, and the peak rate. A decoder that starts from noise and has so much text that
+    it reads it once or twice takes the recipe measured for that; many passes over a small folder
+    overfit under it (docs/log.md, "Training against nanochat")."""
+    if kind == "decoder" and base is None and settings.decoder_epochs <= FEW_PASSES:
+        return FAST, FAST_PEAK
+    # Hidden words at the decoder's rate stay on the plateau of word frequencies (docs/log.md).
+    rate = settings.learning_rate if kind == "decoder" else settings.learning_rate / 3
+    return Recipe(), rate
 
 
 def sample_of(documents: Sequence[Document], size: int = CURVE_BYTES) -> tuple[Document, ...]:
