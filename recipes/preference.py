@@ -124,14 +124,15 @@ class Materials(NamedTuple):
 
 class Sizes(NamedTuple):
     """What is run: lessons, preferences, unseen prompts, ordinary texts to learn and to measure on;
-    tokens a step, rates and β."""
+    tokens a step of lessons and of preferences, rates and β."""
 
-    lessons: int = 3000
-    preferred: int = 1000
+    lessons: int = 2400
+    preferred: int = 600
     unseen: int = 300
-    texts: int = 1000
+    texts: int = 600
     ordinary: int = 200
     tokens: int = 2048
+    preferred_tokens: int = 1024
     start_epochs: int = 2
     start_rate: float = 1e-3
     judge_rate: float = 5e-4
@@ -213,10 +214,11 @@ def shuffled(rankings: list[Ranking], seed: int) -> list[Ranking]:
 
 
 def judged(sizes: Sizes, seed: int, rankings: list[Ranking]) -> list[float]:
-    """Whether a reward model trained on some rankings puts each unseen pair in order."""
-    stack, head = new_head(started(sizes, seed), "sequence", ("reward",), seed=seed)
-    stack, head = copy.deepcopy(stack), copy.deepcopy(head)
-    steps = schedule([r.size for r in rankings], sizes.tokens, 1, seed)
+    """Whether a reward model trained on some rankings, from the base, puts each unseen pair in
+    order."""
+    base, _ = load(ROOT / "base" / "decoder", sizes.compute)
+    stack, head = new_head(base, "sequence", ("reward",), seed=seed)
+    steps = schedule([r.size for r in rankings], sizes.preferred_tokens, 1, seed)
     parameters = dict(stack.named_parameters())
     parameters |= {f"head.{name}": p for name, p in head.named_parameters()}
 
@@ -253,7 +255,7 @@ def preferring(
         )
         add_lora(model, rank=8, alpha=16, targets=targets, seed=seed)
         parameters, rate = adapter_parameters(model), sizes.lora_rate
-    steps = schedule([r.size for r in rankings], sizes.tokens, 1, seed)
+    steps = schedule([r.size for r in rankings], sizes.preferred_tokens, 1, seed)
 
     def loss_of(k: int):
         logps = ranking_logps(model, [rankings[i] for i in steps[k]])
@@ -297,7 +299,7 @@ def prove_reward(sizes: Sizes, seeds: tuple[int, ...]) -> dict:
         },
         [("reward model", "shuffled orders"), ("reward model", "the longer answer")],
         seeds,
-        sizes._asdict() | {"start": "in the seconds of the first arm that needs it"},
+        sizes._asdict(),
     )
 
 

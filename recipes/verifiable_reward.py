@@ -38,18 +38,18 @@ LONGEST = 6  # tokens of an answer: four digits and the end, and one to be wrong
 class Sizes(NamedTuple):
     """What is run. `lessons` numerals with digits, `tried` without, `unseen` to judge by."""
 
-    lessons: int = 200
+    lessons: int = 100
     tried: int = 3000
     unseen: int = 400
     width: int = 64
     depth: int = 2
-    start_steps: int = 300
+    start_steps: int = 60
     start_rate: float = 2e-3
-    rounds: int = 150
+    rounds: int = 300
     prompts: int = 16
     group: int = 8
     updates: int = 2
-    rate: float = 5e-4
+    rate: float = 2e-4
 
 
 def spoken(number: int) -> str:

@@ -236,6 +236,8 @@ def test_advantages_are_standard_scores_and_nothing_where_a_group_agrees():
     assert torch.allclose(found[0], torch.tensor([0.866, -0.866, -0.866, 0.866]), atol=1e-3)
     assert found[1].tolist() == [0.0] * 4
     assert float(found.sum(1).abs().max()) < 1e-5
+    # Seven times 0.7 has, rounded, another mean than 0.7.
+    assert advantages(torch.full((1, 7), 0.7)).tolist() == [[0.0] * 7]
 
 
 def test_the_policy_loss_is_the_published_formula():
