@@ -1,6 +1,8 @@
 """How gradients become steps: rates over a run, what Muon moves, parts of a batch, what is kept."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,3 +143,14 @@ def test_one_pass_from_noise_is_fast_and_many_passes_are_careful():
     assert recipe_of(once, "decoder", None) == (FAST, FAST_PEAK)
     assert recipe_of(plan, "decoder", None) == (Recipe(), plan.learning_rate)
     assert recipe_of(once, "encoder", None)[0] == Recipe()
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block, {})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    losses = [float(loss) for _, loss in printed]
+    assert printed[0] == re.search(r"# (10 \S+) …", page)[1].split()
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 1
