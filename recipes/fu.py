@@ -2,8 +2,8 @@
 solutions it solves problems it could not, and pays for it elsewhere.
 
 The small model is a decoder over letters that has read film reviews, once for all seeds. The
-problems are planted, five digits to add up, and the teacher is the program that made them. As in
-the paper the tuning mixes four formats,
+problems are planted, the last digit of the sum of five, and the teacher is the program that made
+them. As in the paper the tuning mixes four formats,
 
     question → answer              question → steps, answer
     examples, question → answer    examples, question → steps, answer
@@ -49,13 +49,13 @@ class Sizes:
 
     problems: int = 1_500
     items: int = 400
-    passes: int = 4
+    passes: int = 10
     shots: int = 1
     rate: float = 2e-3
-    batch_tokens: int = 2_048
-    reviews: int = 6_000
+    batch: int = 32
+    reviews: int = 4_000
     width: int = 96
-    depth: int = 3
+    depth: int = 2
     compute: str = "bf16"
 
 
@@ -66,10 +66,9 @@ class Problem(NamedTuple):
 
 
 def problem(digits: Sequence[int]) -> Problem:
-    """Digits to add up, from left to right."""
-    sums = list(accumulate(digits))
-    parts = (f"{a}+{b}={c}" for a, b, c in zip(sums, digits[1:], sums[1:], strict=False))
-    return Problem("+".join(map(str, digits)), ",".join(parts), str(sums[-1]))
+    """The last digit of a sum; the steps are those of the sums so far."""
+    sums = [str(total % 10) for total in accumulate(digits)]
+    return Problem("+".join(map(str, digits)), ",".join(sums), sums[-1])
 
 
 def problems(number: int, seed: str, taken: frozenset[Problem] = frozenset()) -> list[Problem]:
@@ -96,17 +95,20 @@ def in_context(shown: list[Problem], asked: Problem, steps: bool) -> tuple[str, 
     return "\n".join([*examples, prompt]), said
 
 
-def texts_of(known: list[Problem], shots: int, worked: bool, seed: int) -> list[tuple[str, str]]:
-    """Two texts a problem, half of them with examples: of each kind, with steps and without when
+Texts = list[tuple[str, str]]
+
+
+def formats_of(known: list[Problem], shots: int, worked: bool, seed: int) -> list[Texts]:
+    """Two texts a problem, half of them with examples, by format: with steps and without when
     `worked`, else without twice."""
-    draw, found = random.Random(f"{seed}-texts"), []
+    draw = random.Random(f"{seed}-texts")
+    found: dict[tuple[bool, bool], Texts] = {}
     for asked in known:
         for steps in (False, worked):
-            if draw.random() < 0.5:
-                found.append(in_context(draw.sample(known, shots), asked, steps))
-            else:
-                found.append(zero_shot(asked, steps))
-    return found
+            shown = draw.sample(known, shots) if draw.random() < 0.5 else []
+            told = in_context(shown, asked, steps)
+            found.setdefault((bool(shown), steps), []).append(told)
+    return list(found.values())
 
 
 class Letters:
@@ -141,7 +143,7 @@ def followed(model: Transformer, loss_of: Callable, steps: int, rate: float) -> 
 def reader(words: Letters, texts: list[str], sizes: Sizes) -> Transformer:
     """The small model before: it has read the texts once."""
     pieces = pieces_of([words(text) for text in texts], CONTEXT, END)
-    steps = schedule([len(piece) for piece in pieces], sizes.batch_tokens, 1, 1_000)
+    steps = schedule([len(piece) for piece in pieces], 2_048, 1, 1_000)
     shape = decoder_shape(len(words), sizes.width, sizes.depth, CONTEXT)
     model = Transformer(shape, sizes.compute).initialise(1_000)
 
@@ -151,16 +153,22 @@ def reader(words: Letters, texts: list[str], sizes: Sizes) -> Transformer:
     return followed(model, loss_of, len(steps), 2 * sizes.rate)
 
 
-def tuned(model: Transformer, pairs: list[Pair], sizes: Sizes, seed: int) -> Transformer:
-    """Only what is to be written is a target; the prompt is read in order, as it has learned to."""
-    lengths = [len(pair.source) + len(pair.target) for pair in pairs]
-    steps = schedule(lengths, sizes.batch_tokens, sizes.passes, seed)
+def tuned(model: Transformer, words: Letters, formats: list[Texts], sizes: Sizes, seed: int):
+    """Each step sees one format; only what is to be written is a target, and the prompt is read in
+    order, as the model has learned to."""
+    batches: list[Texts] = []
+    for turn in range(sizes.passes):
+        draw = random.Random(f"{seed}-{turn}")
+        for texts in formats:
+            order = draw.sample(texts, len(texts))
+            batches += [order[i : i + sizes.batch] for i in range(0, len(order), sizes.batch)]
+    random.Random(seed).shuffle(batches)
 
     def loss_of(k: int):
-        batch = prefix_batch([pairs[i] for i in steps[k]])
+        batch = prefix_batch([pair_of(words, *text) for text in batches[k]])
         return token_loss(model, replace(batch, prefixes=None))
 
-    return followed(model, loss_of, len(steps), sizes.rate)
+    return followed(model, loss_of, len(batches), sizes.rate)
 
 
 @torch.no_grad()
@@ -204,8 +212,8 @@ def arms_of(
             model = copy.deepcopy(before)
             if tuning:
                 known = problems(sizes.problems, f"{seed}", frozenset(test))
-                told = texts_of(known, sizes.shots, worked, seed)
-                tuned(model, [pair_of(words, *text) for text in told], sizes, seed)
+                formats = formats_of(known, sizes.shots, worked, seed)
+                tuned(model, words, formats, sizes, seed)
             costs.setdefault(name, []).append(general_loss(model, words, unread))
             return right(model, words, test, worked)
 

@@ -350,8 +350,9 @@ def test_a_span_longer_than_a_context_is_left_out_and_the_rest_stays(words):
 
 
 def test_the_likelihood_of_a_span_is_that_of_its_tokens(words):
-    student = decoder(1, words=700)
-    pieces = [p for text in SENTENCES for p in span_pieces(text, words[2], words[0], (20, 60))]
+    student = decoder(1, words=261)
+    pieces = [p for text in SENTENCES for p in span_pieces(text, words[0], words[2], (60, 20))]
+    assert len(pieces) > 4 and all(p.ends[0][0] > 1 for p in pieces[1:2])
     batch = causal_batch([p.student for p in pieces])
     ends = [[i for i, _ in p.ends] for p in pieces]
     told = span_likelihoods(log_likelihoods(student, batch), ends).tolist()
@@ -528,6 +529,16 @@ def test_what_was_written_down_teaches_what_the_teacher_would(grown):
         student = distill(ws, **run, teacher=kept)
         assert notes_of(ws, student)["heldout_bits_per_byte"] == pytest.approx(bits, rel=slack)
         assert notes_of(ws, student)["teacher"]["licence"] == "grown here"
+    mixed = {"temperature": 2.0, "hard": 0.25}
+    kept = teach(
+        ws, **shared, teacher=teachers["decoder"], top=300, context=PLAN.context, temperature=2.0
+    )
+    curves = [
+        json.loads((distill(ws, **run, teacher=of, **mixed) / "curve.json").read_text())
+        for of in (teachers["decoder"], kept)
+    ]
+    losses = [[loss for _, loss in curve] for curve in curves]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
     with pytest.raises(OnsilError, match="encoder: its words cannot be kept"):
         teach(ws, **shared, teacher=teachers["encoder"])
 

@@ -112,23 +112,26 @@ def test_the_loss_is_the_mixture_and_both_arms_run():
 
 def test_the_four_formats():
     asked, shown = fu.problem((4, 7, 8, 5, 6)), fu.problem((1, 0, 2, 0, 9))
-    assert fu.zero_shot(asked, False) == ("4+7+8+5+6 답:", "30")
+    assert fu.zero_shot(asked, False) == ("4+7+8+5+6 답:", "0")
     prompt, said = fu.zero_shot(asked, True)
-    assert prompt == "4+7+8+5+6 풀이:" and said == "4+7=11,11+8=19,19+5=24,24+6=30 답:30"
+    assert prompt == "4+7+8+5+6 풀이:" and said == "4,1,9,4,0 답:0"
     prompt, said = fu.in_context([shown], asked, False)
-    assert prompt == "1+0+2+0+9 답:12\n4+7+8+5+6 답:" and said == "30"
+    assert prompt == "1+0+2+0+9 답:2\n4+7+8+5+6 답:" and said == "0"
     prompt, said = fu.in_context([shown], asked, True)
-    assert prompt.startswith("1+0+2+0+9 풀이:1+0=1,1+2=3,3+0=3,3+9=12 답:12\n4+7")
+    assert prompt.startswith("1+0+2+0+9 풀이:1,1,3,3,2 답:2\n4+7")
 
 
 def test_both_tunings_learn_the_same_problems_in_as_many_texts():
     known = fu.problems(50, "0")
     assert not set(known) & set(fu.problems(20, "1", frozenset(known)))
-    worked, bare = fu.texts_of(known, 2, True, 0), fu.texts_of(known, 2, False, 0)
-    assert len(worked) == len(bare) == 100
-    assert sum(fu.STEPS in prompt + said for prompt, said in worked) == 50
-    assert not any(fu.STEPS in prompt + said for prompt, said in bare)
-    assert 20 < sum("\n" in prompt for prompt, _ in worked) < 80
+    worked, bare = (fu.formats_of(known, 1, steps, 0) for steps in (True, False))
+    assert (len(worked), len(bare)) == (4, 2)
+    for formats in (worked, bare):
+        assert sum(map(len, formats)) == 100 and min(map(len, formats)) > 10
+        for texts in formats:  # a format has one length
+            assert len({len(prompt + said) for prompt, said in texts}) == 1
+    assert sum(fu.STEPS in "".join(texts[0]) for texts in worked) == 2
+    assert not any(fu.STEPS in prompt + said for texts in bare for prompt, said in texts)
 
 
 def test_the_arms_run_and_note_what_they_cost():
