@@ -20,19 +20,44 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from onsil.corpus import curate
+from onsil.documents import read
 from onsil.errors import OnsilError
+from onsil.lineage import Workspace
 from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
+from onsil.tokenizer import train_tokenizer
 from onsil.training import parallel
 from onsil.training.loop import Step
 from onsil.training.objectives import Batch, causal_batch, masked_batch, pieces_of, schedule
 from onsil.training.optim import Recipe
 from onsil.training.parallel import Worker, part_loss, train_parallel, worker
+from onsil.training.plan import adopt_plan
+from onsil.training.pretraining import pretrain
 from onsil.training.sharded import shard, whole
 
 VOCABULARY, SEED, CHECKPOINTS = 97, 0, 5
 HALF, FEW = 11, 7  # steps of the runs that are not seen to the end
 MUON = Recipe(optimizer="muon")
+PLAN = {
+    "width": 64,
+    "depth": 2,
+    "context": 64,
+    "batch_tokens": 512,
+    "learning_rate": 0.002,
+    "decoder_epochs": 4,
+    "encoder_epochs": 1,
+    "reader_epochs": 1,
+    "reader_lessons": 1,
+    "generator_lessons": 1,
+    "compute": "fp32",
+    "threads": 1,
+    "compiled": False,
+    "seed": 0,
+    "minutes": 0.1,
+    "tokens_per_second": 1000,
+    "predicted_seconds": 1,
+}
 FAULTS = ("mean of means", "same part twice", "clipped alone")
 
 
@@ -164,6 +189,21 @@ def rest(folder: Path, at: Worker) -> None:
     run(folder / "muon", "fsdp", at, stop=FEW, recipe=MUON)
     for fault in FAULTS:
         run_with(fault, folder / fault, at)
+
+
+def workspace_with_a_decoder(home: Path) -> Workspace:
+    """A workspace where `desk` is a decoder that one process pretrained on a few documents."""
+    ws = Workspace(home)
+    folder = home.parent / "documents"
+    folder.mkdir()
+    for n in range(8):
+        text = "\n\n".join(f"제{n}조 {i}항. 출장비는 {n * 7 + i}만 원으로 한다." for i in range(12))
+        (folder / f"{n}.txt").write_text(text, encoding="utf-8")
+    corpus = curate(ws, documents=read(ws, folder))
+    tokenizer, plan = train_tokenizer(ws, corpus=corpus), adopt_plan(ws, text=json.dumps(PLAN))
+    made = pretrain(ws, corpus=corpus, tokenizer=tokenizer, plan=plan, kind="decoder")
+    ws.register("desk", made)
+    return ws
 
 
 def main() -> None:

@@ -7,9 +7,12 @@ inside each batch differs from its own by rounding alone, and two workers may di
 import json
 import os
 import random
+import re
 import shutil
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import distributed_child as child
@@ -18,9 +21,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onsil.errors import OnsilError
+from onsil.lineage import Workspace
+from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET
+from onsil.training.distributed import compiled_on, compute_on, work
 from onsil.training.loop import train
 from onsil.training.objectives import causal_batch, pieces_of, token_loss
 from onsil.training.optim import Recipe
@@ -240,3 +247,98 @@ def test_kill_9_of_one_worker_costs_only_the_steps_since_the_checkpoint(launched
     assert curve_of(tmp_path) == curve_of(launched / mode)
     kept, whole = (load_file(f / "weights.safetensors") for f in (tmp_path, launched / mode))
     assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
+
+
+# -- the way in ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("desk") / "home"
+    child.workspace_with_a_decoder(folder)
+    return folder
+
+
+def decoder_of(home: Path) -> Path:
+    """What one process pretrained."""
+    return Workspace(home).resolve("desk")[2].path
+
+
+def test_pretraining_again_alone_gives_the_same_weights_and_once(home, capsys):
+    asked = (home, "desk", "decoder", None, False)
+    made, again = work(*asked), work(*asked)
+    assert made is not None and made == again
+    own, told = (load_file(f / "model.safetensors") for f in (made.path, decoder_of(home)))
+    assert own.keys() == told.keys() and all(torch.equal(own[name], told[name]) for name in own)
+    curves = [(f / "curve.json").read_text() for f in (made.path, decoder_of(home))]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [[], ["--sharded"]])
+def test_torchrun_makes_a_decoder_out_of_a_name(home, tmp_path, way):
+    """A longer plan than the model's own, by two; the curve is that of one under the same plan."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(child.PLAN | {"decoder_epochs": 5 + len(way)}))
+    command = ["-m", "onsil.training.distributed", "desk", "--plan", str(plan), *way]
+    done = torchrun(*command, ONSIL_HOME=str(home))
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = Path(done.stdout.strip().splitlines()[-1])
+    assert json.loads((made / "notes.json").read_text())["workers"] == 2
+    alone = work(home, "desk", "decoder", plan, not way)  # one worker, the other way of keeping
+    told, own = (json.loads((f / "curve.json").read_text()) for f in (made, alone.path))
+    assert len(own) >= 8 and apart([p[1] for p in told], [p[1] for p in own]) <= 2e-4
+    assert apart([p[2] for p in told], [p[2] for p in own]) <= 2e-4
+    assert own[-1][2] < own[0][2]
+
+
+@pytest.mark.slow
+def test_two_machines_meet_at_an_address(home, tmp_path):
+    """Two torchruns of one worker each, as on two machines that see one folder."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(child.PLAN | {"decoder_epochs": 7}))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", address, "-m"]
+    command += ["onsil.training.distributed", "desk", "--plan", str(plan)]
+    where = os.environ | {"OMP_NUM_THREADS": "1", "ONSIL_HOME": str(home)}
+    both = [subprocess.Popen(command, env=where, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [one.communicate()[0].decode().split() for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    (path,) = {words[-1] for words in said if words}  # one of them has the first worker
+    assert json.loads((Path(path) / "notes.json").read_text())["workers"] == 2
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = HERE.parent / "docs" / "parallel.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, str(page), "exec"), {})
+    assert re.match(r"1 worker\(s\): 4\.\d\d → [0-3]\.\d\d nats", capsys.readouterr().out)
+
+
+def test_an_unknown_name_is_said_once_and_nobody_waits(home):
+    with pytest.raises(OnsilError, match="desc"):
+        work(home, "desc", "decoder", None, False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_it_is_bf16_compiled_fused_and_close_to_the_processor(tmp_path):
+    """As close as bf16 on the processor is to fp32 there, three times over."""
+    curves = {}
+    for compute in ("fp32", "bf16"):
+        model = Transformer(child.new_model().shape, compute).initialise(child.SEED)
+        with worker() as at:
+            here = replace(at, device=CPU)
+            loop = child.steps_of(tmp_path / compute, "ddp", here, model)
+            curves[compute] = [step.loss for step in loop]
+    with worker() as at:
+        assert at.device.type == "cuda" and compute_on(at.device, "fp32") == "bf16"
+        model = Transformer(child.new_model().shape, "bf16").initialise(child.SEED).to(at.device)
+        compiled_on(model, at.device)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            curves["gpu"] = [s.loss for s in child.steps_of(tmp_path / "gpu", "ddp", at, model)]
+    bound = 3 * apart(curves["fp32"], curves["bf16"])
+    assert apart(curves["fp32"], curves["gpu"]) <= bound

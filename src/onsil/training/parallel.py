@@ -23,6 +23,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import (
+    HashStore,  # pyright: ignore[reportPrivateImportUsage]
+    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+)
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,11 +76,12 @@ def worker() -> Iterator[Worker]:
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    store, rank, world = HashStore(), 0, 1
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=PATIENCE)
-    else:
-        alone = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-        dist.init_process_group(backend, store=alone, rank=0, world_size=1)
+        kept, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+        # torchrun keeps one store: without a prefix a restarted worker may call on the dead one.
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), kept)
+    dist.init_process_group(backend, None, PATIENCE, world, rank, store)
     try:
         yield present()
         # gloo's own thread lets go of the last tensor; a process that ends meanwhile aborts.
