@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -278,3 +279,13 @@ def test_the_settings_matter(bench, tmp_path):
     losses = [loss_after(plain, 0)]
     losses += [loss_after(replace(plain, **other), i) for i, other in enumerate(others, 1)]
     assert len(set(losses)) == len(losses)
+
+
+def test_the_page_runs(monkeypatch, tmp_path):
+    page = Path(__file__).resolve().parents[1] / "docs" / "encoders.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(example)
+    known: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example, str(tmp_path / "example.py"), "exec"), known)
+    assert known["answers"] == ["긍정", "부정"]

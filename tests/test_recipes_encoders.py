@@ -1,5 +1,6 @@
 """benchmarks/encoders.py at toy size: planted reviews, every task, killed and gone on with."""
 
+import importlib
 import itertools
 import json
 import random
@@ -23,10 +24,9 @@ THINGS = ("배우가", "음악이", "이야기가", "장면이", "결말이", "�
 def bench():
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import encoders
+        return importlib.import_module("encoders")
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return encoders
 
 
 def write(file: Path, rows: list[dict]) -> None:
