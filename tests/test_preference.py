@@ -25,6 +25,7 @@ from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import train as train_words
 from onsil.training.loop import train
+from onsil.training.objectives import token_loss
 from onsil.training.online import (
     GRPO,
     SILENT,
@@ -34,7 +35,7 @@ from onsil.training.online import (
     reinforced,
 )
 from onsil.training.plan import adopt_plan
-from onsil.training.policy import divergence, k3, sampled
+from onsil.training.policy import answer_batch, answer_logps, divergence, k3, sampled
 from onsil.training.preference import (
     Ranking,
     adopt_preferences,
@@ -47,6 +48,7 @@ from onsil.training.preference import (
     reward_scores,
     train_reward,
 )
+from onsil.training.samplers import Pair
 
 END = 1
 
@@ -93,6 +95,15 @@ def test_packed_logps_are_those_of_each_answer_alone(monkeypatch):
             assert logp_K.tolist() == pytest.approx(slow, abs=1e-4)
         again = reference_logps(model, some, batch_tokens=40)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, again, strict=True))
+
+
+def test_supervised_fine_tuning_reads_prompts_in_order_too():
+    model, pairs = tiny(), [Pair(r.prompt, r.answers[0]) for r in rankings(0)]
+    with torch.no_grad():
+        total, number = token_loss(model, answer_batch(pairs))
+        logps = torch.cat(answer_logps(model, pairs))
+    assert number == len(logps)
+    assert float(total) == pytest.approx(-float(logps.sum()), abs=1e-3)
 
 
 def test_the_likeliest_answers_are_those_written_one_by_one():
