@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.expansion import expand_tokenizer, load_expansion
 from onsil.tokenizer.train import train
+from onsil.training import continuing
 from onsil.training.continuing import (
     SENTINELS,
     Continuation,
@@ -33,6 +35,7 @@ from onsil.training.continuing import (
     mixture,
     only_rows,
 )
+from onsil.training.loop import Step
 from onsil.training.objectives import NO_TARGET, causal_batch, token_loss
 from onsil.training.samplers import TAGS
 
@@ -109,7 +112,13 @@ def test_first_only_new_rows_learn_and_every_other_bit_stays(name, tmp_path):
     before = {n: v.clone() for n, v in model.state_dict().items()}
     draw = random.Random(0)
     batch = causal_batch([[*SPELLED, *(draw.randrange(3, 101) for _ in range(20))]])
-    steps = continued(model, lambda k: token_loss(model, batch), 12, SPELLED, HOW, tmp_path)
+    asked = []
+
+    def loss_of(k: int):
+        asked.append(k)
+        return token_loss(model, batch)
+
+    steps = continued(model, loss_of, 12, SPELLED, HOW, tmp_path)
     for _ in range(6):
         next(steps)
     after = model.state_dict()
@@ -121,6 +130,7 @@ def test_first_only_new_rows_learn_and_every_other_bit_stays(name, tmp_path):
         else:
             assert torch.equal(after[key], value), key
     assert [step.number for step in steps] == [7, 8, 9, 10, 11, 12]
+    assert asked == list(range(12))
     assert not torch.equal(after["embedding.weight"][:97], before["embedding.weight"][:97])
     assert all(p.requires_grad for p in model.parameters())
 
@@ -131,7 +141,11 @@ def test_a_gradient_that_is_no_number_stays_out_of_new_rows():
         weight = tables["embedding.weight"]
         (weight[:2].sum() * float("inf") * 0 + weight.sum()).backward()
         assert weight.grad is not None
-        assert torch.equal(weight.grad.sum(1) > 0, torch.arange(16) >= 14)
+        assert torch.equal(weight.grad[:, 0], (torch.arange(16) >= 14).float())
+        weight.grad = None
+    weight.sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.ones_like(weight))  # afterwards all rows learn again
 
 
 def test_which_pieces_a_step_has_follows_from_seed_and_step():
@@ -278,39 +292,28 @@ def test_without_replay_it_is_said_so(bench):
     assert any("no general text" in text for text in notes["warnings"])
 
 
-def test_a_killed_run_continues_to_the_same_bits(tmp_path):
+def test_a_killed_run_continues_to_the_same_bits(tmp_path, monkeypatch):
     how = replace(HOW, batch_tokens=32)
     wanted = Bench(tmp_path / "a").go_on(how).digest
     for kill_at in (0.3, 0.7):  # among the steps of new rows; among the others
         bench = Bench(tmp_path / str(kill_at))
-        with Killed(kill_at):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(continuing, "report_progress", stopping_at(kill_at))
             bench.go_on(how)
         assert list((tmp_path / str(kill_at) / "work").glob("*/scratch/*/step*.safetensors"))
         assert bench.go_on(how).digest == wanted
 
 
-class Killed:
-    """Stops a continuation at a share of its steps, as a kill would between two of them."""
+def stopping_at(share: float) -> Callable[..., Iterator[Step]]:
+    """Passes steps on up to a share of them, then stops as a kill would between two."""
 
-    def __init__(self, share: float):
-        self.share = share
+    def stopping(steps: Iterator[Step], total: int, *rest: Any) -> Iterator[Step]:
+        for step in steps:
+            if step.number > share * total:
+                raise KeyboardInterrupt
+            yield step
 
-    def __enter__(self):
-        from onsil.training import continuing
-
-        self.module, self.real = continuing, continuing.report_progress
-
-        def stopping(steps, total, *rest):
-            for step in steps:
-                if step.number > self.share * total:
-                    raise KeyboardInterrupt
-                yield step
-
-        continuing.report_progress = stopping
-
-    def __exit__(self, kind, *rest) -> bool:
-        self.module.report_progress = self.real
-        return kind is KeyboardInterrupt
+    return stopping
 
 
 def test_rows_are_made_once(bench):
