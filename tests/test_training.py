@@ -23,7 +23,6 @@ from onsil.training.objectives import (
     schedule,
     token_loss,
 )
-from onsil.training.plan import parse_plan, plan_for
 
 TEXT = [
     "쓰지 않은 연차는 다음 해에 10일까지 이월할 수 있다.",
@@ -185,26 +184,6 @@ def test_the_loop_stops_on_a_bad_step_and_keeps_the_weights(tmp_path, total, tar
     with pytest.raises(OnsilError, match="step 1"):
         list(train_loop({"w": weight}, lambda k: (weight.sum() * total, targets), 3, 0.1, tmp_path))
     assert torch.equal(weight.data, torch.ones(2, 2))
-
-
-# -- the plan -----------------------------------------------------------------------------------
-
-
-def test_more_minutes_make_a_longer_plan_and_a_plan_round_trips():
-    import json
-    from dataclasses import asdict
-
-    short = plan_for(50_000, 2_000, 500_000, 1, 0, lambda plan: 5_000)
-    long = plan_for(50_000, 2_000, 500_000, 10, 0, lambda plan: 5_000)
-    assert long.reader_epochs > short.reader_epochs >= 1
-    assert long.predicted_seconds <= 10 * 60
-    assert parse_plan(json.dumps(asdict(long))) == long
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"width": 1}', "null"])
-def test_half_a_plan_is_none(text):
-    with pytest.raises(OnsilError, match="not a plan"):
-        parse_plan(text)
 
 
 # -- the n-gram floor ---------------------------------------------------------------------------

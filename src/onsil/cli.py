@@ -41,7 +41,15 @@ def _print(value: Any) -> None:
 def grow_command(
     folder: Annotated[Path, typer.Argument(help="documents · 문서 폴더")],
     name: Annotated[str, typer.Option(help="name of the model · 모델 이름")],
-    minutes: Annotated[float, typer.Option(help="budget for training · 학습 시간(분)")] = 6.0,
+    minutes: Annotated[
+        float | None, typer.Option(help="budget for training, 6 unless told · 학습 시간(분)")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="weights of the decoder, 2M; starts from noise · 모델 크기")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="tokens the decoder trains on, 5M · 학습할 토큰 수")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="repeat this plan.json exactly")] = None,
     base: Annotated[
         str | None, typer.Option(help="folder, loaded name, or none · 출발 모델, none은 없이")
@@ -50,14 +58,19 @@ def grow_command(
     """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
     from onsil.evaluation.report import summary
     from onsil.grow import NO_BASE, grow
+    from onsil.training.request import amount
 
+    asked = [
+        amount(told, option) if told is not None else None
+        for told, option in ((size, "--size"), (tokens, "--tokens"))
+    ]
     text = plan.read_text(encoding="utf-8") if plan else None
     ws = Workspace.find()
     start = Path(base) if base else None
     if start and start != NO_BASE and not start.exists():
         start = ws.resolve(str(base))[2].path
     try:
-        grown = grow(ws, folder, name, minutes, text, start, typer.echo)
+        grown = grow(ws, folder, name, minutes, text, start, typer.echo, *asked)
     except KeyboardInterrupt:
         typer.echo(
             say(

@@ -9,7 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onsil.corpus import curate
@@ -18,6 +18,8 @@ from onsil.documents.types import FileRef
 from onsil.errors import say
 from onsil.lineage import Artifact, Run, Workspace, history, stage
 from onsil.lineage.spelling import file_digest
+from onsil.training.energy import Meter, measured, modelled
+from onsil.training.request import Request, request
 
 GOLD = "gold.jsonl"
 NO_BASE = Path("none")  # start from noise
@@ -75,17 +77,24 @@ def grow(
     ws: Workspace,
     folder: Path,
     name: str,
-    minutes: float = 6.0,
+    minutes: float | None = None,
     plan_text: str | None = None,
     base: Path | None = None,
     tell: Callable[[str], None] = print,
+    size: int | None = None,
+    tokens: int | None = None,
 ) -> Grown:
     """Folder to model. `plan_text` (a plan.json) repeats a run exactly instead of planning one;
     `base` is a folder of weights and tokenizer to start from instead of the one that comes with
-    onsil; `NO_BASE` starts from noise.
+    onsil; `NO_BASE` starts from noise, and so does a `size` in weights of the decoder. `tokens` of
+    its training fix the minutes, otherwise 6.
 
-    Raises OnsilError when nothing in the folder can be read or the name cannot be one.
+    Raises OnsilError when nothing in the folder can be read, the name cannot be one, or two things
+    asked for contradict each other.
     """
+    asked = request(minutes, size, tokens, bool(plan_text), base not in (None, NO_BASE))
+    if size is not None:
+        base = NO_BASE  # a base has a size of its own
     import torch  # before any stage, so that its import is not counted as theirs
 
     from onsil.evaluation.examination import evaluate, gather_questions
@@ -94,11 +103,10 @@ def grow(
     from onsil.tokenizer import train_tokenizer
     from onsil.training.base import adopt_tokenizer
     from onsil.training.finetuning import finetune, instruct
-    from onsil.training.plan import adopt_plan, make_plan
     from onsil.training.pretraining import pretrain
 
-    start, folder = time.monotonic(), Path(folder)
-    ws.say = tell
+    began, start, folder, meter = time.time(), time.monotonic(), Path(folder), Meter()
+    ws.say = tell = watched(tell, meter)
 
     tell(say("Reading documents …", "문서를 읽습니다 …"))
     documents = read(ws, folder)
@@ -112,12 +120,9 @@ def grow(
     gold = FileRef(GOLD, file_digest(folder / GOLD)) if (folder / GOLD).is_file() else None
     questions = gather_questions(ws, lessons=lessons, gold=gold, run={"source": folder})
 
-    if plan_text is None:
-        parts = {"corpus": corpus, "tokenizer": tokenizer, "lessons": lessons}
-        plan = make_plan(ws, **parts, minutes=float(minutes), base=start_from)
-    else:
-        plan = adopt_plan(ws, text=plan_text)
-    tell(describe_plan(json.loads((plan / "plan.json").read_text())))
+    parts = {"corpus": corpus, "tokenizer": tokenizer, "lessons": lessons}
+    plan = planned(ws, parts, asked, plan_text, start_from)
+    before = meter.read()
 
     both = {"corpus": corpus, "tokenizer": tokenizer, "plan": plan}
     decoder = pretrain(ws, **both, kind="decoder", base=start_from)
@@ -125,6 +130,7 @@ def grow(
     taught = {"tokenizer": tokenizer, "lessons": lessons, "plan": plan}
     reader = finetune(ws, encoder=encoder, **taught)
     generator = instruct(ws, decoder=decoder, **taught)
+    after = meter.read()
 
     tell(say("Examining the readers …", "읽기 모델을 시험합니다 …"))
     card = evaluate(
@@ -147,12 +153,63 @@ def grow(
         card=card,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    taken = outcome(ws, model) | {"name": name, "peak_rss_mb": round(peak)}
+    trained = None if before is None or after is None else after - before
+    energy = energy_taken(ws, model, began, meter.read(), trained)
+    taken = outcome(ws, model) | {"name": name, "peak_rss_mb": round(peak), "energy": energy}
     report = write_report(ws, model=model, card=card, outcome=taken)
     version = ws.register(name, model)
     crown(ws, name, version, card)
     tell(ready(f"{name}@{version}", time.monotonic() - start, peak, torch.__version__))
     return Grown(name, version, model, card, report)
+
+
+def watched(tell: Callable[[str], None], meter: Meter) -> Callable[[str], None]:
+    """`tell` that also reads the meter: often enough to see its counters start again."""
+
+    def heard(text: str) -> None:
+        meter.read()
+        tell(text)
+
+    return heard
+
+
+def planned(
+    ws: Workspace,
+    parts: dict[str, Artifact],
+    asked: Request,
+    plan_text: str | None,
+    base: Artifact | None,
+) -> Artifact:
+    """The plan of a run, made or adopted, and said before anything is trained."""
+    from onsil.training.memory import machine_memory
+    from onsil.training.plan import adopt_plan, load_plan, make_plan
+    from onsil.training.plan_words import described
+
+    if plan_text is None:
+        plan = make_plan(ws, **parts, **asdict(asked), base=base)
+    else:
+        plan = adopt_plan(ws, text=plan_text)
+    if ws.say:
+        ws.say(described(load_plan(plan), machine_memory()))
+    return plan
+
+
+def energy_taken(
+    ws: Workspace, model: Artifact, since: float, whole: float | None, training: float | None
+) -> dict:
+    """Energy of a model's stages, all of them and those of training: what the meter said (joules),
+    if it could be read and all were made since then; else the model on their CPU-seconds."""
+    from onsil.evaluation.report_run import TRAINING_STAGES
+
+    records = [record for _, record in history(ws, model.key)]
+    taught = [record for record in records if record["stage"] in TRAINING_STAGES]
+
+    def of(some: list[dict], joules: float | None) -> dict:
+        if joules is not None and all(r["finished_at"] >= since for r in some):
+            return asdict(measured(joules))
+        return asdict(modelled(sum(r["cpu_seconds"] for r in some)))
+
+    return {"whole": of(records, whole), "training": of(taught, training)}
 
 
 def ready(called: str, seconds: float, megabytes: float, torch: str) -> str:
@@ -204,16 +261,3 @@ def outcome(ws: Workspace, model: Artifact) -> dict:
 
 def _is_artifact(value: object) -> bool:
     return isinstance(value, dict) and value.keys() == {"artifact", "key"}
-
-
-def describe_plan(plan: dict) -> str:
-    """The plan as a person reads it before the run."""
-    epochs = " · ".join(f"{p} {plan[f'{p}_epochs']}" for p in ("decoder", "encoder", "reader"))
-    return say(
-        f"Plan: {plan['width']} wide × {plan['depth']} deep, {plan['compute']}, "
-        f"{plan['threads']} threads; epochs: {epochs}; measured "
-        f"{plan['tokens_per_second']:,} tokens/s, about {plan['predicted_seconds']} s of training.",
-        f"계획: 너비 {plan['width']} × 깊이 {plan['depth']}, {plan['compute']}, "
-        f"스레드 {plan['threads']}개, 에폭(회): {epochs}. 측정 속도 "
-        f"{plan['tokens_per_second']:,} tokens/s, 학습 예상 시간 약 {plan['predicted_seconds']}초.",
-    )

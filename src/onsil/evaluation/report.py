@@ -130,7 +130,7 @@ MEASURED = (
 )
 
 
-@stage(version=1)
+@stage(version=2)
 def write_report(*, model: Artifact, card: Artifact, outcome: dict, out: Path, run: Run) -> dict:
     """report.html for a card and the stages that led to its model."""
     shown = json.loads((card / "card.json").read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from typing import Any
 
 from onsil.evaluation.report_html import (
     Markup,
+    Pair,
     both,
     code,
     heading,
@@ -13,7 +14,7 @@ from onsil.evaluation.report_html import (
     table,
 )
 from onsil.evaluation.report_svg import Line, Node, line_chart, lineage_graph
-from onsil.evaluation.report_words import PERSONAL, PLAN, REASONS, STAGES, called
+from onsil.evaluation.report_words import PERSONAL, PLAN, REASONS, SOURCES, STAGES, called
 
 MOST_ROWS = 60
 
@@ -23,7 +24,7 @@ def plan_section(card: dict, outcome: dict) -> Markup:
     plan, stages = card.get("plan") or {}, outcome.get("stages") or []
     if not plan and not stages:
         return Markup("")
-    rows = [(pair(called(PLAN, k)), number(v)) for k, v in plan.items()]
+    rows = [(pair(called(PLAN, k)), number(v)) for k, v in plan.items() if v or k not in MAY_LACK]
     times = [
         (pair(stage_words(s)), number(s.get("seconds", "–")), number(s.get("cpu_seconds", "–")))
         for s in stages
@@ -38,26 +39,34 @@ def plan_section(card: dict, outcome: dict) -> Markup:
     )
 
 
+# What a plan may say nothing about, with 0 or an empty word.
+MAY_LACK = {
+    "base",
+    "parameters",
+    "decoder_tokens",
+    "decoder_steps",
+    "encoder_steps",
+    "trigram_bits_per_byte",
+    "predicted_bits_per_byte",
+    "bits_low",
+    "bits_high",
+    "no_forecast",
+    "predicted_memory_mb",
+    "watts",
+    "predicted_watt_hours",
+    "energy_source",
+}
 PLAN_HEAD = [("항목", "Setting"), ("값", "Value")]
 TIME_HEAD = [("단계", "Stage"), ("걸린 시간(초)", "Seconds"), ("CPU 시간(초)", "CPU seconds")]
 
 
 def _planned_against_taken(plan: dict, outcome: dict) -> Markup:
-    """Training seconds as predicted and as measured, whole run and memory, in sentences."""
-    parts = []
-    trained = [
-        s.get("seconds", 0) for s in outcome.get("stages") or [] if s["stage"] in TRAINING_STAGES
+    """What the plan expected beside what came of it, a row each; time and budget in sentences."""
+    rows = [
+        (pair(words), expected, found, f"{found_n / expected_n:.2f}" if expected_n else "–")
+        for words, expected, found, expected_n, found_n in _expectations(plan, outcome)
     ]
-    if trained and plan.get("predicted_seconds"):
-        predicted, taken = plan["predicted_seconds"], sum(trained)
-        parts.append(
-            both(
-                f"학습에 {predicted:,.0f}초가 걸린다고 예상했고 실제로 {taken:,.0f}초가 "
-                f"걸렸습니다(예상의 {taken / predicted:.2f}배).",
-                f"Training was predicted to take {predicted:,.0f} s and took {taken:,.0f} s "
-                f"({taken / predicted:.2f} times the prediction).",
-            )
-        )
+    parts = [table(("예상과 결과", "Expected and found"), EXPECTED_HEAD, rows, [1, 2, 3])]
     if total := outcome.get("total_seconds"):
         text = both(
             f"모든 단계를 더하면 {total:,.0f}초입니다.", f"All stages together: {total:,.0f} s."
@@ -68,17 +77,57 @@ def _planned_against_taken(plan: dict, outcome: dict) -> Markup:
                 f"All stages together took {total:,.0f} s; the budget was {60 * budget:,.0f} s.",
             )
         parts.append(text)
-    if peak := outcome.get("peak_rss_mb"):
-        parts.append(
-            both(
-                f"메모리는 가장 많을 때 {peak:,.0f} MB를 썼습니다.",
-                f"Memory peaked at {peak:,.0f} MB.",
-            )
-        )
     return join(parts)
 
 
-TRAINING_STAGES = ("pretrain", "finetune")
+TRAINING_STAGES = ("pretrain", "finetune", "instruct")
+EXPECTED_HEAD = [
+    ("항목", "Item"),
+    ("예상", "Expected"),
+    ("결과", "Found"),
+    ("결과 ÷ 예상", "Found ÷ expected"),
+]
+
+
+def _expectations(plan: dict, outcome: dict) -> list[tuple[Pair, str, str, float, float]]:
+    """(what, expected, found, and both as numbers) of everything that has been found out; a plan
+    that expected nothing of it shows a dash."""
+    stages = outcome.get("stages") or []
+    trained = [s for s in stages if s["stage"] in TRAINING_STAGES]
+    notes = next((n for s in stages if "ngram_bits_per_byte" in (n := s.get("notes") or {})), {})
+    energy = (outcome.get("energy") or {}).get("training") or {}
+    found = {
+        "predicted_seconds": sum(s.get("seconds", 0) for s in trained),
+        "parameters": notes.get("parameters"),
+        "decoder_tokens": notes.get("tokens"),
+        "decoder_steps": notes.get("steps"),
+        "predicted_bits_per_byte": notes.get("heldout_bits_per_byte"),
+        "predicted_memory_mb": outcome.get("peak_rss_mb"),
+        "predicted_watt_hours": energy.get("watt_hours"),
+    }
+    rows = []
+    for name, value in found.items():
+        wanted = plan.get(name) or 0
+        if not value or not (wanted or name in ALWAYS):
+            continue
+        expected, said = number(wanted) if wanted else "–", number(value)
+        if name == "predicted_bits_per_byte" and wanted:
+            low, high = plan["bits_low"], plan["bits_high"]
+            expected += f" [{low:.3f}, {high:.3f}]"
+            said += " ✓" if low <= value <= high else " ✕"
+        if name == "predicted_watt_hours":
+            expected += f" {_source(plan.get('energy_source', ''))}" if wanted else ""
+            said += f" {_source(energy.get('source', ''))}"
+        rows.append((called(PLAN, name), expected, said, wanted, value))
+    return rows
+
+
+ALWAYS = ("predicted_memory_mb", "predicted_watt_hours", "predicted_bits_per_byte")
+
+
+def _source(name: str) -> str:
+    """Measured or modelled, in both languages."""
+    return " · ".join(called(SOURCES, name)) if name else ""
 
 
 def corpus_section(card: dict) -> Markup:

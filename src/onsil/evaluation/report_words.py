@@ -68,7 +68,24 @@ PLAN: dict[str, Pair] = {
     "seed": ("난수 시드", "Seed"),
     "minutes": ("예산(분)", "Budget (minutes)"),
     "tokens_per_second": ("측정한 속도(토큰/초)", "Measured speed (tokens/s)"),
-    "predicted_seconds": ("예상 학습 시간(초)", "Predicted training (s)"),
+    "predicted_seconds": ("학습 시간(초)", "Training (s)"),
+    "base": ("출발 모델의 지문", "Digest of the base"),
+    "parameters": ("언어 모델 가중치 수", "Weights of the decoder"),
+    "decoder_tokens": ("언어 모델이 읽는 토큰", "Tokens the decoder reads"),
+    "trigram_bits_per_byte": ("trigram, 바이트당 비트", "Trigram, bits per byte"),
+    "predicted_bits_per_byte": ("언어 모델, 바이트당 비트", "Decoder, bits per byte"),
+    "bits_low": ("95 % 구간의 아래 끝", "95 % interval from"),
+    "bits_high": ("95 % 구간의 위 끝", "95 % interval to"),
+    "no_forecast": ("품질을 예측하지 않은 까닭", "Why there is no forecast"),
+    "predicted_memory_mb": ("최대 메모리(MB)", "Peak memory (MB)"),
+    "watts": ("학습 중 전력(W)", "Power while training (W)"),
+    "predicted_watt_hours": ("학습에 쓴 전력량(Wh)", "Energy of training (Wh)"),
+    "energy_source": ("전력량의 근거", "Energy is"),
+}
+
+SOURCES: dict[str, Pair] = {
+    "measured": ("측정", "measured"),
+    "modelled": ("추정", "modelled"),
 }
 
 PERSONAL: dict[str, Pair] = {

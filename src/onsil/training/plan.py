@@ -4,21 +4,36 @@ A measured speed decides only the plan; training takes the plan as an input arte
 machine makes a smaller plan, and two machines with the same plan make the same model. What was
 found bit-stable here (docs/log.md, "spike") is what a plan may ask for: bf16 where the processor
 has it, two threads, no compiled code.
+
+Beside what it decides, a plan says what it expects: seconds, steps, memory, energy, and bits per
+byte where earlier runs allow a forecast (`scaling`). The report puts what came of it beside that.
 """
 
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from onsil.corpus import document_text, load_corpus
+from onsil.corpus import Corpus, document_text, load_corpus
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, stage
+from onsil.models.shape import Shape, decoder_shape
 from onsil.tokenizer import load_tokenizer
+from onsil.tokenizer.train import specials_of
 from onsil.training.base import shape_in
+from onsil.training.energy import Meter, watts_per_core
+from onsil.training.memory import (
+    machine_memory,
+    nearest_shape,
+    refuse_beyond,
+    resident,
+    training_memory,
+    weights_in,
+)
+from onsil.training.request import MINUTES, too_few
 
 # Shares of the budget; the rest is reading, evaluation and slack.
 SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
@@ -29,6 +44,8 @@ MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
 FEWEST_LESSONS = 256
 # (width, depth) by tokens of text: the larger the corpus, the larger the model it can fill.
 SIZES = ((200_000, 128, 4), (2_000_000, 192, 4), (20_000_000, 256, 6), (10**12, 384, 8))
+CONTEXT = 512
+LARGEST_BATCH = 2  # the readers' batches are so many times the plan's
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,12 @@ class Plan:
     """One run. Epochs of zero skip a part; `reader_lessons` of the lessons, evenly spread, are
     read in each, `generator_lessons` once by the generating reader. `tokens_per_second` is what
     was measured, `predicted_*` what follows from it. `base` is the digest of the weights the run
-    starts from, empty when it starts from noise."""
+    starts from, empty when it starts from noise.
+
+    From `parameters` (weights of the decoder) on nothing decides anything: 0 or empty is what an
+    older plan did not say. Bits per byte are of held-out text; `no_forecast` tells why there are
+    none. Memory is the process's peak while training; `watts` is what the processor was measured
+    or is modelled (`energy_source`) to draw meanwhile."""
 
     width: int
     depth: int
@@ -56,6 +78,19 @@ class Plan:
     tokens_per_second: int
     predicted_seconds: int
     base: str = ""
+    parameters: int = 0
+    decoder_tokens: int = 0
+    decoder_steps: int = 0
+    encoder_steps: int = 0
+    trigram_bits_per_byte: float = 0.0
+    predicted_bits_per_byte: float = 0.0
+    bits_low: float = 0.0
+    bits_high: float = 0.0
+    no_forecast: str = ""
+    predicted_memory_mb: int = 0
+    watts: float = 0.0
+    predicted_watt_hours: float = 0.0
+    energy_source: str = ""
 
 
 def load_plan(folder: Artifact | Path) -> Plan:
@@ -64,12 +99,16 @@ def load_plan(folder: Artifact | Path) -> Plan:
 
 def parse_plan(text: str) -> Plan:
     """A plan from JSON. Raises OnsilError for unknown, missing or mistyped fields."""
-    known = {f.name: f.type for f in fields(Plan)}
+    known = {f.name: f for f in fields(Plan)}
+    needed = {name for name, f in known.items() if f.default is MISSING}
     try:
         row = json.loads(text)
-        wrong = sorted((set(row) ^ set(known)) - {"base"})
-        if wrong:
+        if wrong := sorted((set(row) - set(known)) | (needed - set(row))):
             raise ValueError(f"fields unknown or missing: {', '.join(wrong)}")
+        for name, value in row.items():
+            kind = known[name].type
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"{name} is {value!r}")
         if row["compute"] not in ("fp32", "bf16") or row["compiled"]:
             raise ValueError("compute must be fp32 or bf16, compiled must be false")
         return Plan(**row)
@@ -129,14 +168,20 @@ def plan_for(
     speed_of: Any,
     sizes: Sequence[tuple[int, int, int]] = SIZES,
     most: Mapping[str, int] = MOST_EPOCHS,
+    passes_asked: int = 0,
 ) -> Plan:
     """The plan for so much text and so many minutes; `speed_of(plan)` measures tokens/s.
 
     The largest model the text can fill that reads all of it once within its share. No text is left
     out, so a corpus too large for the smallest model makes a plan longer than the budget; lessons
-    are, since they repeat one another.
+    are, since they repeat one another. With `passes_asked` the decoder reads the text so often, in
+    the largest model it can fill, and the minutes are those that this takes of its share.
     """
-    plan, speed = _largest(text_tokens, minutes, seed, speed_of, sizes)
+    plan, speed = _largest(text_tokens, minutes or float("inf"), seed, speed_of, sizes)
+    if passes_asked:
+        decoding = passes_asked * max(1, text_tokens) / (speed * RELATIVE_SPEED["decoder"])
+        minutes = decoding / SHARES["decoder"] / 60
+        plan, most = replace(plan, minutes=round(minutes, 2)), {**most, "decoder": passes_asked}
     epochs, seconds = {}, 0.0
     for part in ("decoder", "encoder"):
         pass_seconds = max(1, text_tokens) / (speed * RELATIVE_SPEED[part])
@@ -181,7 +226,7 @@ def _largest(
         plan = Plan(
             width=width,
             depth=depth,
-            context=512,
+            context=CONTEXT,
             batch_tokens=2048 if text_tokens < 2_000_000 else 4096,
             learning_rate=0.002 if width <= 192 else 0.001,
             decoder_epochs=0,
@@ -203,46 +248,131 @@ def _largest(
     raise AssertionError("the smallest size ends the loop")
 
 
-@stage(version=6)
+@dataclass(frozen=True)
+class Text:
+    """What a plan knows of the text: tokens of each document, bytes, and the tokens' own bounds."""
+
+    train: list[list[int]]
+    heldout: list[list[int]]
+    heldout_bytes: int
+    bytes: int
+    vocabulary: int
+    end: int
+
+
+def text_of(held: Corpus, words: Any) -> Text:
+    """The corpus in tokens."""
+    rendered = [[document_text(d) for d in part] for part in (held.train, held.heldout)]
+    train, heldout = ([e.ids for e in words.encode_batch(part)] for part in rendered)
+    sizes = [sum(len(text.encode()) for text in part) for part in rendered]
+    end = specials_of(words).end
+    return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
+
+
+@stage(version=7)
 def make_plan(
     *,
     corpus: Artifact,
     tokenizer: Artifact,
     lessons: Artifact,
-    minutes: float = 6.0,
+    minutes: float = MINUTES,
+    size: int = 0,
+    tokens: int = 0,
     seed: int = 0,
     base: Artifact | None = None,
     out: Path,
     run: Run,
 ) -> dict:
-    """plan.json for a corpus, its lessons and a budget in minutes of this machine; a base fixes
-    the model's size."""
-    encoder = load_tokenizer(tokenizer.path)
-    texts = [document_text(d) for d in load_corpus(corpus).train]
-    text_tokens = sum(len(e.ids) for e in encoder.encode_batch(texts))
+    """plan.json for a corpus, its lessons and a budget in minutes of this machine; a base, or a
+    `size` in weights, fixes the shape, and `tokens` of the decoder's training fix the minutes.
+    Raises OnsilError when that is less than the text or more than the machine's memory."""
+    from onsil.training.objectives import pieces_of
+
+    words = load_tokenizer(tokenizer.path)
+    text = text_of(load_corpus(corpus), words)
+    text_tokens = sum(map(len, text.train))
     reading_tokens = count = 0
     with (lessons / "lessons.jsonl").open(encoding="utf-8") as f:
         for line in f:
             row = json.loads(line)
             if row["split"] == "train":
                 count += 1
-                reading_tokens += 3 + len(encoder.encode(row["question"] + row["passage"]).ids)
-    vocabulary = encoder.get_vocab_size()
-    shape = shape_in(base, "encoder") or shape_in(base, "decoder")
+                reading_tokens += 3 + len(words.encode(row["question"] + row["passage"]).ids)
+    own = shape_in(base, "decoder")
+    shape = shape_in(base, "encoder") or own
+    if size:
+        shape, _ = nearest_shape(size, text.vocabulary, CONTEXT)
     sizes = SIZES if shape is None else ((10**12, shape.width, shape.depth),)
+    context = min(CONTEXT, own.context) if own else CONTEXT
+    once = sum(map(len, pieces_of(text.train, context, text.end)))
+    if 0 < tokens < once:
+        raise too_few(tokens, once)
+    meter, drawn = Meter(), {}
 
     def speed_of(plan: Plan) -> int:
-        return measure_speed(plan, vocabulary)
+        refuse_beyond(peak_memory(plan, text.vocabulary, own), machine_memory())
+        begin, before = time.monotonic(), meter.read()
+        speed = measure_speed(plan, text.vocabulary)
+        if before is not None:
+            drawn[plan.width, plan.depth] = (meter.joules - before) / (time.monotonic() - begin)
+        return speed
 
     # An encoder that can read already forgets more from hidden words than it learns.
     most = MOST_EPOCHS | ({"encoder": 1} if shape_in(base, "encoder") else {})
-    plan = plan_for(text_tokens, count, reading_tokens, minutes, seed, speed_of, sizes, most)
+    passes = round(tokens / once) if tokens else 0
+    figures = (text_tokens, count, reading_tokens)
+    plan = plan_for(*figures, minutes, seed, speed_of, sizes, most, passes)
     plan = replace(plan, base=base.digest if base else "")
+    plan = expected(plan, text, base, drawn.get((plan.width, plan.depth)))
     (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return {"text_tokens": text_tokens, "reading_tokens": reading_tokens} | asdict(plan)
 
 
-@stage(version=4)
+def peak_memory(plan: Plan, vocabulary: int, own: Shape | None) -> int:
+    """Bytes: what the process has held so far and the largest training step on top; `own`: the
+    base's decoder, if it has one."""
+    shape = own or decoder_shape(vocabulary, plan.width, plan.depth, plan.context)
+    step = training_memory(shape, plan.compute, LARGEST_BATCH * plan.batch_tokens)
+    return resident() + step.total
+
+
+def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None) -> Plan:
+    """The plan with what it expects; `drawn` in watts, None where no counter could be read."""
+    from onsil.training.objectives import pieces_of, schedule
+    from onsil.training.pretraining import ngram_bits
+    from onsil.training.scaling import forecast
+
+    own = shape_in(base, "decoder")
+    shape = own or decoder_shape(text.vocabulary, plan.width, plan.depth, plan.context)
+    steps, decoder_tokens = {}, 0
+    for part, epochs in (("decoder", plan.decoder_epochs), ("encoder", plan.encoder_epochs)):
+        kept = shape_in(base, part)
+        context = min(plan.context, kept.context) if kept else plan.context
+        sizes = [len(p) for p in pieces_of(text.train, context, text.end)]
+        steps[f"{part}_steps"] = len(schedule(sizes, plan.batch_tokens, epochs, plan.seed))
+        decoder_tokens = decoder_tokens or sum(sizes) * epochs
+    ids = {"train": text.train, "heldout": text.heldout}
+    trigram = ngram_bits(ids, text.heldout_bytes, text.vocabulary, text.end)
+    bits = forecast(trigram, text.bytes, plan.width, own is not None)
+    watts = plan.threads * watts_per_core() if drawn is None else drawn
+    return replace(
+        plan,
+        **steps,
+        parameters=weights_in(shape),
+        decoder_tokens=decoder_tokens,
+        trigram_bits_per_byte=trigram or 0.0,
+        predicted_bits_per_byte=bits.bits,
+        bits_low=bits.low,
+        bits_high=bits.high,
+        no_forecast=bits.why_not,
+        predicted_memory_mb=round(peak_memory(plan, text.vocabulary, own) / 2**20),
+        watts=round(watts, 2),
+        predicted_watt_hours=round(watts * plan.predicted_seconds / 3600, 3),
+        energy_source="modelled" if drawn is None else "measured",
+    )
+
+
+@stage(version=5)
 def adopt_plan(*, text: str, out: Path, run: Run) -> dict:
     """A plan given as text: for repeating a run exactly."""
     plan = parse_plan(text)

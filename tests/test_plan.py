@@ -1,0 +1,413 @@
+"""The plan before the run: what may be asked, what it expects, and that what it can know is so."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_grow import OFFICE, PLAN, onsil
+
+from onsil.corpus import curate
+from onsil.documents import read
+from onsil.errors import OnsilError
+from onsil.evaluation.report import render
+from onsil.evaluation.report_run import MAY_LACK
+from onsil.grow import energy_taken
+from onsil.instruction import write_lessons
+from onsil.lineage import Workspace, stage
+from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.transformer import Transformer
+from onsil.tokenizer import train_tokenizer
+from onsil.training.memory import (
+    Machine,
+    kept_per_token,
+    machine_memory,
+    nearest_shape,
+    refuse_beyond,
+    resident,
+    weights_in,
+)
+from onsil.training.objectives import causal_batch, token_loss
+from onsil.training.plan import Plan, load_plan, make_plan, parse_plan, plan_for
+from onsil.training.plan_words import WHY_NOT, described
+from onsil.training.pretraining import pretrain
+from onsil.training.request import MINUTES, Request, amount, request
+from onsil.training.scaling import NO_FORECAST
+
+# -- what a plan is -----------------------------------------------------------------------------
+
+
+def test_more_minutes_make_a_longer_plan_and_a_plan_round_trips():
+    short = plan_for(50_000, 2_000, 500_000, 1, 0, lambda plan: 5_000)
+    long = plan_for(50_000, 2_000, 500_000, 10, 0, lambda plan: 5_000)
+    assert long.reader_epochs > short.reader_epochs >= 1
+    assert long.predicted_seconds <= 10 * 60
+    assert parse_plan(json.dumps(asdict(long))) == long
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"width": 1}', "null"])
+def test_half_a_plan_is_none(text):
+    with pytest.raises(OnsilError, match="not a plan"):
+        parse_plan(text)
+
+
+def test_a_plan_of_an_older_version_is_read():
+    """It lacks what was added since; nothing of that decides anything."""
+    old = parse_plan(json.dumps(PLAN))
+    assert old.width == PLAN["width"] and old.minutes == PLAN["minutes"]
+    assert {
+        name for name, value in asdict(old).items() if name not in PLAN and not value
+    } == MAY_LACK
+    assert described(old).count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("width", "64"), ("width", 64.0), ("seed", True), ("base", None), ("minutes", "6")],
+)
+def test_a_mistyped_field_is_named(field, value):
+    with pytest.raises(OnsilError, match=f"{field} is {value!r}"):
+        parse_plan(json.dumps(PLAN | {field: value}))
+
+
+# -- what may be asked --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("2M", 2_000_000), ("500k", 500_000), ("1.5m", 1_500_000), ("4,000,000", 4_000_000)],
+)
+def test_amounts(text, number):
+    assert amount(text, "--size") == number
+
+
+@pytest.mark.parametrize("text", ["", "M", "-2M", "2T", "0", "0.1", "two", "1e6"])
+def test_what_is_no_amount_is_shown(text):
+    with pytest.raises(OnsilError) as refused:
+        amount(text, "--tokens")
+    assert f"--tokens {text}" in refused.value.en[0] and f"--tokens {text}" in refused.value.ko[0]
+
+
+def test_requests():
+    assert request(None, None, None, False, False) == Request(MINUTES, 0, 0)
+    assert request(2.0, None, None, False, True) == Request(2.0, 0, 0)
+    assert request(None, 10**6, 5_000, False, False) == Request(0.0, 10**6, 5_000)
+    assert request(None, None, None, True, True) == Request()
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ((6.0, None, None, True, False), ("--plan", "--minutes")),
+        ((None, 10**6, None, True, False), ("--plan", "--size")),
+        ((None, None, 10**6, True, False), ("--plan", "--tokens")),
+        ((6.0, None, 10**6, False, False), ("--minutes", "--tokens")),
+        ((None, 10**6, None, False, True), ("--base", "--size")),
+        ((0.0, None, None, False, False), ("--minutes 0",)),
+        ((float("nan"), None, None, False, False), ("--minutes nan",)),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_both_languages(asked, named):
+    with pytest.raises(OnsilError) as refused:
+        request(*asked)
+    for option in named:
+        assert option in refused.value.en[0] and option in refused.value.ko[0]
+
+
+def test_the_command_refuses_before_it_reads(tmp_path):
+    asked = ("--name", "x", "--minutes", "5", "--tokens", "1M")
+    run = subprocess.run(
+        onsil(tmp_path / "ws", "grow", str(tmp_path), *asked), capture_output=True, text=True
+    )
+    assert run.returncode == 1 and run.stderr.count("\n") == 3 and "Traceback" not in run.stderr
+    assert "--minutes" in run.stderr and "--tokens" in run.stderr
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 8000])
+@pytest.mark.parametrize("size", [500_000, 2_000_000, 4_000_000])
+def test_the_nearest_shape_has_the_weights_it_states(size, vocabulary):
+    shape, count = nearest_shape(size, vocabulary, 512)
+    assert weights_in(shape) == count == sum(p.numel() for p in Transformer(shape).parameters())
+    assert abs(count - size) < 0.05 * size
+
+
+def test_a_size_smaller_than_the_vocabulary_is_refused():
+    with pytest.raises(
+        OnsilError, match="No decoder of 20,000 weights: the nearest has"
+    ) as refused:
+        nearest_shape(20_000, 8000, 512)
+    assert "8,000" in refused.value.en[1] and "8,000" in refused.value.ko[1]
+
+
+@pytest.mark.parametrize("passes", [3, 17])
+def test_passes_that_were_asked_fix_the_minutes(passes):
+    plan = plan_for(50_000, 2_000, 500_000, 0.0, 0, lambda plan: 5_000, passes_asked=passes)
+    decoding = passes * 50_000 / (5_000 * 0.75)
+    assert plan.decoder_epochs == passes
+    assert plan.minutes == pytest.approx(decoding / 0.2 / 60, abs=0.01)
+    assert 0.4 * plan.minutes * 60 < plan.predicted_seconds < 1.1 * plan.minutes * 60
+
+
+# -- what it expects ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> dict:
+    ws = Workspace(tmp_path_factory.mktemp("plan") / "ws")
+    corpus = curate(ws, documents=read(ws, OFFICE))
+    words, lessons = train_tokenizer(ws, corpus=corpus), write_lessons(ws, corpus=corpus)
+    parts = {"corpus": corpus, "tokenizer": words, "lessons": lessons}
+    made = make_plan(ws, **parts, minutes=0.0, size=150_000, tokens=6_000)
+    return {"ws": ws, "parts": parts, "plan": made}
+
+
+def test_steps_tokens_weights_and_the_trigram_come_true(small):
+    """All that follows from the plan alone is what training then notes, to the last one."""
+    ws, parts, made = small["ws"], small["parts"], small["plan"]
+    given = {"corpus": parts["corpus"], "tokenizer": parts["tokenizer"], "plan": made}
+    plan = load_plan(made)
+    decoder = ws.record(pretrain(ws, **given, kind="decoder").key)["notes"]
+    assert plan.decoder_steps == decoder["steps"] and plan.decoder_tokens == decoder["tokens"]
+    assert plan.parameters == decoder["parameters"]
+    assert abs(plan.parameters - 150_000) < 0.25 * 150_000
+    assert plan.trigram_bits_per_byte == decoder["ngram_bits_per_byte"]
+    encoder = ws.record(pretrain(ws, **given, kind="encoder").key)["notes"]
+    assert plan.encoder_steps == encoder["steps"]
+
+
+def test_tokens_become_whole_passes_and_less_than_one_is_refused(small):
+    plan = load_plan(small["plan"])
+    once = plan.decoder_tokens // plan.decoder_epochs
+    assert plan.decoder_tokens == once * plan.decoder_epochs
+    assert abs(plan.decoder_tokens - 6_000) <= once / 2 and plan.minutes > 0
+    few = small["parts"] | {"minutes": 0.0, "tokens": once - 1}
+    with pytest.raises(OnsilError, match=f"--tokens {once - 1:,} .* takes {once:,}"):
+        make_plan(small["ws"], **few)
+
+
+def test_a_small_text_gets_a_reason_instead_of_a_forecast(small):
+    plan = load_plan(small["plan"])
+    assert plan.no_forecast == "unlike the runs" and not plan.predicted_bits_per_byte
+    assert plan.energy_source in ("measured", "modelled")
+    expected = plan.watts * plan.predicted_seconds / 3600
+    assert plan.predicted_watt_hours == pytest.approx(expected, abs=0.01)
+    assert plan.predicted_memory_mb > 100
+
+
+EXPECTING = replace(
+    parse_plan(json.dumps(PLAN)),
+    parameters=1_007_744,
+    decoder_tokens=389_580,
+    decoder_steps=216,
+    trigram_bits_per_byte=1.4,
+    predicted_bits_per_byte=1.46,
+    bits_low=1.3,
+    bits_high=1.65,
+    predicted_memory_mb=700,
+    threads=2,
+    watts=24.0,
+    predicted_watt_hours=1.9,
+    energy_source="modelled",
+)
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_the_plan_is_said_line_by_line(monkeypatch, language):
+    monkeypatch.setenv("ONSIL_LANG", language)
+    said = described(EXPECTING, Machine(2**40, 2**40))
+    for figure in ("1,007,744", "216", "700 MB", "1.9 Wh", "12 W", "1.46 [1.30, 1.65]", "2.4e+12"):
+        assert figure in said, figure
+    assert {"en": "modelled", "ko": "추정"}[language] in said
+    assert {"en": "Warning", "ko": "주의"}[language] not in said
+    assert len(said.splitlines()) == 7
+    measured = described(replace(EXPECTING, energy_source="measured"))
+    assert {"en": "measured at the processor: 24 W", "ko": "측정한 전력 24 W"}[language] in measured
+    for word, both in WHY_NOT.items():
+        assert both[language == "en"] in described(replace(EXPECTING, no_forecast=word))
+    crowded = Machine(2**40, 0)
+    told = described(replace(EXPECTING, predicted_memory_mb=resident() // 2**20 + 900), crowded)
+    assert {"en": "Warning", "ko": "주의"}[language] in told
+    large = described(replace(EXPECTING, parameters=10**9, decoder_tokens=10**9))
+    assert "6.0e+18 FLOP" in large and "nats" in large
+
+
+def test_every_reason_has_words():
+    assert set(WHY_NOT) == set(NO_FORECAST)
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+
+def saved_bytes(shape, compute: str, length: int, many: int) -> int:
+    """What autograd really keeps, weights apart, each storage once."""
+    model = Transformer(shape, compute).initialise(0)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        token_loss(model, causal_batch([list(range(5, 6 + length))] * many))
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize("make", [decoder_shape, encoder_shape])
+@pytest.mark.parametrize(("width", "length"), [(128, 64), (192, 128), (256, 64)])
+def test_what_a_layer_keeps_is_what_the_formula_says(make, compute, width, length):
+    """Two layers less one, so that the ends cancel; bf16 also keeps the weights it cast."""
+    one, two = (make(200, width, depth, length) for depth in (1, 2))
+    many = 512 // length
+    layer = saved_bytes(two, compute, length, many) - saved_bytes(one, compute, length, many)
+    casts = 2 * (weights_in(two) - weights_in(one)) if compute == "bf16" else 0
+    assert kept_per_token(two, compute, length) * 512 + casts == pytest.approx(layer, rel=0.06)
+
+
+CHILD = """
+import resource, sys, tempfile
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from onsil.models.shape import decoder_shape
+from onsil.models.transformer import Transformer
+from onsil.training.loop import train
+from onsil.training.memory import training_memory
+from onsil.training.objectives import causal_batch, token_loss
+
+def steps(shape, tokens, many):
+    model = Transformer(shape, sys.argv[5]).initialise(0)
+    pieces = [[(7 * i + j) % shape.vocabulary for i in range(shape.context + 1)]
+              for j in range(tokens // shape.context)]
+    loss = lambda k: token_loss(model, causal_batch(pieces))
+    scratch = Path(tempfile.mkdtemp())
+    for _ in train(dict(model.named_parameters()), loss, many, 1e-3, scratch, checkpoints=many):
+        pass
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+steps(decoder_shape(64, 32, 1, 32), 64, 2)  # what torch takes by itself
+before = peak()
+vocabulary, width, depth, tokens = map(int, sys.argv[1:5])
+shape = decoder_shape(vocabulary, width, depth, 256)
+steps(shape, tokens, 3)
+print((peak() - before) / training_memory(shape, sys.argv[5], tokens).total)
+"""
+
+
+@pytest.mark.parametrize(
+    "sizes", ["4000 128 4 1024 fp32", "4000 128 4 1024 bf16", "8000 384 3 512 fp32"]
+)
+def test_a_child_process_peaks_where_the_estimate_says(sizes):
+    """Within half again, of activations (the first two) and of weights (the last) alike."""
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, *sizes.split()], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert 1 / 1.5 < float(run.stdout) < 1.5
+
+
+def test_the_machine_and_its_control_group_tell_their_memory(tmp_path):
+    assert machine_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    told = "MemTotal:  8192 kB\nMemFree: 1 kB\nMemAvailable: 4096 kB\nHugePages_Total:   0\n"
+    (tmp_path / "proc/meminfo").write_text(told)
+    assert machine_memory(tmp_path) == Machine(8 * 2**20, 4 * 2**20)
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text(f"{2**20}\n")
+    (group / "memory.max").write_text("max\n")
+    assert machine_memory(tmp_path) == Machine(8 * 2**20, 4 * 2**20)
+    (group / "memory.max").write_text(f"{3 * 2**20}\n")
+    assert machine_memory(tmp_path) == Machine(3 * 2**20, 2 * 2**20)
+
+
+def test_more_than_the_machine_has_is_refused():
+    refuse_beyond(2**30, Machine(2**30, 0))
+    refuse_beyond(2**60, None)
+    with pytest.raises(OnsilError, match=r"about 1,025 MB .* 1,024 MB") as refused:
+        refuse_beyond(2**30 + 2**20, Machine(2**30, 2**30))
+    assert "1,025 MB" in refused.value.ko[0]
+
+
+# -- what came of it ----------------------------------------------------------------------------
+
+
+@stage(version=1)
+def taught(*, out, run) -> dict:
+    (out / "weights").write_text("1")
+    return {}
+
+
+def test_energy_is_measured_only_if_all_was_made_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONSIL_WATTS_PER_CORE", "36")
+    ws = Workspace(tmp_path)
+    made = taught(ws)
+    record = ws.record(made.key)
+    assert record is not None
+    whole = energy_taken(ws, made, record["finished_at"] - 1, 7200.0, 3600.0)["whole"]
+    assert whole == {"watt_hours": 2.0, "source": "measured"}
+    later = energy_taken(ws, made, record["finished_at"] + 1, 7200.0, 3600.0)["whole"]
+    assert later == {"watt_hours": record["cpu_seconds"] / 100, "source": "modelled"}
+    unread = energy_taken(ws, made, record["finished_at"] - 1, None, None)
+    assert unread["whole"]["source"] == unread["training"]["source"] == "modelled"
+
+
+def stage_row(name: str, seconds: float, **notes) -> dict:
+    return {"stage": name, "object": name * 8, "seconds": seconds, "notes": notes}
+
+
+def report(plan: Plan, **outcome) -> str:
+    notes = {
+        "ngram_bits_per_byte": 1.4,
+        "heldout_bits_per_byte": outcome.pop("bits", 1.5),
+        "parameters": 1_007_744,
+        "steps": 216,
+        "tokens": 389_580,
+    }
+    rows = [stage_row("pretrain", 100.0, **notes), stage_row("finetune", 50.0)]
+    rows.append(stage_row("instruct", 30.0))
+    page = render({"plan": asdict(plan)}, {"stages": rows, "total_seconds": 200.0} | outcome)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def test_the_report_puts_what_came_of_it_beside_the_plan():
+    spent = {"training": {"watt_hours": 2.2, "source": "measured"}}
+    text = report(replace(EXPECTING, predicted_seconds=90), peak_rss_mb=1400, energy=spent)
+    for row in (
+        "Training (s) 90 180 2.00",
+        "Weights of the decoder 1,007,744 1,007,744 1.00",
+        "Decoder steps 216 216 1.00",
+        "Decoder, bits per byte 1.46 [1.300, 1.650] 1.5 ✓ 1.03",
+        "Peak memory (MB) 700 1,400 2.00",
+        "Energy of training (Wh) 1.9 추정 · modelled 2.2 측정 · measured 1.16",
+    ):
+        assert row in text, row
+    assert "1.7 ✕" in report(EXPECTING, bits=1.7)
+
+
+def test_an_older_plan_shows_a_dash_and_no_row_of_zeros():
+    old = parse_plan(json.dumps(PLAN))
+    spent = {"training": {"watt_hours": 2.2, "source": "modelled"}}
+    text = report(old, peak_rss_mb=1400, energy=spent)
+    assert "Energy of training (Wh) – 2.2 추정 · modelled –" in text
+    assert "Decoder, bits per byte – 1.5 –" in text
+    assert "Weights of the decoder" not in text and "95 % interval" not in text
+    assert "Seed 0" in text
+
+
+# -- the page -----------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = Path(__file__).resolve().parents[1] / "docs" / "plan.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(example, {})
+    printed = re.search(r"```text\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert printed and capsys.readouterr().out == printed[1]
