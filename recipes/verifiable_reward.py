@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     depth: int = 2
     start_steps: int = 60
     start_rate: float = 2e-3
-    rounds: int = 300
+    rounds: int = 200
     prompts: int = 16
     group: int = 8
     updates: int = 2
