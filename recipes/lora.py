@@ -36,7 +36,7 @@ KINDS = {"statement": "서술", "question": "질문", "command": "명령", "frag
 DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
 TUNINGS = {
     "LoRA": Tuning(epochs=2, rate=3e-3, batch_tokens=1024, method="lora", rank=8),
-    "all weights": Tuning(epochs=2, rate=1e-3, batch_tokens=1024, method="full"),
+    "all weights": Tuning(epochs=2, rate=3e-4, batch_tokens=1024, method="full"),
 }
 RATES = {"LoRA": (1e-3, 3e-3, 1e-2, 2e-2), "all weights": (3e-4, 1e-3, 3e-3, 6e-3)}
 TRAIN, EACH, DEV_SEED = 1_000, 100, 100

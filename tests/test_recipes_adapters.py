@@ -76,7 +76,7 @@ def test_prompt_tuning_runs_and_leaves_the_base(monkeypatch):
     monkeypatch.setattr(prompt_tuning, "WRITTEN", prompt_tuning.WRITTEN[:2])
     prompt_tuning.best_written.cache_clear()
     row = prompt_tuning.main(seeds=(0,))
-    assert row["settings"]["trained_parameters"] == 20 * 64
+    assert row["settings"]["trained_parameters"] == 10 * 64
     assert set(row["means"]) == {"no prompt", "written", "rows not learnt", "learnt"}
 
 
@@ -86,6 +86,6 @@ def test_a_base_that_changed_would_be_noticed(monkeypatch):
             taking.reader.model.final_norm.weight += 1e-3
 
     monkeypatch.setattr(prompt_tuning, "taught", careless)
-    known, _, judged = lora.split(TOY, 4, 2)
+    known, dev, judged = lora.split(TOY, 4, 2)
     with pytest.raises(AssertionError):
-        prompt_tuning.learnt(prompt_tuning.TUNING, known, judged)
+        prompt_tuning.learnt(prompt_tuning.TUNING, known, judged, dev)
