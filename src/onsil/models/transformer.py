@@ -258,7 +258,7 @@ class Transformer(nn.Module):
     def head_parameters(self) -> list[Tensor]:
         """Everything `logits` uses: what learns from the last hidden states alone."""
         parts = (self.transform, self.transform_norm, self.project_out, self.head)
-        found = [p for part in parts if part is not None for p in part.parameters()]
+        found: list[Tensor] = [p for part in parts if part is not None for p in part.parameters()]
         return found if self.logit_bias is None else [*found, self.logit_bias]
 
     def forward(self, ids_BT: Tensor | None = None, **kwargs) -> Tensor:
