@@ -322,6 +322,8 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
 def test_an_unknown_name_is_said_once_and_nobody_waits(home):
     with pytest.raises(OnsilError, match="desc"):
         work(home, "desc", "decoder", None, False)
+    with pytest.raises(OnsilError, match="No encoder"):
+        work(home, "desk", "encoder", None, False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

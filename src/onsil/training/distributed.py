@@ -224,11 +224,26 @@ def again(ws: Workspace, name: str, kind: str, plan: Path | None, sharded: bool)
     """Pretrain once more, with the helpers there are, what a grown model was pretrained from: its
     corpus, tokenizer and base, under its own plan or another.
 
-    Raises OnsilError for an unknown name and for a plan that is none.
+    Raises OnsilError for an unknown name, one that no such part was pretrained for, and for a plan
+    that is none.
     """
     _, _, model = ws.resolve(name)
     records = (record for _, record in history(ws, model.key) if record["stage"] == "pretrain")
-    told = next(r["arguments"] for r in records if r["arguments"]["kind"] == kind)
+    found = [record["arguments"] for record in records if record["arguments"]["kind"] == kind]
+    if not found:
+        raise OnsilError(
+            en=(
+                f"No {kind} was pretrained on the way to {name!r}.",
+                "What it was pretrained from is what the workers would use again.",
+                "Name a model that onsil grow made: onsil models",
+            ),
+            ko=(
+                f"{name!r}의 이력에 사전학습한 {kind} 단계가 없습니다.",
+                "작업자들은 그 단계의 말뭉치와 토크나이저를 다시 씁니다.",
+                "onsil grow로 만든 모델의 이름을 주세요: onsil models",
+            ),
+        )
+    (told, *_) = found
     parts = {
         part: told[part] and ws.artifact(told[part]["artifact"], told[part]["key"])
         for part in ("corpus", "tokenizer", "plan", "base")
