@@ -22,6 +22,7 @@ from onsil.lineage import Workspace, stage
 from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import train_tokenizer
+from onsil.training.loop import train
 from onsil.training.memory import (
     Machine,
     kept_per_token,
@@ -29,9 +30,11 @@ from onsil.training.memory import (
     nearest_shape,
     refuse_beyond,
     resident,
+    training_memory,
     weights_in,
 )
 from onsil.training.objectives import causal_batch, token_loss
+from onsil.training.optim import Optimizer, Recipe
 from onsil.training.plan import Plan, load_plan, make_plan, parse_plan, plan_for
 from onsil.training.plan_words import WHY_NOT, described
 from onsil.training.pretraining import pretrain
@@ -269,6 +272,28 @@ def test_what_a_layer_keeps_is_what_the_formula_says(make, compute, width, lengt
     layer = saved_bytes(two, compute, length, many) - saved_bytes(one, compute, length, many)
     casts = 2 * (weights_in(two) - weights_in(one)) if compute == "bf16" else 0
     assert kept_per_token(two, compute, length) * 512 + casts == pytest.approx(layer, rel=0.06)
+
+
+def test_weights_gradients_and_moments_take_what_they_take(tmp_path):
+    """To the byte, as one step leaves them; a checkpoint is the file the loop writes."""
+    shape = decoder_shape(300, 64, 2, 32)
+    model, expected = Transformer(shape).initialise(0), training_memory(shape, "fp32", 32)
+    weights = dict(model.named_parameters())
+    optimizer = Optimizer(weights, 1e-3, 2, Recipe())
+    token_loss(model, causal_batch([list(range(33))]))[0].backward()
+    gradients = [p.grad for p in weights.values() if p.grad is not None]
+    assert sum(p.nbytes for p in weights.values()) == expected.weights
+    assert sum(g.nbytes for g in gradients) == expected.gradients
+    optimizer.step(0)
+    moments = [t for name, t in optimizer.state().items() if not name.startswith("step/")]
+    assert sum(t.nbytes for t in moments) == expected.optimizer
+
+    def loss_of(step: int):
+        return token_loss(model, causal_batch([list(range(33))]))
+
+    assert len(list(train(weights, loss_of, 2, 1e-3, tmp_path, checkpoints=2))) == 2
+    (file,) = tmp_path.glob("*.safetensors")
+    assert file.stat().st_size == pytest.approx(expected.checkpoint, rel=0.1)
 
 
 CHILD = """
