@@ -29,7 +29,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -73,7 +73,7 @@ VOCABULARY, WIDTH, DEPTH, CONTEXT = 12_000, 192, 3, 128
 ROOM, BATCHES, HIDDEN, CUT, PEAK = 61, 2_700, 0.25, 0.1, 2e-3
 RECIPE = Recipe(optimizer="muon", embedding=4.0)
 REVIEWS = ("text-ko/reviews-ko.jsonl.zst", "nsmc/train.jsonl.zst")
-STEPS, FOLDS, DRAWS = 2_700, 5, 2_000
+STEPS, FOLDS, DRAWS = 6_000, 5, 2_000
 
 
 def rows(name: str) -> Iterator[dict]:
@@ -272,7 +272,7 @@ def names_of(task: str, learnt: Sequence[dict]) -> tuple[str, ...]:
 
 # ── judges ──────────────────────────────────────────────────────────────────────────────────────
 
-NSMC = Judging(epochs=3, rate=1e-3, hidden=0.1, cut=0.1, compute="bf16", recipe=RECIPE)
+NSMC = Judging(epochs=2, rate=1e-3, hidden=0.2, cut=0.1, compute="bf16", recipe=RECIPE)
 JUDGING = {
     "nsmc": NSMC,
     "nsmc-test": NSMC,
@@ -291,15 +291,15 @@ def stack_of(folder: Path) -> Transformer:
     return model
 
 
-@stage(version=1)
+@stage(version=2)
 def tuned(
     *, encoder: Artifact, task: str, fold: int, inner: bool, share: float, judging: Judging,
     data: str, out: Path, run: Run,
 ) -> dict:  # fmt: skip
-    """scores.json: what a judge says of the rows held out, tuned on a share of the train rows."""
+    """judge.safetensors: stack and head, tuned on a share of the train rows."""
     torch.set_num_threads(1)
     clock = Clock(run.scratch)
-    learnt, held = split_rows(task, fold, inner)
+    learnt, _ = split_rows(task, fold, inner)
     learnt = [row for row in learnt if part_of("share" + row["text"], 1000) < 1000 * share]
     names, words = names_of(task, learnt), load_tokenizer(encoder.path)
     stack, head = new_head(stack_of(encoder.path), "token", names, seed=judging.seed)
@@ -308,9 +308,20 @@ def tuned(
     tokens = sum(len(case.ids) for case in cases) * judging.epochs
     for step in report_progress(loop, steps, run.say, f"{task} {fold}", tokens):
         clock.note(step.number)
-    scores = judge(stack, head, cases_of(held, words, names, CONTEXT))
-    (out / "scores.json").write_text(json.dumps(scores.tolist()))
+    state = {f"stack.{name}": p.detach() for name, p in stack.state_dict().items()}
+    state |= {f"head.{name}": p.detach() for name, p in head.state_dict().items()}
+    (out / "judge.safetensors").write_bytes(stable_bytes(state, {"onsil": canonical(run.ancestry)}))
     return {"core_s": clock.spent(), "rows": len(learnt), "steps": steps, "tokens": tokens}
+
+
+def said_of(encoder: Path, made: Path, held: list[dict], names: tuple[str, ...]) -> Tensor:
+    """What a tuned judge says of rows."""
+    stack, head = new_head(noise(0), "token", names)
+    state = load_file(made / "judge.safetensors")
+    for part, module in (("stack.", stack), ("head.", head)):
+        own = {n.removeprefix(part): t for n, t in state.items() if n.startswith(part)}
+        module.load_state_dict(own)
+    return judge(stack, head, cases_of(held, load_tokenizer(encoder), names, CONTEXT))
 
 
 class Clock:
@@ -413,21 +424,24 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
             spent["tuning"] += round(time.process_time() - start)
             tuning_rows += len(learnt)
             continue
-        say, place = {"run": {"say": lambda t: print(t, flush=True)}}, digest(*FILES[task])
+        say = {"run": {"say": lambda t: print(t, flush=True)}}
+        source = task.removesuffix("-test")
         many = steps if what.startswith("pretrained") else 0
         encoder = pretrain_reviews(ws, data=digest(*REVIEWS), steps=many, seed=0, **say)
         made = tuned(
-            ws, encoder=encoder, task=task, fold=fold, inner=inner, share=ENCODERS[what],
-            judging=JUDGING[task], data=place, **say,
+            ws, encoder=encoder, task=source, fold=fold, inner=inner, share=ENCODERS[what],
+            judging=JUDGING[task], data=digest(FILES[task][0]), **say,
         )  # fmt: skip
-        scores.append(torch.tensor(json.loads((made / "scores.json").read_text())))
+        scores.append(said_of(encoder.path, made.path, out, names))
         spent["pretraining"] = notes_of(ws, encoder)["core_s"]
         spent["tuning"] += notes_of(ws, made)["core_s"]
         tuning_rows += notes_of(ws, made)["rows"]
     row: dict = {"task": task, "cell": what, "held out": "inner" if inner else "outer"}
     row |= figures(task, torch.cat(scores), held, names_of(task, held))
+    if what in ENCODERS:
+        row |= {"steps": steps, "judging": asdict(JUDGING[task])}
     row |= {"rows": tuning_rows // folds, "folds": folds, "items": len(held), "seed": 0}
-    return row | {"steps": steps, "core_s": dict(spent)} | circumstances()
+    return row | {"core_s": dict(spent)} | circumstances()
 
 
 def notes_of(ws: Workspace, made: Artifact) -> dict:

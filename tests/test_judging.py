@@ -210,6 +210,8 @@ def test_a_pair_is_rendered_with_segments_and_shortened_at_the_longer_one(bench)
     assert whole == Case([CLS, *a, SEP, *b, SEP], [0] * (len(a) + 2) + [1] * (len(b) + 1), 1)
     (short,) = cases_of([row], bench.tokenizer, NAMES, 20)
     assert len(short.ids) == 20 and short.ids[-len(b) - 1 :] == [*b, SEP]
+    (even,) = cases_of([row | {"other": row["text"]}], bench.tokenizer, NAMES, 23)
+    assert even == Case([CLS, *a[:10], SEP, *a[:10], SEP], [0] * 12 + [1] * 11, 1)
     (single,) = cases_of([{"text": "음악이", "label": "부정"}], bench.tokenizer, NAMES, 20)
     assert single == Case([CLS, *b, SEP], [0] * (len(b) + 2), 0)
 
@@ -223,6 +225,8 @@ def test_every_row_is_in_every_epoch_once_beside_rows_of_its_length():
     mixed = [len({sizes[i] for i in step}) for step in steps]
     assert max(mixed) == 2 and sum(n == 2 for n in mixed) <= 3 * 9
     third = len(steps) // 3
+    order = [sizes[step[0]] for step in steps[:third]]
+    assert order != sorted(order)  # short ones are not always first
     assert {frozenset(s) for s in steps[:third]} != {frozenset(s) for s in steps[third : 2 * third]}
     assert steps == steps_by_length(sizes, 64, 3, 1) != steps_by_length(sizes, 64, 3, 2)
     assert steps_by_length([99, 2], 10, 1, 0) in ([[1], [0]], [[0], [1]])
