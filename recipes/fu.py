@@ -2,7 +2,7 @@
 solutions it solves problems it could not, and pays for it elsewhere.
 
 The small model is a decoder over letters that has read film reviews, once for all seeds. The
-problems are planted, the last digit of the sum of five, and the teacher is the program that made
+problems are planted (월+3+5+2+6: which weekday is that?), and the teacher is the program that made
 them. As in the paper the tuning mixes four formats,
 
     question → answer              question → steps, answer
@@ -40,6 +40,7 @@ from onsil.training.samplers import Pair
 
 DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
 ANSWER, STEPS = "답:", "풀이:"
+DAYS = "월화수목금토일"
 END, UNKNOWN, CONTEXT = 0, 1, 128
 
 
@@ -47,16 +48,16 @@ END, UNKNOWN, CONTEXT = 0, 1, 128
 class Sizes:
     """`problems` are learnt from, each in two texts; `shots`: worked examples in context."""
 
-    problems: int = 1_500
+    problems: int = 1_000
     items: int = 400
-    passes: int = 10
+    passes: int = 8
     shots: int = 1
-    rate: float = 2e-3
+    rate: float = 1e-3
     batch: int = 32
-    reviews: int = 4_000
+    reviews: int = 3_000
     width: int = 96
     depth: int = 2
-    compute: str = "bf16"
+    compute: str = "fp32"
 
 
 class Problem(NamedTuple):
@@ -65,17 +66,17 @@ class Problem(NamedTuple):
     answer: str
 
 
-def problem(digits: Sequence[int]) -> Problem:
-    """The last digit of a sum; the steps are those of the sums so far."""
-    sums = [str(total % 10) for total in accumulate(digits)]
-    return Problem("+".join(map(str, digits)), ",".join(sums), sums[-1])
+def problem(first: int, later: Sequence[int]) -> Problem:
+    """A weekday, and days that pass; the steps are the weekdays on the way."""
+    names = [DAYS[total % 7] for total in accumulate((first, *later))]
+    return Problem("+".join((names[0], *map(str, later))), ",".join(names), names[-1])
 
 
 def problems(number: int, seed: str, taken: frozenset[Problem] = frozenset()) -> list[Problem]:
-    """Problems of five digits without repeats, none of them taken."""
+    """Problems of four numbers without repeats, none of them taken."""
     draw, found = random.Random(seed), {}
     while len(found) < number:
-        made = problem([draw.randrange(10) for _ in range(5)])
+        made = problem(draw.randrange(7), [draw.randrange(1, 7) for _ in range(4)])
         if made not in taken:
             found[made] = None
     return list(found)
@@ -116,7 +117,7 @@ class Letters:
 
     def __init__(self, texts: list[str], most: int = 800):
         counts = Counter("".join(texts))
-        own = sorted(set("0123456789+=, \n" + ANSWER + STEPS))
+        own = sorted(set("0123456789+, \n" + DAYS + ANSWER + STEPS))
         known = [*own, *sorted(sorted(counts), key=lambda letter: -counts[letter])]
         self.id = {letter: 2 + n for n, letter in enumerate(list(dict.fromkeys(known))[:most])}
 
@@ -230,11 +231,11 @@ def main(seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
     torch.set_num_threads(1)
     sizes, costs = Sizes(), {}
     texts, unread = reviews("train", sizes.reviews), reviews("dev", 300)
-    settings = asdict(sizes) | {"data": "planted sums; nsmc before, and for the cost"}
+    settings = asdict(sizes) | {"data": "planted weekdays; nsmc before, and for the cost"}
     settings["nats per letter of reviews, by seed"] = costs
     return prove(
         "fu",
-        "tuned on worked solutions in four formats, a small decoder solves planted sums that it "
+        "tuned on worked solutions in four formats, a small decoder solves planted problems that it "
         "could not, and that answers alone do not teach it",
         arms_of(sizes, texts, unread, costs),
         [("specialised", "before"), ("specialised", "answers alone")],

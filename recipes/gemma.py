@@ -2,14 +2,16 @@
 a larger teacher thinks of every next word models text better than one that is shown the words
 alone, after the same tokens.
 
-The teacher is three times as wide, read the same documents more often, and is made once for all
-seeds. Both students have one size, one rate, one order of batches. Score: −bits per byte of each
-held-out document. A third student without a teacher gets as much more text to read as the
-teacher's share of the time would buy; it is reported, not claimed.
+The teacher is two and a half times as wide, read the same documents twice as often, and is made
+once for all seeds. Both students have one size, one rate, one order of batches. Score: −bits per
+byte of each held-out document. A third student without a teacher reads twice as often, which takes
+about the time that the teacher's opinions cost; it is reported, not claimed.
 
     python recipes/gemma.py
 """
 
+import hashlib
+import json
 import math
 import os
 import sys
@@ -39,17 +41,17 @@ class Sizes:
     """Widths and depths, passes over the documents, learning rates; characters of text a document,
     documents to learn from and to be judged on."""
 
-    student: tuple[int, int] = (96, 2)
-    teacher: tuple[int, int] = (256, 4)
+    student: tuple[int, int] = (64, 2)
+    teacher: tuple[int, int] = (160, 3)
     passes: int = 2
     longer: int = 4
     teacher_passes: int = 4
     rate: float = 4e-3
     teacher_rate: float = 2e-3
-    characters: int = 2_000
-    documents: int = 900
-    heldout: int = 300
-    vocabulary: int = 2_000
+    characters: int = 1_000
+    documents: int = 400
+    heldout: int = 200
+    vocabulary: int = 1_000
     hard: float = 0.0
     temperature: float = 1.0
     compute: str = "bf16"
@@ -67,21 +69,19 @@ class Text:
 def documents(many: int, characters: int) -> list[str]:
     """Technical documentation in Korean, the beginning of each document, in an order that has
     nothing to do with where they are from."""
-    import json
-
     import zstandard
 
     path = DATA / "text-ko" / "tech-ko.jsonl.zst"
     with zstandard.open(path, "rt", encoding="utf-8") as f:
-        rows = sorted((json.loads(line) for line in f), key=lambda row: hash_of(row["id"]))
+        rows = sorted(
+            (json.loads(line) for line in f), key=lambda row: hash_of(f"judged {row['id']}")
+        )
     texts = [row["text"][:characters] for row in rows]
     return [text for text in texts if len(text) >= characters // 2][:many]
 
 
 def hash_of(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(str(text).encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text_of(texts: list[str], heldout: int, vocabulary: int) -> Text:

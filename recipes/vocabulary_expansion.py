@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,10 +47,11 @@ CACHE = Path(tempfile.gettempdir()) / "onsil-vocabulary-expansion"
 
 
 class Sizes(NamedTuple):
-    """What is run: bytes of English to grow on, sizes of the decoder, new tokens, tokens a
+    """What is run: bytes of English to grow on and of Korean among it, sizes of the decoder, new tokens, tokens a
     continuation reads, held-out pieces and their bytes, rates."""
 
     english: int = 1_500_000
+    known: int = 100_000
     vocabulary: int = 4096
     width: int = 96
     depth: int = 3
@@ -70,7 +72,7 @@ def texts_of(name: str, size: int, skip: int = 0, every: int = 1) -> Iterator[st
     """Texts of a file from a document on, one in so many, up to about `size` bytes."""
     with zstandard.open(DATA / f"{name}.jsonl.zst", "rt", encoding="utf-8") as f:
         for number, line in enumerate(f):
-            if number >= skip and number % every == 0:
+            if number >= skip and (number - skip) % every == 0:
                 text = json.loads(line)["text"]
                 yield text[:size]
                 size -= len(text.encode())
@@ -102,21 +104,29 @@ def materials(sizes: Sizes) -> dict[str, list[str]]:
     law = texts_of("text-ko/law-ko", 40 * sizes.piece * sizes.held, skip=1, every=2)
     return {
         "english": english,
+        "known": list(texts_of("text-ko/tech-ko", sizes.known)) if sizes.known else [],
         "korean": list(texts_of("text-ko/law-ko", sizes.korean, every=2)),
         "held english": passages(iter([whole[cut:]]), sizes.piece, sizes.held),
         "held korean": passages(law, sizes.piece, sizes.held),
     }
 
 
+def base_of(sizes: Sizes) -> Sizes:
+    """The sizes with what no base depends on left at its default."""
+    rest = ("new", "korean", "tokens", "rate", "new_rows")
+    return sizes._replace(**{name: getattr(Sizes(), name) for name in rest})
+
+
 @cache
 def grown(sizes: Sizes, seed: int) -> tuple[Any, Transformer]:
     """The English tokenizer and decoder; kept in a folder of their own for the next run."""
-    folder = CACHE / f"{seed}-{abs(hash(sizes[:5] + sizes[10:12] + sizes[14:])):x}"
+    folder = CACHE / f"{seed}-{sha256(repr(base_of(sizes)).encode()).hexdigest()[:12]}"
     if not (folder / "model.safetensors").is_file():
         texts = materials(sizes)["english"]
         words = train(texts, sizes.vocabulary)
         shape = decoder_shape(sizes.vocabulary, sizes.width, sizes.depth, sizes.context)
         model = Transformer(shape, sizes.compute).initialise(seed)
+        texts = texts + materials(sizes)["known"]
         pieces = pieces_of([e.ids for e in words.encode_batch(texts)], sizes.context)
         steps = schedule([len(p) for p in pieces], sizes.batch_tokens, 1, seed)
 
