@@ -235,8 +235,8 @@ def main(seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
     settings["nats per letter of reviews, by seed"] = costs
     return prove(
         "fu",
-        "tuned on worked solutions in four formats, a small decoder solves planted problems that it "
-        "could not, and that answers alone do not teach it",
+        "tuned on worked solutions in four formats, a small decoder solves planted problems that "
+        "it could not, and that answers alone do not teach it",
         arms_of(sizes, texts, unread, costs),
         [("specialised", "before"), ("specialised", "answers alone")],
         seeds,

@@ -47,8 +47,8 @@ CACHE = Path(tempfile.gettempdir()) / "onsil-vocabulary-expansion"
 
 
 class Sizes(NamedTuple):
-    """What is run: bytes of English to grow on and of Korean among it, sizes of the decoder, new tokens, tokens a
-    continuation reads, held-out pieces and their bytes, rates."""
+    """What is run: bytes of English to grow on and of Korean among it, sizes of the decoder, new
+    tokens, tokens a continuation reads, held-out pieces and their bytes, rates."""
 
     english: int = 1_500_000
     known: int = 100_000
