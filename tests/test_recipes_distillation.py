@@ -111,14 +111,14 @@ def test_the_loss_is_the_mixture_and_both_arms_run():
 
 
 def test_the_four_formats():
-    asked, shown = fu.problem((4, 7, 8, 5, 6)), fu.problem((1, 0, 2, 0, 9))
-    assert fu.zero_shot(asked, False) == ("4+7+8+5+6 답:", "0")
+    asked, shown = fu.problem(0, (3, 5, 2, 6)), fu.problem(6, (1, 1, 1, 1))
+    assert fu.zero_shot(asked, False) == ("월+3+5+2+6 답:", "수")
     prompt, said = fu.zero_shot(asked, True)
-    assert prompt == "4+7+8+5+6 풀이:" and said == "4,1,9,4,0 답:0"
+    assert prompt == "월+3+5+2+6 풀이:" and said == "월,목,화,목,수 답:수"
     prompt, said = fu.in_context([shown], asked, False)
-    assert prompt == "1+0+2+0+9 답:2\n4+7+8+5+6 답:" and said == "0"
+    assert prompt == "일+1+1+1+1 답:목\n월+3+5+2+6 답:" and said == "수"
     prompt, said = fu.in_context([shown], asked, True)
-    assert prompt.startswith("1+0+2+0+9 풀이:1,1,3,3,2 답:2\n4+7")
+    assert prompt.startswith("일+1+1+1+1 풀이:일,월,화,수,목 답:목\n월+3")
 
 
 def test_both_tunings_learn_the_same_problems_in_as_many_texts():
@@ -146,7 +146,7 @@ def test_the_arms_run_and_note_what_they_cost():
 def test_a_solution_is_right_only_when_every_letter_is():
     words = fu.Letters(["가"])
     model = fu.reader(words, ["가나"] * 4, replace(fu.Sizes(), width=32, depth=1))
-    item = fu.problem((4, 7, 8, 5, 6))
+    item = fu.problem(0, (3, 5, 2, 6))
     pair = fu.pair_of(words, *fu.zero_shot(item, False))
 
     def loss_of(step: int):
