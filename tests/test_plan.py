@@ -406,13 +406,13 @@ def report(plan: Plan, **outcome) -> str:
 
 def test_the_report_puts_what_came_of_it_beside_the_plan():
     spent = {"training": {"watt_hours": 2.2, "source": "measured"}}
-    text = report(replace(EXPECTING, predicted_seconds=90), peak_rss_mb=1400, energy=spent)
+    text = report(replace(EXPECTING, predicted_seconds=90), training_peak_rss_mb=1400, energy=spent)
     for row in (
         "Training (s) 90 180 2.00",
         "Weights of the decoder 1,007,744 1,007,744 1.00",
         "Decoder steps 216 216 1.00",
         "Decoder, bits per byte 1.46 [1.300, 1.650] 1.5 ✓ 1.03",
-        "Peak memory (MB) 700 1,400 2.00",
+        "Peak memory until trained (MB) 700 1,400 2.00",
         "Energy of training (Wh) 1.9 추정 · modelled 2.2 측정 · measured 1.16",
     ):
         assert row in text, row
@@ -422,7 +422,7 @@ def test_the_report_puts_what_came_of_it_beside_the_plan():
 def test_an_older_plan_shows_a_dash_and_no_row_of_zeros():
     old = parse_plan(json.dumps(PLAN))
     spent = {"training": {"watt_hours": 2.2, "source": "modelled"}}
-    text = report(old, peak_rss_mb=1400, energy=spent)
+    text = report(old, training_peak_rss_mb=1400, energy=spent)
     assert "Energy of training (Wh) – 2.2 추정 · modelled –" in text
     assert "Decoder, bits per byte – 1.5 –" in text
     assert "Weights of the decoder" not in text and "95 % interval" not in text

@@ -130,7 +130,7 @@ def grow(
     taught = {"tokenizer": tokenizer, "lessons": lessons, "plan": plan}
     reader = finetune(ws, encoder=encoder, **taught)
     generator = instruct(ws, decoder=decoder, **taught)
-    after = meter.read()
+    after, until_trained = meter.read(), peak_megabytes()
 
     tell(say("Examining the readers …", "읽기 모델을 시험합니다 …"))
     card = evaluate(
@@ -152,15 +152,21 @@ def grow(
         generator=generator,
         card=card,
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     trained = None if before is None or after is None else after - before
     energy = energy_taken(ws, model, began, meter.read(), trained)
-    taken = outcome(ws, model) | {"name": name, "peak_rss_mb": round(peak), "energy": energy}
+    peak = peak_megabytes()
+    memory = {"peak_rss_mb": round(peak), "training_peak_rss_mb": round(until_trained)}
+    taken = outcome(ws, model) | {"name": name, "energy": energy} | memory
     report = write_report(ws, model=model, card=card, outcome=taken)
     version = ws.register(name, model)
     crown(ws, name, version, card)
     tell(ready(f"{name}@{version}", time.monotonic() - start, peak, torch.__version__))
     return Grown(name, version, model, card, report)
+
+
+def peak_megabytes() -> float:
+    """The most memory this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def watched(tell: Callable[[str], None], meter: Meter) -> Callable[[str], None]:

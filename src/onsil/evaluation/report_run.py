@@ -77,6 +77,13 @@ def _planned_against_taken(plan: dict, outcome: dict) -> Markup:
                 f"All stages together took {total:,.0f} s; the budget was {60 * budget:,.0f} s.",
             )
         parts.append(text)
+    if peak := outcome.get("peak_rss_mb"):
+        parts.append(
+            both(
+                f"시험까지 포함하면 메모리는 가장 많을 때 {peak:,.0f} MB를 썼습니다.",
+                f"Memory peaked at {peak:,.0f} MB, the examination included.",
+            )
+        )
     return join(parts)
 
 
@@ -102,7 +109,7 @@ def _expectations(plan: dict, outcome: dict) -> list[tuple[Pair, str, str, float
         "decoder_tokens": notes.get("tokens"),
         "decoder_steps": notes.get("steps"),
         "predicted_bits_per_byte": notes.get("heldout_bits_per_byte"),
-        "predicted_memory_mb": outcome.get("peak_rss_mb"),
+        "predicted_memory_mb": outcome.get("training_peak_rss_mb"),
         "predicted_watt_hours": energy.get("watt_hours"),
     }
     rows = []

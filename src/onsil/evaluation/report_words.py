@@ -77,7 +77,7 @@ PLAN: dict[str, Pair] = {
     "bits_low": ("95 % 구간의 아래 끝", "95 % interval from"),
     "bits_high": ("95 % 구간의 위 끝", "95 % interval to"),
     "no_forecast": ("품질을 예측하지 않은 까닭", "Why there is no forecast"),
-    "predicted_memory_mb": ("최대 메모리(MB)", "Peak memory (MB)"),
+    "predicted_memory_mb": ("학습할 때까지의 최대 메모리(MB)", "Peak memory until trained (MB)"),
     "watts": ("학습 중 전력(W)", "Power while training (W)"),
     "predicted_watt_hours": ("학습에 쓴 전력량(Wh)", "Energy of training (Wh)"),
     "energy_source": ("전력량의 근거", "Energy is"),
