@@ -88,8 +88,8 @@ def digest(*names: str) -> str:
 
 
 def noise(seed: int) -> Transformer:
-    """BERT's stack with norms before the branches and rotary positions, which in the first 250 steps
-    learnt faster than learned ones (docs/log.md)."""
+    """BERT's stack with norms before the branches and rotary positions, which in the first 250
+    steps learnt faster than learned ones (docs/log.md)."""
     bert = encoder_shape(VOCABULARY, WIDTH, DEPTH, CONTEXT)
     shape = replace(bert, wiring="pre", positions="rotary")
     return Transformer(shape, "bf16").initialise(seed)
