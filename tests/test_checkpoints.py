@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
+from onsil.models.licence import licence_of, named_in_card, told
 from onsil.release import described, export_model, inspect_model, load_checkpoint, name_of
 from onsil.release.inspection import inspect_folder
-from onsil.release.licence import licence_of, named_in_card, told
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = "---\nlanguage:\n- ko\nlicense: apache-2.0\ntags:\n- tiny\n---\n# A model\n"

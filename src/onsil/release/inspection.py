@@ -12,8 +12,8 @@ from typing import Any
 from onsil.errors import say
 from onsil.lineage import Workspace
 from onsil.models.headers import SCALE, Entry, entries, read_json
+from onsil.models.licence import licence_of, told
 from onsil.models.shape import Shape
-from onsil.release.licence import licence_of, told
 
 PARTS = ("decoder", "generator", "reader")  # of a grown model; each is a checkpoint
 BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
