@@ -1,7 +1,7 @@
 """Checkpoints across the door: published ones in, looked at, and everything out again.
 
-`checkpoints` adopts a folder as an artefact, `inspection` reads what a folder says of itself,
-`licence` finds under which terms, `export` writes the layout that other tools open.
+`checkpoints` adopts a folder as an artefact, `inspection` reads what a folder says of itself, its
+terms of use among it, `export` writes the layout that other tools open.
 """
 
 import importlib
