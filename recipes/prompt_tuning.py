@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 from lora import (
@@ -26,9 +25,8 @@ from lora import (
     Pairs,
     base,
     best_rate,
+    calibrated,
     chat,
-    right,
-    scores,
     sentences,
     split,
     taught,
@@ -76,20 +74,13 @@ def digest(model: torch.nn.Module) -> str:
     return known.hexdigest()
 
 
-def judge(reader: Any, words: Any, judged: Pairs, others: Pairs, system: str = "") -> list[float]:
-    """Which sentences are right, each answer's average over other sentences taken off."""
-    own, average = (
-        scores(reader, words, PLAIN, [text for text, _ in pairs], system)
-        for pairs in (judged, others)
-    )
-    return right(own - average.mean(0), judged)
-
-
 @cache
 def best_written() -> str:
     """The written prompt with the most right on the sentences to choose by."""
     _, dev, _ = split(sentences(), EACH, EACH // 2)
-    found = {system: sum(judge(*base(), dev, dev, system)) / len(dev) for system in WRITTEN}
+    found = {
+        system: sum(calibrated(*base(), PLAIN, dev, dev, system)) / len(dev) for system in WRITTEN
+    }
     print("dev:", {system[:20]: round(x, 3) for system, x in found.items()}, flush=True)
     return max(found, key=lambda system: found[system])
 
@@ -103,7 +94,7 @@ def learnt(tuning: Tuning, known: Pairs, judged: Pairs, others: Pairs) -> list[f
     some = random.Random(tuning.seed).sample(known, min(TRAIN, len(known)))
     taught(taking, [render(words, PLAIN, chat(*pair)) for pair in some], tuning)
     assert digest(model) == before
-    return judge(taking.reader, words, judged, others)
+    return calibrated(taking.reader, words, PLAIN, judged, others)
 
 
 def choose() -> None:
@@ -118,8 +109,8 @@ def main(seeds: Sequence[int] = (0, 1, 2)) -> dict:
     known, dev, judged = split(sentences(), EACH, EACH // 2)
     untaught = replace(TUNING, epochs=0)
     arms = {
-        "no prompt": lambda seed: judge(*base(), judged, dev),
-        "written": lambda seed: judge(*base(), judged, dev, best_written()),
+        "no prompt": lambda seed: calibrated(*base(), PLAIN, judged, dev),
+        "written": lambda seed: calibrated(*base(), PLAIN, judged, dev, best_written()),
         "rows not learnt": lambda seed: learnt(replace(untaught, seed=seed), known, judged, dev),
         "learnt": lambda seed: learnt(replace(TUNING, seed=seed), known, judged, dev),
     }
