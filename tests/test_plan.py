@@ -25,6 +25,7 @@ from onsil.tokenizer import train_tokenizer
 from onsil.training.loop import train
 from onsil.training.memory import (
     Machine,
+    compiled_kernels,
     kept_per_token,
     machine_memory,
     nearest_shape,
@@ -307,11 +308,16 @@ from onsil.training.loop import train
 from onsil.training.memory import training_memory
 from onsil.training.objectives import causal_batch, token_loss
 
-def steps(shape, tokens, many):
+def steps(shape, tokens, many, lengths=1):
     model = Transformer(shape, sys.argv[5]).initialise(0)
-    pieces = [[(7 * i + j) % shape.vocabulary for i in range(shape.context + 1)]
-              for j in range(tokens // shape.context)]
-    loss = lambda k: token_loss(model, causal_batch(pieces))
+    long = min(shape.context, tokens)
+    def loss(k):  # every document one token shorter than the one before
+        pieces, left = [], tokens
+        while left > 0:
+            n = long - (k * 97 + len(pieces)) % lengths
+            pieces.append([(7 * i + len(pieces)) % shape.vocabulary for i in range(n + 1)])
+            left -= n
+        return token_loss(model, causal_batch(pieces))
     scratch = Path(tempfile.mkdtemp())
     for _ in train(dict(model.named_parameters()), loss, many, 1e-3, scratch, checkpoints=many):
         pass
@@ -322,22 +328,39 @@ def peak():  # getrusage would count what this process was forked from too
 steps(decoder_shape(64, 32, 1, 32), 64, 2)  # what torch takes by itself
 before = peak()
 vocabulary, width, depth, tokens = map(int, sys.argv[1:5])
-shape = decoder_shape(vocabulary, width, depth, 256)
-steps(shape, tokens, 3)
-print((peak() - before) / training_memory(shape, sys.argv[5], tokens).total)
+shape, lengths = decoder_shape(vocabulary, width, depth, 256), int(sys.argv[6])
+steps(shape, tokens, 3 if lengths == 1 else 20, lengths)
+print((peak() - before) / training_memory(shape, sys.argv[5], tokens, lengths).total)
 """
 
 
 @pytest.mark.parametrize(
-    "sizes", ["4000 128 4 1024 fp32", "4000 128 4 1024 bf16", "8000 384 3 512 fp32"]
+    "sizes",
+    [
+        "4000 128 4 1024 fp32 1",
+        "4000 128 4 1024 bf16 1",
+        "8000 384 3 512 fp32 1",
+        "300 64 1 1500 bf16 100",
+    ],
 )
 def test_a_child_process_peaks_where_the_estimate_says(sizes):
-    """Within half again, of activations (the first two) and of weights (the last) alike."""
+    """Within half again: activations (the first two), weights, compiled kernels (the last)."""
     run = subprocess.run(
         [sys.executable, "-c", CHILD, *sizes.split()], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     assert 1 / 1.5 < float(run.stdout) < 1.5
+
+
+def test_kernels_are_counted_by_length_as_far_as_the_caches_go(monkeypatch):
+    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(cache, raising=False)
+    assert compiled_kernels(100) == 100 * 4 * 2**20
+    assert compiled_kernels(500) == pytest.approx(1024 / 6 * 4 * 2**20)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "60")
+    assert compiled_kernels(100) == 110 * 2 * 2**20
+    shape = decoder_shape(300, 64, 1, 64)
+    assert training_memory(shape, "fp32", 64, 100) == training_memory(shape, "fp32", 64)
 
 
 def test_the_machine_and_its_control_group_tell_their_memory(tmp_path):

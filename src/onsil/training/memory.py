@@ -7,11 +7,17 @@ four times: scores, log-probabilities, and the two as they are freed. What is ke
 the code with `torch.autograd.graph.saved_tensors_hooks` and written down as a formula in widths;
 the test counts again. Documents are taken to be as long as the context; shorter ones need less.
 
+In bfloat16 another part grows with the documents: oneDNN compiles kernels for every length of a
+document that it meets, and two caches keep them, torch's and its own, 1,024 kernels each unless
+`LRU_CACHE_CAPACITY` and `ONEDNN_PRIMITIVE_CACHE_CAPACITY` say otherwise. Measured: about 2 MB a
+length in each cache, six kernels a length; with a hundred lengths that is more than a small model.
+
 Left out: what the process holds already (text, tokens, the trigram), which the plan measures, and
 the allocator's own slack. The test holds a measured peak to between two thirds and one and a half
 times the estimate.
 """
 
+import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +28,8 @@ from onsil.models.shape import Shape, decoder_shape
 FLOAT = 4
 # Share of the float32 bytes that bfloat16 keeps a token: norms keep a float32 copy of their input.
 BF16_SHARE = {True: 0.65, False: 0.56}  # gated, not gated
+KERNEL_CACHES, CAPACITY = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), 1024
+KERNELS_A_LENGTH, BYTES_A_LENGTH = 6, 2 * 2**20
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 DEPTHS, SLENDER, STOUT = range(2, 25), 12, 64  # width ÷ depth of the shapes a size is looked for in
 NEAR = 0.25  # a size further from every shape than this is refused
@@ -37,12 +45,14 @@ class Memory:
     checkpoint: int
     activations: int
     logits: int
+    kernels: int
 
     @property
     def total(self) -> int:
         """All at once, except that a checkpoint is written when no step is under way."""
         step = self.activations + self.logits
-        return self.weights + self.gradients + self.optimizer + max(step, self.checkpoint)
+        kept = self.weights + self.gradients + self.optimizer + self.kernels
+        return kept + max(step, self.checkpoint)
 
 
 def weights_in(shape: Shape) -> int:
@@ -72,8 +82,19 @@ def kept_per_token(shape: Shape, compute: str, length: int) -> int:
     return kept
 
 
-def training_memory(shape: Shape, compute: str, tokens: int) -> Memory:
-    """Memory of training `shape` with steps of `tokens` tokens, in documents of its context."""
+def compiled_kernels(lengths: int) -> int:
+    """Bytes of the bfloat16 kernels for so many different lengths, as far as the caches go."""
+    kept = 0
+    for cache in KERNEL_CACHES:
+        told = os.environ.get(cache, "")
+        capacity = int(told) if told.isdecimal() else CAPACITY
+        kept += round(BYTES_A_LENGTH * min(lengths, capacity / KERNELS_A_LENGTH))
+    return kept
+
+
+def training_memory(shape: Shape, compute: str, tokens: int, lengths: int = 1) -> Memory:
+    """Memory of training `shape` with steps of `tokens` tokens, in documents of its context;
+    `lengths`: how many different lengths the documents have."""
     from onsil.training.objectives import LOSS_CHUNK
 
     n = weights_in(shape)
@@ -90,6 +111,7 @@ def training_memory(shape: Shape, compute: str, tokens: int) -> Memory:
         checkpoint=3 * FLOAT * n,
         activations=layers + ends + copies,
         logits=4 * FLOAT * chunk + 2 * FLOAT * head,
+        kernels=compiled_kernels(lengths) if compute == "bf16" else 0,
     )
 
 

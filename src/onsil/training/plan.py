@@ -136,8 +136,9 @@ def processor_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def measure_speed(plan: Plan, vocabulary: int, seconds: float = 3.0) -> int:
-    """Training tokens per second of the plan's decoder on this machine, now."""
+def measure_speed(plan: Plan, vocabulary: int, text_tokens: int, seconds: float = 3.0) -> int:
+    """Training tokens per second of the plan's decoder on this machine, now, in steps no larger
+    than the text."""
     import torch
 
     from onsil.models.shape import decoder_shape
@@ -147,7 +148,8 @@ def measure_speed(plan: Plan, vocabulary: int, seconds: float = 3.0) -> int:
     torch.set_num_threads(plan.threads)
     model = Transformer(decoder_shape(vocabulary, plan.width, plan.depth), plan.compute)
     model.initialise(0)
-    pieces = [list(range(5, 5 + 256)) for _ in range(max(1, plan.batch_tokens // 256))]
+    step = min(plan.batch_tokens, text_tokens)
+    pieces = [list(range(5, 5 + 256)) for _ in range(max(1, step // 256))]
     batch = causal_batch(pieces)
     done, start = -1, time.monotonic()
     while time.monotonic() - start < seconds or done < 1:
@@ -250,7 +252,8 @@ def _largest(
 
 @dataclass(frozen=True)
 class Text:
-    """What a plan knows of the text: tokens of each document, bytes, and the tokens' own bounds."""
+    """What a plan knows of the text: tokens of each document, bytes, the tokens' own bounds, and
+    how many different lengths the documents and lessons have."""
 
     train: list[list[int]]
     heldout: list[list[int]]
@@ -258,6 +261,7 @@ class Text:
     bytes: int
     vocabulary: int
     end: int
+    lengths: int = 1
 
 
 def text_of(held: Corpus, words: Any) -> Text:
@@ -269,7 +273,7 @@ def text_of(held: Corpus, words: Any) -> Text:
     return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
 
 
-@stage(version=7)
+@stage(version=8)
 def make_plan(
     *,
     corpus: Artifact,
@@ -291,28 +295,29 @@ def make_plan(
     words = load_tokenizer(tokenizer.path)
     text = text_of(load_corpus(corpus), words)
     text_tokens = sum(map(len, text.train))
-    reading_tokens = count = 0
+    reading: list[int] = []
     with (lessons / "lessons.jsonl").open(encoding="utf-8") as f:
         for line in f:
             row = json.loads(line)
             if row["split"] == "train":
-                count += 1
-                reading_tokens += 3 + len(words.encode(row["question"] + row["passage"]).ids)
+                reading.append(3 + len(words.encode(row["question"] + row["passage"]).ids))
     own = shape_in(base, "decoder")
     shape = shape_in(base, "encoder") or own
     if size:
         shape, _ = nearest_shape(size, text.vocabulary, CONTEXT)
     sizes = SIZES if shape is None else ((10**12, shape.width, shape.depth),)
     context = min(CONTEXT, own.context) if own else CONTEXT
-    once = sum(map(len, pieces_of(text.train, context, text.end)))
+    pieces = [len(piece) for piece in pieces_of(text.train, context, text.end)]
+    text = replace(text, lengths=len({*pieces, *(min(n, context) for n in reading)}))
+    once = sum(pieces)
     if 0 < tokens < once:
         raise too_few(tokens, once)
     meter, drawn = Meter(), {}
 
     def speed_of(plan: Plan) -> int:
-        refuse_beyond(peak_memory(plan, text.vocabulary, own), machine_memory())
+        refuse_beyond(peak_memory(plan, text, own), machine_memory())
         begin, before = time.monotonic(), meter.read()
-        speed = measure_speed(plan, text.vocabulary)
+        speed = measure_speed(plan, text.vocabulary, text_tokens)
         if before is not None:
             drawn[plan.width, plan.depth] = (meter.joules - before) / (time.monotonic() - begin)
         return speed
@@ -320,19 +325,20 @@ def make_plan(
     # An encoder that can read already forgets more from hidden words than it learns.
     most = MOST_EPOCHS | ({"encoder": 1} if shape_in(base, "encoder") else {})
     passes = round(tokens / once) if tokens else 0
-    figures = (text_tokens, count, reading_tokens)
+    figures = (text_tokens, len(reading), sum(reading))
     plan = plan_for(*figures, minutes, seed, speed_of, sizes, most, passes)
     plan = replace(plan, base=base.digest if base else "")
     plan = expected(plan, text, base, drawn.get((plan.width, plan.depth)))
     (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
-    return {"text_tokens": text_tokens, "reading_tokens": reading_tokens} | asdict(plan)
+    return {"text_tokens": text_tokens, "reading_tokens": sum(reading)} | asdict(plan)
 
 
-def peak_memory(plan: Plan, vocabulary: int, own: Shape | None) -> int:
+def peak_memory(plan: Plan, text: Text, own: Shape | None) -> int:
     """Bytes: what the process has held so far and the largest training step on top; `own`: the
     base's decoder, if it has one."""
-    shape = own or decoder_shape(vocabulary, plan.width, plan.depth, plan.context)
-    step = training_memory(shape, plan.compute, LARGEST_BATCH * plan.batch_tokens)
+    shape = own or decoder_shape(text.vocabulary, plan.width, plan.depth, plan.context)
+    tokens = LARGEST_BATCH * plan.batch_tokens
+    step = training_memory(shape, plan.compute, tokens, text.lengths)
     return resident() + step.total
 
 
@@ -365,7 +371,7 @@ def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None)
         bits_low=bits.low,
         bits_high=bits.high,
         no_forecast=bits.why_not,
-        predicted_memory_mb=round(peak_memory(plan, text.vocabulary, own) / 2**20),
+        predicted_memory_mb=round(peak_memory(plan, text, own) / 2**20),
         watts=round(watts, 2),
         predicted_watt_hours=round(watts * plan.predicted_seconds / 3600, 3),
         energy_source="modelled" if drawn is None else "measured",
