@@ -166,7 +166,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one · 0이면 빈 포트")] = 8000,
 ) -> None:
     """A page and an OpenAI-style API for a model, on this machine. · 웹 화면과 API."""
-    from onsil.serving.app import serve as run_server
+    from onsil.serving.run import serve as run_server
 
     run_server(Workspace.find(), name, host, port, typer.echo)
 

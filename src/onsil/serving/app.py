@@ -8,8 +8,6 @@ nothing has to be restarted; a model is hashed before it answers for the first t
 import asyncio
 import json
 import logging
-import socket
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,68 +23,23 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-from onsil.errors import OnsilError, say
+from onsil.errors import say
 from onsil.lineage import Workspace, children, history
-from onsil.retrieval.answering import Answerer
-from onsil.serving.access import COOKIE, SESSION_SECONDS, Access, key_of, refuse_open_door
+from onsil.serving.access import COOKIE, SESSION_SECONDS, Access
 from onsil.serving.guard import Guard, Refused, parse
+from onsil.serving.models import Models
 from onsil.serving.openai_chat import (
-    Speaker,
     checked,
     chunks,
     completion,
-    model_object,
     spoken,
 )
-from onsil.tokenizer import load_tokenizer
 
-MOST_AT_ONCE, KEPT = 8, 2
+MOST_AT_ONCE = 8
 JSON = "application/json"
 PAGE = Path(__file__).with_name("page")
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 log = logging.getLogger("onsil.serving")
-
-
-class Models:
-    """The models that may be asked: every version of one name, loaded when first asked."""
-
-    def __init__(self, ws: Workspace, name: str):
-        self.ws, self.name = ws, ws.resolve(name)[0]
-        self._loaded: dict[str, tuple[Answerer, Any]] = {}
-        self._lock = threading.Lock()
-
-    def speaker(self, reference: str) -> tuple[Speaker, Any]:
-        """The model a reference means now, and its tokenizer. Raises Refused (404) for another."""
-        if reference.partition("@")[0] != self.name:
-            raise _unknown(reference)
-        try:
-            name, version, made = self.ws.resolve(reference)
-        except OnsilError as e:
-            raise _unknown(reference) from e
-        with self._lock:
-            if made.digest not in self._loaded:
-                try:
-                    folder = self.ws.whole(made)
-                except OnsilError as e:
-                    log.error("%s is damaged", made.digest)
-                    raise Refused(503, e.en[0], "server_error", code="model_damaged") from e
-                self._loaded[made.digest] = (Answerer(folder), load_tokenizer(folder / "tokenizer"))
-                for old in list(self._loaded)[:-KEPT]:
-                    del self._loaded[old]
-            answerer, words = self._loaded[made.digest]
-        return Speaker(name, version, made.digest, answerer), words
-
-    def listed(self) -> list[dict[str, Any]]:
-        return [
-            model_object(self.name, version, entry["object"], entry["at"])
-            for version, entry in self.ws.versions(self.name).items()
-        ]
-
-
-def _unknown(reference: str) -> Refused:
-    return Refused(
-        404, f"There is no model {reference!r} here.", param="model", code="model_not_found"
-    )
 
 
 class Server:
@@ -234,70 +187,3 @@ async def _not_found(request: Request, error: Exception) -> Response:
         status,
         media_type="application/json",
     )
-
-
-def serve(ws: Workspace, name: str, host: str, port: int, tell) -> None:
-    """Serve until interrupted. Prints the key's place, the sign-in link and what to type."""
-    import uvicorn
-
-    from onsil.serving.connection import PatientConnection
-
-    refuse_open_door(host)
-    access = Access(key_of(ws.root, tell))
-    models = Models(ws, name)
-    speaker, _ = models.speaker(name)  # warm: whole, and loads
-    speaker.answerer.ask("?")
-    with _listening(host, port) as listener:
-        port = listener.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        names = {"localhost", "127.0.0.1", "[::1]", shown.lower()}
-        hosts = frozenset(f"{n}:{port}" for n in names) | (names if port == 80 else frozenset())
-        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
-        link = f"{address}/sign-in?code={access.new_code()}"
-        tell(
-            say(
-                f"{speaker.reference} is served at {address}/v1  (key: {ws.root / 'key'})\n"
-                f"Page, once within 10 minutes: {link}\n"
-                "Ctrl-C ends.",
-                f"{speaker.reference}: {address}/v1 에서 답합니다 (키: {ws.root / 'key'})\n"
-                f"웹 화면(10분 안에 한 번): {link}\n"
-                "Ctrl-C로 끝냅니다.",
-            )
-        )
-        config = uvicorn.Config(
-            build(ws, name, access, hosts),
-            http=PatientConnection,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=10,
-            h11_max_incomplete_event_size=64_000,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that takes calls from now on, before its address is told. Raises OnsilError when the
-    port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as e:
-        listener.close()
-        raise OnsilError(
-            en=(
-                f"{host}:{port} cannot be used: {e.strerror}.",
-                "Another program may be listening there.",
-                "Choose another one: --port 8001 (0 takes any that is free).",
-            ),
-            ko=(
-                f"{host}:{port}를 쓸 수 없습니다: {e.strerror}.",
-                "다른 프로그램이 쓰고 있을 수 있습니다.",
-                "다른 포트를 골라 주세요: --port 8001 (0이면 빈 포트를 씁니다).",
-            ),
-        ) from e
-    return listener
