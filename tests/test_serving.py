@@ -18,6 +18,7 @@ from served import grow_small, server
 from onsil.errors import OnsilError
 from onsil.serving.access import Access, key_of, refuse_open_door
 from onsil.serving.guard import DEEPEST, LARGEST_BODY, Refused, parse
+from onsil.serving.speaking import Ask, Delta, End, Speaker, gathered
 
 QUESTION = "쓰지 않은 연차는 며칠까지 이월되나요?"
 
@@ -294,28 +295,37 @@ def test_half_open_requests_do_not_keep_others_out(address, client):
         connection.close()
 
 
+class Slow(Speaker):
+    """A speaker that waits to be let go, to fill a server with."""
+
+    released = threading.Event()
+
+    async def say(self, ask):
+        while not self.released.is_set():
+            await asyncio.sleep(0.005)
+        yield Delta("done")
+        yield End("stop", 1, 1)
+
+
 def test_more_than_it_can_do_at_once_is_told_to_come_back(home):
     from onsil.lineage import Workspace
     from onsil.serving import app
 
     async def crowd() -> list[int]:
         server = app.Server(Workspace(home), "desk", Access("k" * 32))
-        release = threading.Event()
-        server.models.speaker = lambda reference: release.wait(5) and None  # type: ignore
+        speaker = Slow("desk", "v1", "0" * 64)
 
         async def one() -> int:
             try:
-                await server.ask("desk", "?")
+                await gathered(server.spoken(speaker, Ask("desk")))
             except Refused as e:
                 return e.status
-            except TypeError:  # let in: there is no speaker behind this test's door
-                return 200
             return 200
 
         waiting = [asyncio.create_task(one()) for _ in range(app.MOST_AT_ONCE)]
         await asyncio.sleep(0.1)
         late = await one()
-        release.set()
+        Slow.released.set()
         return [*await asyncio.gather(*waiting), late]
 
     statuses = asyncio.run(crowd())

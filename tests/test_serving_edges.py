@@ -1,12 +1,13 @@
 """The doors at their edges: bytes that are no request, clients that dawdle or hang up, the key."""
 
+import asyncio
 import json
 import os
 import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def test_json_by_any_spelling_is_read(client, kind):
 def test_a_question_of_a_megabyte_is_refused_by_body_or_by_length(client):
     refused(client.post(DOOR, json=body("a" * 1_000_000)), 413, "1,000,000")
     refused(client.post(DOOR, json=body("a" * 900_000)), 400, "900,000 characters")
-    refused(client.post(DOOR, json=body(messages=[])), 400, "at least one")
+    refused(client.post(DOOR, json=body(messages=[])), 400, "at least 1")
     refused(client.post(DOOR, json=body(messages=[{}])), 400, "role")
 
 
@@ -291,16 +292,16 @@ def test_a_client_that_hangs_up_is_no_longer_worked_for(home, monkeypatch):
     """A real socket and the real doors; only the answer is made endless."""
     made, ended = [0], threading.Event()
 
-    def endless(*_: object) -> Iterator[str]:
+    async def endless(*_: object) -> AsyncIterator[str]:
         try:
             while True:
                 made[0] += 1
-                time.sleep(0.005)
+                await asyncio.sleep(0.005)
                 yield "data: {}\n\n"
         finally:
             ended.set()
 
-    monkeypatch.setattr(app, "chunks", endless)
+    monkeypatch.setattr(app.openai_chat, "chunks", endless)
     key = "k" * 32
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host = f"127.0.0.1:{listener.getsockname()[1]}"

@@ -1,16 +1,19 @@
-"""The server of one workspace's model: OpenAI's chat for programs, a page for people.
+"""The server of one workspace's model: OpenAI's doors for programs, a page for people.
 
-Requests run in threads, at most `MOST_AT_ONCE` of them; the next one is told to come back. A name
-is resolved anew for every request, so that a new champion answers from the next question on and
-nothing has to be restarted; a model is hashed before it answers for the first time.
+A door checks its request, makes an `Ask` of it, and writes down what the model's speaker says. What
+works is bounded: `MOST_AT_ONCE` answers are in the making, the next caller is told to come back. A
+caller who hangs up is no longer worked for.
 """
 
 import asyncio
 import json
 import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -25,20 +28,25 @@ from starlette.routing import Route
 
 from onsil.errors import say
 from onsil.lineage import Workspace, children, history
+from onsil.serving import openai_chat, openai_completions, openai_embeddings, openai_responses
 from onsil.serving.access import COOKIE, SESSION_SECONDS, Access
 from onsil.serving.guard import Guard, Refused, parse
 from onsil.serving.models import Models
-from onsil.serving.openai_chat import (
+from onsil.serving.openapi import RESERVED, document
+from onsil.serving.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ResponseRequest,
     checked,
-    chunks,
-    completion,
-    spoken,
 )
+from onsil.serving.speaking import Ask, Events, Pieces, Quoting, Said, Speaker, gathered
 
 MOST_AT_ONCE = 8
 JSON = "application/json"
 PAGE = Path(__file__).with_name("page")
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+R = TypeVar("R", bound=BaseModel)
 log = logging.getLogger("onsil.serving")
 
 
@@ -49,41 +57,98 @@ class Server:
         self.models, self.access, self.ws = Models(ws, name), access, ws
         self.places = asyncio.Semaphore(MOST_AT_ONCE)
 
-    async def ask(self, reference: str, question: str):
-        """(speaker, tokenizer, answer), off the event loop. Raises Refused (503) when all places
-        are taken."""
+    # ── answering ───────────────────────────────────────────────────────────────────────────────
+
+    def read(self, request: Request, kind: type[R]) -> R:
+        """The body as its class. Raises Refused."""
+        sent = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        if sent != JSON:
+            raise Refused(415, f"The body is {sent!r}; this door takes {JSON}.")
+        return checked(kind, parse(request.state.body))
+
+    async def spoken(self, speaker: Speaker, ask: Ask) -> Pieces:
+        """What a speaker says. One without a queue of its own holds a place until its answer is
+        found, not while it is read out to a slow caller."""
+        async with aclosing(speaker.say(ask)) as pieces:
+            if not speaker.queues:
+                self.admit()
+                async with self.places:
+                    first = await anext(pieces)
+                yield first
+            async for piece in pieces:
+                yield piece
+
+    def admit(self) -> None:
+        """Raises Refused (503) when all places are taken."""
         if self.places.locked():
             raise Refused(503, "Too many questions at once; come back in a second.", "overloaded")
-        async with self.places:
-            speaker, words = await run_in_threadpool(self.models.speaker, reference)
-            answer = await run_in_threadpool(speaker.answerer.ask, question)
-        return speaker, words, answer
+
+    async def answer(
+        self,
+        request: Request,
+        speaker: Speaker,
+        ask: Ask,
+        whole: Callable[[Said], dict[str, Any]],
+        events: Callable[[Pieces], Events] | None,
+    ) -> Response:
+        """The response of a door: `whole` writes an answer down, `events` streams it instead."""
+        pieces = self.spoken(speaker, ask)
+        headers = {"X-AI-Generated": "true", "X-Onsil-Model": speaker.digest}
+        if events is None:
+            said = await unless_gone(request, gathered(pieces))
+            log.info("%s answered=%s", speaker.reference, said.end.answered)
+            return JSONResponse(whole(said), headers=headers)
+        first = await anext(pieces)  # what can be refused is refused before anything is sent
+        stream = ending_well(events(resumed(first, pieces)))
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     async def chat(self, request: Request) -> Response:
-        kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if kind != JSON:
-            raise Refused(415, f"The body is {kind!r}; this door takes {JSON}.")
-        asked = checked(parse(request.state.body))
-        speaker, words, answer = await self.ask(asked.model, asked.question)
-        prompt, said = (len(words.encode(text).ids) for text in (asked.question, spoken(answer)))
-        usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": said,
-            "total_tokens": prompt + said,
-        }
-        log.info("%s answered=%s tokens=%d", speaker.reference, answer.text is not None, prompt)
-        headers = {"X-AI-Generated": "true", "X-Onsil-Model": speaker.digest}
-        if asked.stream:
-            events = chunks(speaker, answer, usage, asked.usage_at_end)
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        return JSONResponse(completion(speaker, answer, usage), headers=headers)
+        wanted = self.read(request, ChatRequest)
+        speaker = await run_in_threadpool(self.models.speaker, wanted.model)
+        ask = openai_chat.asked(wanted)
+
+        def events(pieces: Pieces) -> Events:
+            return openai_chat.chunks(speaker, pieces, wanted.usage_at_end)
+
+        whole = lambda said: openai_chat.completion(speaker, said)  # noqa: E731
+        return await self.answer(request, speaker, ask, whole, events if wanted.stream else None)
+
+    async def complete(self, request: Request) -> Response:
+        wanted = self.read(request, CompletionRequest)
+        speaker = await run_in_threadpool(self.models.writer, wanted.model)
+        ask = openai_completions.asked(wanted)
+
+        def events(pieces: Pieces) -> Events:
+            return openai_completions.chunks(speaker, pieces, wanted.usage_at_end)
+
+        whole = lambda said: openai_completions.completion(speaker, said)  # noqa: E731
+        return await self.answer(request, speaker, ask, whole, events if wanted.stream else None)
+
+    async def respond(self, request: Request) -> Response:
+        wanted = self.read(request, ResponseRequest)
+        speaker = await run_in_threadpool(self.models.speaker, wanted.model)
+        writing = openai_responses.Writing(speaker, wanted)
+        ask = openai_responses.asked(wanted)
+        events = writing.events if wanted.stream else None
+        return await self.answer(request, speaker, ask, writing.whole, events)
+
+    async def embed(self, request: Request) -> Response:
+        wanted = self.read(request, EmbeddingRequest)
+        speaker = await run_in_threadpool(self.models.writer, wanted.model)
+        self.admit()
+        async with self.places:
+            texts = openai_embeddings.texts_of(wanted)
+            vectors, tokens = await run_in_threadpool(speaker.embed, texts)
+        return JSONResponse(openai_embeddings.embeddings(speaker, wanted, vectors, tokens))
+
+    # ── models and the page ─────────────────────────────────────────────────────────────────────
 
     async def list_models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": self.models.listed()})
 
     async def one_model(self, request: Request) -> Response:
         reference = request.path_params["id"]
-        speaker, _ = await run_in_threadpool(self.models.speaker, reference)
+        speaker = await run_in_threadpool(self.models.named, reference)
         found = next(m for m in self.models.listed() if m["id"] == speaker.reference)
         return JSONResponse(found)
 
@@ -92,7 +157,9 @@ class Server:
         return JSONResponse(await run_in_threadpool(self._about))
 
     def _about(self) -> dict[str, Any]:
-        speaker, _ = self.models.speaker(self.models.name)
+        speaker = self.models.speaker(self.models.name)
+        if not isinstance(speaker, Quoting):
+            return {"name": speaker.name, "version": speaker.version, "digest": speaker.digest}
         _, _, made = self.ws.resolve(self.models.name)
         records = [record for _, record in history(self.ws, made.key)]
         examined = next(r for r in records if r["stage"] == "evaluate")
@@ -153,6 +220,47 @@ def page_file(name: str, kind: str):
     return send
 
 
+# ── streams ─────────────────────────────────────────────────────────────────────────────────────
+
+T = TypeVar("T")
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is ended when the caller hangs up first."""
+    doing = asyncio.ensure_future(work)
+    hearing = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((doing, hearing), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise Refused(499, "The caller hung up.", "cancelled")
+        return await doing
+    finally:
+        for task in (doing, hearing):
+            task.cancel()
+
+
+async def resumed(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """What was taken to see whether it comes, and what follows."""
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece
+
+
+async def ending_well(events: Events) -> Events:
+    """Events; what goes wrong on the way is the last of them, for the status was sent long ago."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except Refused as refused:
+        yield f"data: {refused.body().decode()}\n\n"
+    except Exception:
+        log.exception("a stream broke")
+        broken = Refused(500, "The answer broke off; ask again.", "server_error")
+        yield f"data: {broken.body().decode()}\n\n"
+
+
 def build(ws: Workspace, name: str, access: Access, hosts: frozenset[str]) -> Guard:
     """The whole ASGI application."""
     server = Server(ws, name, access)
@@ -160,9 +268,14 @@ def build(ws: Workspace, name: str, access: Access, hosts: frozenset[str]) -> Gu
         routes=[
             Route("/health", health),
             Route("/sign-in", server.sign_in),
+            Route("/openapi.json", described),
             Route("/v1/models", server.list_models),
             Route("/v1/models/{id:path}", server.one_model),
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
+            Route("/v1/completions", server.complete, methods=["POST"]),
+            Route("/v1/embeddings", server.embed, methods=["POST"]),
+            Route("/v1/responses", server.respond, methods=["POST"]),
+            *(Route(path, not_yet, methods=["POST"]) for path in RESERVED),
             Route("/about", server.about),
             Route("/report", server.report),
             Route("/", page_file("index.html", "text/html; charset=utf-8")),
@@ -172,6 +285,16 @@ def build(ws: Workspace, name: str, access: Access, hosts: frozenset[str]) -> Gu
         exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found},
     )
     return Guard(app, access, hosts)
+
+
+async def described(request: Request) -> Response:
+    return JSONResponse(document())
+
+
+async def not_yet(request: Request) -> Response:
+    raise Refused(
+        501, f"{request.url.path} is reserved: no model here speaks or draws.", "not_implemented"
+    )
 
 
 async def _refused(request: Request, refused: Exception) -> Response:

@@ -1,52 +1,120 @@
 """The models that may be asked, loaded when first asked.
 
 A name is resolved anew for every request, so that a new champion answers from the next question on
-and nothing has to be restarted; a model is hashed before it answers for the first time.
+and nothing has to be restarted; a model is hashed before it answers for the first time. While a new
+one loads, the others go on answering; of those no longer asked, the two last used are kept.
 """
 
 import logging
 import threading
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from onsil.errors import OnsilError
-from onsil.lineage import Workspace
+from onsil.lineage import Artifact, Workspace
 from onsil.retrieval.answering import Answerer
 from onsil.serving.guard import Refused
-from onsil.serving.openai_chat import Speaker, model_object
+from onsil.serving.openai_chat import model_object
+from onsil.serving.speaking import Quoting, Speaker
+from onsil.serving.writing import Writing
 from onsil.tokenizer import load_tokenizer
 
 KEPT = 2
 log = logging.getLogger("onsil.serving")
 
 
-class Models:
-    """The models that may be asked: every version of one name, loaded when first asked."""
+class Loaded:
+    """One model folder, its parts loaded when first needed."""
 
-    def __init__(self, ws: Workspace, name: str):
-        self.ws, self.name = ws, ws.resolve(name)[0]
-        self._loaded: dict[str, tuple[Answerer, Any]] = {}
+    def __init__(self, folder: Path, slots: int):
+        self.folder, self.slots = folder, slots
+        self.grown = (folder / "model.json").is_file()
+        self.loading = threading.Lock()
+
+    @cached_property
+    def quoting(self) -> tuple[Answerer, Any]:
+        """What answers from documents, and the tokenizer that counts."""
+        return Answerer(self.folder), load_tokenizer(self.folder / "tokenizer")
+
+    @cached_property
+    def writing(self):
+        """The engine and what speaks its chats. Raises OnsilError when it cannot write."""
+        from onsil.inference.loading import load_engine
+
+        return load_engine(self.folder, self.slots)
+
+    def close(self) -> None:
+        if (writing := self.__dict__.get("writing")) is not None:
+            writing.engine.close()
+
+
+class Models:
+    """Every version of one name; `slots` is how many texts a writing model goes on with at once."""
+
+    def __init__(self, ws: Workspace, name: str, slots: int = 8):
+        self.ws, self.name, self.slots = ws, ws.resolve(name)[0], slots
+        self._loaded: dict[str, Loaded] = {}
         self._lock = threading.Lock()
 
-    def speaker(self, reference: str) -> tuple[Speaker, Any]:
-        """The model a reference means now, and its tokenizer. Raises Refused (404) for another."""
-        if reference.partition("@")[0] != self.name:
-            raise _unknown(reference)
+    def speaker(self, reference: str) -> Speaker:
+        """Who answers a chat: the model a reference means now, loaded. Raises Refused (404, 503)
+        for one that is not here or damaged."""
+        named, loaded = self._found(reference)
+        with loaded.loading:
+            if loaded.grown:
+                return Quoting(*named, *loaded.quoting)
+            return Writing(*named, self._writing(loaded))
+
+    def named(self, reference: str) -> Speaker:
+        """What a reference means now; nothing is loaded. Raises Refused (404)."""
+        name, version, made = self._resolved(reference)
+        return Speaker(name, version, made.digest)
+
+    def warm(self) -> Speaker:
+        """The champion, whole, loaded, and having answered once."""
+        speaker = self.speaker(self.name)
+        speaker.warm()
+        return speaker
+
+    def writer(self, reference: str) -> Writing:
+        """The same model as what goes on writing: of a grown one, its decoder."""
+        named, loaded = self._found(reference)
+        with loaded.loading:
+            return Writing(*named, self._writing(loaded))
+
+    def _writing(self, loaded: Loaded):
         try:
-            name, version, made = self.ws.resolve(reference)
+            return loaded.writing
         except OnsilError as e:
-            raise _unknown(reference) from e
+            raise Refused(400, e.en[0], param="model", code="model_cannot_write") from e
+
+    def _resolved(self, reference: str) -> tuple[str, str, Artifact]:
+        if reference.partition("@")[0] != self.name:
+            raise unknown(reference)
+        try:
+            return self.ws.resolve(reference)
+        except OnsilError as e:
+            raise unknown(reference) from e
+
+    def _found(self, reference: str) -> tuple[tuple[str, str, str], Loaded]:
+        name, version, made = self._resolved(reference)
         with self._lock:
-            if made.digest not in self._loaded:
-                try:
-                    folder = self.ws.whole(made)
-                except OnsilError as e:
-                    log.error("%s is damaged", made.digest)
-                    raise Refused(503, e.en[0], "server_error", code="model_damaged") from e
-                self._loaded[made.digest] = (Answerer(folder), load_tokenizer(folder / "tokenizer"))
-                for old in list(self._loaded)[:-KEPT]:
-                    del self._loaded[old]
-            answerer, words = self._loaded[made.digest]
-        return Speaker(name, version, made.digest, answerer), words
+            loaded = self._loaded.pop(made.digest, None)
+            if loaded is not None:
+                self._loaded[made.digest] = loaded  # the last used is the last to go
+                return (name, version, made.digest), loaded
+        try:
+            folder = self.ws.whole(made)
+        except OnsilError as e:
+            log.error("%s is damaged", made.digest)
+            raise Refused(503, e.en[0], "server_error", code="model_damaged") from e
+        with self._lock:
+            loaded = self._loaded.setdefault(made.digest, Loaded(folder, self.slots))
+            gone = [self._loaded.pop(digest) for digest in list(self._loaded)[:-KEPT]]
+        for old in gone:
+            threading.Thread(target=old.close, name="close", daemon=True).start()
+        return (name, version, made.digest), loaded
 
     def listed(self) -> list[dict[str, Any]]:
         return [
@@ -54,8 +122,15 @@ class Models:
             for version, entry in self.ws.versions(self.name).items()
         ]
 
+    def close(self) -> None:
+        """End the engines; what they are writing is finished first."""
+        with self._lock:
+            gone, self._loaded = list(self._loaded.values()), {}
+        for loaded in gone:
+            loaded.close()
 
-def _unknown(reference: str) -> Refused:
+
+def unknown(reference: str) -> Refused:
     return Refused(
         404, f"There is no model {reference!r} here.", param="model", code="model_not_found"
     )

@@ -1,215 +1,113 @@
-"""OpenAI's chat as this model speaks it: what a request may say, what an answer looks like.
+"""OpenAI's chat: what is asked, as every speaker understands it, and how an answer is written.
 
-Every field is on one of two lists or refused by name. The model quotes documents deterministically,
-so sampling fields are checked and then have no effect, which the documentation says; fields that
-would promise what it cannot do (tools, log probabilities, other modalities) are refused.
+A streamed piece costs one call of json.dumps on its text: everything around it is written once.
 """
 
 import json
-import math
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from onsil.errors import say
-from onsil.retrieval.answering import Answer, Answerer
-from onsil.retrieval.passages import Passage
-from onsil.serving.guard import Refused
-
-LONGEST_QUESTION, MOST_MESSAGES = 1_000, 1_000
-# Numbers that are checked and have no effect: (least, most, whole).
-NUMBERS = {
-    "temperature": (0, 2, False),
-    "top_p": (0, 1, False),
-    "presence_penalty": (-2, 2, False),
-    "frequency_penalty": (-2, 2, False),
-    "max_tokens": (1, 1_000_000, True),
-    "max_completion_tokens": (1, 1_000_000, True),
-    "seed": (-(2**63), 2**63 - 1, True),
-    "n": (1, 1, True),
-}
-TAKEN = {"model", "messages", "stream", "stream_options", "user", "metadata", "stop", "store"}
-UNABLE = {
-    "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
-    "logprobs", "top_logprobs", "logit_bias", "modalities", "audio", "prediction",
-    "reasoning_effort", "web_search_options", "service_tier", "verbosity", "prompt_cache_key",
-    "safety_identifier",
-}  # fmt: skip
-ROLES = ("system", "developer", "user", "assistant")
+from onsil.serving.schemas import ChatRequest, Message, SchemaFormat
+from onsil.serving.speaking import Ask, End, Events, Pieces, Said, Speaker
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A checked request: which model, the last question, whether and how to stream."""
-
-    model: str
-    question: str
-    stream: bool
-    usage_at_end: bool
-
-
-def checked(request: dict[str, Any]) -> Asked:
-    """Raises Refused (400, naming the field) for anything outside the lists above."""
-    for field, value in request.items():
-        if field in UNABLE:
-            if value in (None, False, [], {}, 0):
-                continue
-            raise Refused(400, f"{field} is not supported by this model.", param=field)
-        if field not in TAKEN and field not in NUMBERS:
-            raise Refused(400, f"Unknown field: {field}.", param=field)
-    for field, (least, most, whole) in NUMBERS.items():
-        _number(request, field, least, most, whole)
-    stream = request.get("stream") or False
-    if not isinstance(stream, bool):
-        raise Refused(400, "stream must be true or false.", param="stream")
-    options = request.get("stream_options") or {}
-    if not isinstance(options, dict) or set(options) - {"include_usage"}:
-        raise Refused(400, "stream_options may hold include_usage.", param="stream_options")
-    model = request.get("model")
-    if not isinstance(model, str) or not model:
-        raise Refused(400, "model must be the name of a model.", param="model")
-    question = _last_question(request.get("messages"))
-    return Asked(model, question, stream, bool(options.get("include_usage")))
+def asked(request: ChatRequest) -> Ask:
+    """The request as every speaker understands it."""
+    choice = request.tool_choice or "auto"
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools or []]
+    return Ask(
+        request.model,
+        [turn(message) for message in request.messages],
+        limit=request.limit,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=request.top_p or 1.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        bias={int(token): by for token, by in (request.logit_bias or {}).items()},
+        seed=request.seed,
+        stops=request.stops,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        tools=[] if choice == "none" else tools,
+        tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
+        format=wanted_format(request),
+    )
 
 
-def _number(request: dict, field: str, least: float, most: float, whole: bool) -> None:
-    value = request.get(field)
-    if value is None:
-        return
-    kind = int if whole else (int, float)
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most:
-        wanted = "a whole number" if whole else "a number"
-        raise Refused(400, f"{field} must be {wanted} from {least} to {most}.", param=field)
+def turn(message: Message) -> dict[str, Any]:
+    """One message, its parts joined, nothing that is empty."""
+    more = message.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+    role = "system" if message.role == "developer" else message.role
+    return {"role": role, "content": message.text} | more
 
 
-def _last_question(messages: Any) -> str:
-    if not isinstance(messages, list) or not 0 < len(messages) <= MOST_MESSAGES:
-        raise Refused(400, "messages must be a list with at least one message.", param="messages")
-    said = [(m.get("role"), _text(m)) for m in messages if isinstance(m, dict)]
-    if len(said) != len(messages) or any(role not in ROLES for role, _ in said):
-        raise Refused(400, f"Each message needs a role of {', '.join(ROLES)}.", param="messages")
-    question = next((text for role, text in reversed(said) if role == "user"), "").strip()
-    if not question:
-        raise Refused(400, "There is no user message with text.", param="messages")
-    if len(question) > LONGEST_QUESTION:
-        length = f"{len(question):,} characters; at most {LONGEST_QUESTION:,} are read"
-        raise Refused(400, f"The question has {length}.", param="messages")
-    return question
+def wanted_format(request: ChatRequest) -> str | dict[str, Any] | None:
+    found = request.response_format
+    if isinstance(found, SchemaFormat):
+        return found.json_schema.schema_ or {}
+    return "json_object" if found is not None and found.type == "json_object" else None
 
 
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    texts = [p.get("text") for p in parts if isinstance(p, dict) and p.get("type") == "text"]
-    if not isinstance(parts, list) or len(texts) != len(parts):
-        raise Refused(400, "A message's content must be text.", param="messages")
-    joined = "\n".join(text for text in texts if isinstance(text, str))
-    if "\0" in joined or any(0xD800 <= ord(c) < 0xE000 for c in joined):
-        raise Refused(400, "The text holds NUL or half of a surrogate pair.", param="messages")
-    return joined
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """A model that answers, and what it is called at this moment."""
-
-    name: str
-    version: str
-    digest: str
-    answerer: Answerer
-
-    @property
-    def reference(self) -> str:
-        return f"{self.name}@{self.version}"
-
-
-def spoken(answer: Answer) -> str:
-    """The text of an answer, or the sentence that says there is none."""
-    if answer.text is not None:
-        return answer.text
-    return say("Not in the documents.", "문서에서 찾지 못했습니다.")
-
-
-def annotations(answer: Answer) -> list[dict[str, Any]]:
-    """The passages behind an answer (or nearest to the question) as url_citation annotations, with
-    document, heading and passage beside OpenAI's own fields."""
-    text = spoken(answer)
-    return [_citation(passage, len(text)) for passage in answer.citations]
-
-
-def _citation(passage: Passage, length: int) -> dict[str, Any]:
-    place = {"document": passage.document, "heading": passage.heading, "passage": passage.text}
-    cited = {
-        "start_index": 0,
-        "end_index": length,
-        "title": f"{passage.document} · {passage.heading}",
-        "url": f"urn:onsil:document:{passage.document}",
-    }
-    return {"type": "url_citation", "url_citation": cited} | place
-
-
-def lineage_of(speaker: Speaker, answer: Answer) -> dict[str, Any]:
-    """What an answer says of itself: which bytes made it, and that a machine did."""
-    return {
-        "name": speaker.name,
-        "version": speaker.version,
-        "digest": speaker.digest,
-        "answered": answer.text is not None,
-        "confidence": round(answer.confidence, 4),
-        "generated_by_ai": True,
-        "notice": say(
-            "This answer was generated by AI. Check the source for anything important.",
-            "이 답변은 인공지능이 생성했습니다. 중요한 내용은 원문을 확인하세요.",
-        ),
-    }
-
-
-def completion(speaker: Speaker, answer: Answer, usage: dict[str, int]) -> dict[str, Any]:
+def completion(speaker: Speaker, said: Said) -> dict[str, Any]:
     """One chat.completion."""
-    message = {
+    message: dict[str, Any] = {
         "role": "assistant",
-        "content": spoken(answer),
+        "content": said.text if said.text or not said.end.tool_calls else None,
         "refusal": None,
-        "annotations": annotations(answer),
+        "annotations": said.end.annotations,
     }
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
-    return _frame(speaker, "chat.completion") | {
+    if said.end.tool_calls:
+        message["tool_calls"] = said.end.tool_calls
+    chances = {"content": said.chances, "refusal": None} if said.chances else None
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": chances,
+        "finish_reason": said.end.reason,
+    }
+    return frame(speaker, "chat.completion", "chatcmpl") | {
         "choices": [choice],
-        "usage": usage,
-        "onsil": lineage_of(speaker, answer),
+        "usage": said.end.usage,
+        "onsil": speaker.lineage(said.end),
     }
 
 
-def chunks(
-    speaker: Speaker, answer: Answer, usage: dict[str, int], usage_at_end: bool
-) -> Iterator[str]:
-    """The same as server-sent events: words, then annotations with the reason for the end."""
-    frame = _frame(speaker, "chat.completion.chunk")
-
-    def event(delta: dict, reason: str | None = None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _event(frame | {"choices": [choice]} | more)
-
-    yield event({"role": "assistant", "content": ""})
-    words = spoken(answer).split(" ")
-    for n, word in enumerate(words):
-        yield event({"content": word if n == 0 else " " + word})
-    yield event({"annotations": annotations(answer)}, "stop", onsil=lineage_of(speaker, answer))
+async def chunks(speaker: Speaker, pieces: Pieces, usage_at_end: bool) -> Events:
+    """The same as server-sent events: text, then annotations or calls with the reason."""
+    told = frame(speaker, "chat.completion.chunk", "chatcmpl")
     if usage_at_end:
-        yield _event(frame | {"choices": [], "usage": usage})
+        told["usage"] = None
+    start = f"data: {json.dumps(told, ensure_ascii=False)[:-1]}, "
+
+    def event(delta: dict, reason: str | None = None, chances: Any = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": chances, "finish_reason": reason}
+        return start + json.dumps({"choices": [choice]} | more, ensure_ascii=False)[1:] + "\n\n"
+
+    head = start + '"choices": [{"index": 0, "logprobs": null, "finish_reason": null, '
+    yield event({"role": "assistant", "content": ""})
+    async for piece in pieces:
+        if isinstance(piece, End):
+            last: dict[str, Any] = {"annotations": piece.annotations} if piece.annotations else {}
+            if piece.tool_calls:
+                calls = enumerate(piece.tool_calls)
+                last["tool_calls"] = [{"index": n} | call for n, call in calls]
+            yield event(last, piece.reason, onsil=speaker.lineage(piece))
+            if usage_at_end:
+                whole = told | {"choices": [], "usage": piece.usage}
+                yield f"data: {json.dumps(whole, ensure_ascii=False)}\n\n"
+        elif piece.chances:
+            chances = {"content": list(piece.chances), "refusal": None}
+            yield event({"content": piece.text}, chances=chances)
+        else:
+            text = json.dumps(piece.text, ensure_ascii=False)
+            yield f'{head}"delta": {{"content": {text}}}}}]}}\n\n'
     yield "data: [DONE]\n\n"
 
 
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-def _frame(speaker: Speaker, kind: str) -> dict[str, Any]:
+def frame(speaker: Speaker, kind: str, prefix: str) -> dict[str, Any]:
+    """What every object of an answer begins with."""
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "id": f"{prefix}-{uuid.uuid4().hex}",
         "object": kind,
         "created": int(time.time()),
         "model": speaker.reference,
