@@ -75,15 +75,14 @@ def completion(speaker: Speaker, said: Said) -> dict[str, Any]:
 async def chunks(speaker: Speaker, pieces: Pieces, usage_at_end: bool) -> Events:
     """The same as server-sent events: text, then annotations or calls with the reason."""
     told = frame(speaker, "chat.completion.chunk", "chatcmpl")
-    if usage_at_end:
-        told["usage"] = None
     start = f"data: {json.dumps(told, ensure_ascii=False)[:-1]}, "
 
     def event(delta: dict, reason: str | None = None, chances: Any = None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": chances, "finish_reason": reason}
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        choice |= {"logprobs": chances} if chances else {}
         return start + json.dumps({"choices": [choice]} | more, ensure_ascii=False)[1:] + "\n\n"
 
-    head = start + '"choices": [{"index": 0, "logprobs": null, "finish_reason": null, '
+    head = start + '"choices": [{"index": 0, "finish_reason": null, '
     yield event({"role": "assistant", "content": ""})
     async for piece in pieces:
         if isinstance(piece, End):

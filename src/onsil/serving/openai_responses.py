@@ -91,7 +91,6 @@ class Writing:
             "tools": [_whole(tool.model_dump()) for tool in request.tools or []],
             "top_p": request.top_p,
             "truncation": "disabled",
-            "usage": None,
             "metadata": request.metadata or {},
         }
 
