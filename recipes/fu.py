@@ -50,7 +50,7 @@ class Sizes:
 
     problems: int = 1_000
     items: int = 400
-    passes: int = 8
+    passes: int = 16
     shots: int = 1
     rate: float = 1e-3
     batch: int = 32
@@ -155,21 +155,22 @@ def reader(words: Letters, texts: list[str], sizes: Sizes) -> Transformer:
 
 
 def tuned(model: Transformer, words: Letters, formats: list[Texts], sizes: Sizes, seed: int):
-    """Each step sees one format; only what is to be written is a target, and the prompt is read in
-    order, as the model has learned to."""
-    batches: list[Texts] = []
+    """Each step sees texts of every format, and every target counts the same: in steps of one
+    format the two letters of a bare answer would move the model as much as a worked solution. Only
+    what is to be written is a target, and the prompt is read in order, as the model has learned."""
+    each, steps = sizes.batch // len(formats), []
     for turn in range(sizes.passes):
         draw = random.Random(f"{seed}-{turn}")
-        for texts in formats:
-            order = draw.sample(texts, len(texts))
-            batches += [order[i : i + sizes.batch] for i in range(0, len(order), sizes.batch)]
-    random.Random(seed).shuffle(batches)
+        orders = [draw.sample(texts, len(texts)) for texts in formats]
+        for i in range(0, min(map(len, orders)), each):
+            steps.append([order[i : i + each] for order in orders])
 
     def loss_of(k: int):
-        batch = prefix_batch([pair_of(words, *text) for text in batches[k]])
-        return token_loss(model, replace(batch, prefixes=None))
+        for texts in steps[k]:
+            batch = prefix_batch([pair_of(words, *text) for text in texts])
+            yield token_loss(model, replace(batch, prefixes=None))
 
-    return followed(model, loss_of, len(batches), sizes.rate)
+    return followed(model, loss_of, len(steps), sizes.rate)
 
 
 @torch.no_grad()
