@@ -13,7 +13,7 @@ from test_grow import onsil
 
 from onsil.errors import OnsilError
 from onsil.inference import Sampling, load_writer, written
-from onsil.inference.generation import picked
+from onsil.inference.sampling import picked
 from onsil.models.checkpoint import load
 
 PROMPT = [5, 17, 9, 40, 3, 22]

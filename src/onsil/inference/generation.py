@@ -1,8 +1,8 @@
 """A model goes on writing: token by token, greedy or drawn, with a cache.
 
 Decoders continue the prompt; encoder-decoders read it once and write from their start token.
-Greedy output is the same on every run; a drawn one for a seed (nucleus sampling, Holtzman et al.
-2020). One text at a time; batches are the engine's business.
+Greedy output is the same on every run; a drawn one for a seed (`sampling`). One text at a time;
+batches are the engine's business.
 """
 
 import json
@@ -11,32 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from onsil.errors import OnsilError
+from onsil.inference.sampling import Sampler, Sampling
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 
 Model = Transformer | EncoderDecoder
-
-
-class Sampling(NamedTuple):
-    """`temperature` 0 is greedy; `top_p` keeps the likeliest tokens that make up that share."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-def picked(scores_V: Tensor, how: Sampling, generator: torch.Generator) -> int:
-    """The next token."""
-    if how.temperature == 0.0:
-        return int(scores_V.argmax())
-    chances, order = (scores_V / how.temperature).softmax(-1).sort(descending=True)
-    kept = chances.cumsum(0) - chances < how.top_p  # the first is always in
-    drawn = torch.multinomial(chances * kept, 1, generator=generator)
-    return int(order[drawn])
 
 
 @torch.no_grad()
@@ -50,16 +32,16 @@ def written(
 ) -> Iterator[int]:
     """Up to `limit` tokens after `prompt`, up to one of `stop`, which is not given. `start` begins
     what an encoder-decoder writes. A decoder also ends where its context does."""
-    generator = torch.Generator().manual_seed(how.seed)
     if isinstance(model, EncoderDecoder):
         decoder, feed, source = model.decoder, [start], model.read(torch.tensor([prompt]))
     else:
         decoder, feed, source = model, prompt, None
+    sampler = Sampler(how, decoder.shape.vocabulary)
     cache, room = decoder.new_cache(), decoder.shape.context - len(feed)
     bounded = decoder.shape.positions == "learned"
     for _ in range(min(limit, room) if bounded else limit):
         hidden = decoder.encode(torch.tensor([feed]), cache=cache, source_BSD=source)
-        token = picked(decoder.logits(hidden[0, -1]), how, generator)
+        token = sampler.pick(sampler.shifted(decoder.logits(hidden[0, -1])))
         if token in stop:
             return
         yield token

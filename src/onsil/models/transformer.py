@@ -206,13 +206,15 @@ class Transformer(nn.Module):
         vectors_BTD: Tensor | None = None,
         source_BSD: Tensor | None = None,
         source_keep_BS: Tensor | None = None,
+        views: Any = None,
     ) -> Tensor:
         """Hidden states B T D.
 
         `lengths` cuts T into documents that do not see each other, each with positions from 0; the
         first `prefixes[i]` tokens of document i see each other, whatever the order;
         `cache` continues from the positions already in it; `keep` is false on padding, left or
-        right; `vectors` stand in for the embedding of ids; `source` are an encoder's states.
+        right; `vectors` stand in for the embedding of ids; `source` are an encoder's states;
+        `views` say what each position sees, for who keeps the cache otherwise (`inference.slots`).
         """
         s = self.shape
         if vectors_BTD is not None:
@@ -220,7 +222,8 @@ class Transformer(nn.Module):
         else:
             assert self.embedding is not None and ids_BT is not None, "this stack reads vectors"
             x = self.embedding(ids_BT)
-        views = self.views(ids_BT, lengths, prefixes, keep_BT, cache)
+        if views is None:
+            views = self.views(ids_BT, lengths, prefixes, keep_BT, cache)
         x = x if s.embedding_scale == 1.0 else x * s.embedding_scale
         x = x if self.project_in is None else self.project_in(x)
         if self.position is not None:

@@ -1,0 +1,435 @@
+"""One model that goes on writing for many at once.
+
+Requests join and leave between steps (continuous batching, Yu et al. 2022): every step feeds one
+token of each text that is being written and some blocks of the prompts that are being read, so that
+a long prompt does not make others wait. How many blocks is found by the clock: with others writing,
+a step may take twice what it takes without. Waiting is bounded: a full queue raises `Busy`.
+
+*Same seed, same bytes under any load.* What a request comes to depends on its tokens, sampling and
+grammar alone, not on who else is there, how its prompt was cut, or whether its beginning was in the
+cache: `packing` and `slots` say how, `tests/test_engine.py` compares every bit of every log
+probability. It holds on one machine with one number of threads.
+
+A request ends with a reason: "stop", "length", "cancelled", "deadline", or "error" (scores that are
+no numbers, a grammar that breaks), and takes nobody with it. Everything is computed in the engine's
+one thread; `submit`, `cancel` and `close` may be called from any.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onsil.errors import OnsilError
+from onsil.inference.grammar import Grammar, Matcher
+from onsil.inference.prefixes import PAGE, Prefixes
+from onsil.inference.sampling import Sampler, Sampling, is_sound
+from onsil.inference.slots import BLOCK, GULP, Pairs, Part, Runner, Slots
+from onsil.inference.streaming import Characters, Piece, Reason, Stops, Stream, Token, Words, tell
+from onsil.models.encoder_decoder import EncoderDecoder
+from onsil.models.transformer import Transformer
+
+QUEUE, CAPACITY, CACHE_BYTES = 64, 8192, 256 << 20
+GREEDY = Sampling()
+SLOWER = 2.0  # times what a step takes, at most, while a prompt is read
+LONGEST_STEP = 0.1  # seconds, about, when nobody is writing
+log = logging.getLogger("onsil.inference")
+
+__all__ = ["Busy", "Engine", "Piece", "Request", "Stream", "Token"]
+
+
+class Busy(Exception):
+    """The queue is full, or the engine is closing: come back later."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to go on from and how. `stop`: tokens that end it and are not shown; `stop_texts`
+    likewise; `logprobs`: alternatives to tell of each token, None for no chances at all;
+    `deadline` on the monotonic clock; `salt`: whose it is, for what was read before is shared
+    among equals only."""
+
+    ids: tuple[int, ...]
+    limit: int
+    sampling: Sampling = GREEDY
+    stop: frozenset[int] = frozenset()
+    stop_texts: tuple[str, ...] = ()
+    logprobs: int | None = None
+    grammar: Grammar | None = None
+    deadline: float | None = None
+    salt: str = ""
+
+
+@dataclass
+class _Text:
+    """A request while it is worked on. `fed`: places of its slot that are filled."""
+
+    request: Request
+    stream: Stream
+    sampler: Sampler
+    characters: Characters
+    stops: Stops
+    slot: int = -1
+    fed: int = 0
+    written: int = 0
+    last: int = -1
+    limit: int = 0
+    matcher: Matcher | None = None
+    pages: list[bytes] = field(default_factory=list)
+
+    @property
+    def reading(self) -> bool:
+        return self.written == 0
+
+    @property
+    def late(self) -> Reason | None:
+        """Why it should end, whatever it is doing."""
+        if self.stream.cancelled:
+            return "cancelled"
+        deadline = self.request.deadline
+        return "deadline" if deadline is not None and time.monotonic() >= deadline else None
+
+
+class Engine:
+    """Writes with a decoder (or, each text by itself, an encoder-decoder). `capacity`: tokens that a
+    text may have, prompt included, where the model allows more; `start`: what an encoder-decoder
+    begins with; `digest`: what to call it. The model is shared, all but its matrices."""
+
+    def __init__(
+        self,
+        model: Transformer | EncoderDecoder,
+        tokenizer: Any,
+        slots: int = 8,
+        queue: int = QUEUE,
+        capacity: int = CAPACITY,
+        cache_bytes: int = CACHE_BYTES,
+        digest: str = "",
+        start: int = 0,
+    ):
+        model = model.eval()
+        self.runner: Runner = (
+            Pairs(model, slots, capacity, start)
+            if isinstance(model, EncoderDecoder)
+            else Slots(model, slots, capacity)
+        )
+        self.slots, self.context, self.digest = slots, self.runner.capacity, digest
+        self.tokenizer, self.words, self.queue = tokenizer, Words(tokenizer), queue
+        self.prefixes = Prefixes(cache_bytes)
+        self.steps = self.tokens_read = self.tokens_written = 0
+        self._waiting: deque[_Text] = deque()
+        self._running: list[_Text] = []
+        self._free = list(range(slots))
+        self._to_tell: list = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._beat, self._row = 0.0, 0.0  # seconds a step without reading, and a row read
+        self._embedding = threading.Lock()
+        self._own: Slots | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # ── for callers ─────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._running)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.runner.vocabulary
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request. Raises Busy when the queue is full, and OnsilError for a prompt that is
+        empty or leaves no room, tokens the model does not know, or sampling that makes no sense."""
+        self._check(request)
+        decode = lambda ids: self.tokenizer.decode(ids)  # noqa: E731
+        text = _Text(
+            request,
+            Stream(self._wake),
+            Sampler(request.sampling, self.vocabulary),
+            Characters(decode),
+            Stops(request.stop_texts),
+        )
+        text.limit = min(request.limit, self.context - self.runner.taken(len(request.ids)))
+        with self._changed:
+            if self._closing:
+                raise Busy("the engine is closing")
+            if len(self._waiting) >= self.queue:
+                raise Busy(f"{self.queue} requests are waiting")
+            self._waiting.append(text)
+            self._changed.notify()
+        return text.stream
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """(N, D) float32, each row of length one: the mean of a text's last hidden states. Runs in
+        the caller's thread, beside what is being written. Raises OnsilError for a text that is
+        empty or too long, or a model that has no states of its own."""
+        runner = self.runner
+        if not isinstance(runner, Slots):
+            raise _no_states()
+        for ids in texts:
+            if not 0 < len(ids) <= self.context:
+                raise _no_room(len(ids), self.context)
+        with self._embedding:
+            self._own = self._own or runner.beside()
+            return torch.stack([self._own.embed(list(ids)) for ids in texts]).numpy()
+
+    def close(self, drain: bool = True, timeout: float | None = None) -> None:
+        """Take no more requests and end; those that are here are finished first, or cancelled when
+        not to `drain` or when `timeout` seconds have passed."""
+        with self._changed:
+            self._closing = True
+            everybody = [*self._waiting, *self._running]
+            self._changed.notify()
+        if drain:
+            self._thread.join(timeout)
+        if self._thread.is_alive():
+            for text in everybody:
+                text.stream.cancel()
+            self._thread.join()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _check(self, request: Request) -> None:
+        taken = self.runner.taken(len(request.ids))
+        if not request.ids or taken >= self.context or len(request.ids) > self.context:
+            raise _no_room(len(request.ids), self.context)
+        known = range(self.vocabulary)
+        named = [*request.ids, *(token for token, _ in request.sampling.logit_bias)]
+        if min(named) < 0 or max(named) >= len(known):
+            raise _impossible(f"token {next(t for t in named if t not in known)}", len(known))
+        if not is_sound(request.sampling) or request.limit < 1:
+            raise _impossible(f"{request.sampling}, limit {request.limit}", len(known))
+
+    # ── the engine's thread ─────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._running and not self._closing:
+                    self._changed.wait()
+                if self._closing and not self._waiting and not self._running:
+                    return
+            self._admit()
+            self._leave_late()
+            if self._running:
+                self._step()
+            tell(self._to_tell)
+            self._to_tell = []
+
+    def _admit(self) -> None:
+        """Give free slots to who waits; who was cancelled or is late ends without one."""
+        with self._changed:
+            for text in [text for text in self._waiting if text.late]:
+                self._waiting.remove(text)
+                self._end(text, text.late)
+            while self._waiting and self._free:
+                text = self._waiting.popleft()
+                text.slot = self._free.pop()
+                self._running.append(text)
+                self._begin(text)
+
+    def _begin(self, text: _Text) -> None:
+        request = text.request
+        if request.grammar is not None:
+            try:
+                text.matcher = request.grammar.start()
+            except Exception as e:
+                self._fail(text, e)
+                return
+        if self.prefixes.most and self.runner.cuts:
+            text.pages = self.prefixes.names(request.ids, request.salt)
+            for page in self.prefixes.found(text.pages):
+                self.runner.put(text.slot, text.fed, page)
+                text.fed += PAGE
+            text.stream.cached = text.fed
+
+    def _leave_late(self) -> None:
+        for text in [text for text in self._running if text.late]:
+            self._end(text, text.late)
+
+    def _step(self) -> None:
+        """One pass of the model, and a token for each text that has all of its prompt read."""
+        began = time.perf_counter()
+        parts, texts = self._parts()
+        try:
+            scores = self.runner.step(parts)
+        except Exception as e:  # of all in this step; the engine goes on with the next
+            for text in texts:
+                self._fail(text, e)
+            return
+        self.steps += 1
+        read = 0
+        for part, text in zip(parts, texts, strict=True):
+            text.fed += len(part.ids)
+            if text.reading:
+                read += len(part.ids)
+                self._remember(text, part)
+        self.tokens_read += read
+        writing = [text for part, text in zip(parts, texts, strict=True) if part.asks]
+        self._write(writing, scores)
+        self._time(time.perf_counter() - began, read, len(parts) > 0 and read < len(parts))
+
+    def _parts(self) -> tuple[list[Part], list[_Text]]:
+        """The last token of every text being written, and of prompts as much as there is time."""
+        parts, texts = [], []
+        for text in self._running:
+            if not text.reading:
+                parts.append(Part(text.slot, text.fed, [text.last], len(text.request.ids)))
+                texts.append(text)
+        rows = self._rows(bool(parts))
+        for text in self._running:
+            if text.reading and rows > 0:
+                ids = text.request.ids
+                many = len(ids) - text.fed
+                many = min(many, rows) if self.runner.cuts else many
+                part = list(ids[text.fed : text.fed + many])
+                asks = text.fed + many == len(ids)
+                parts.append(Part(text.slot, text.fed, part, len(ids), asks))
+                texts.append(text)
+                rows -= -(-many // BLOCK) * BLOCK
+        return parts, texts
+
+    def _rows(self, others: bool) -> int:
+        """How much of the prompts to read in this step: whole blocks."""
+        if not self._row:
+            return BLOCK
+        allowed = (SLOWER - 1) * self._beat if others else LONGEST_STEP
+        return min(GULP, max(1, int(allowed / self._row / BLOCK)) * BLOCK)
+
+    def _time(self, seconds: float, read: int, writing: bool) -> None:
+        """Learn from a step what the next may hold."""
+        if not read:
+            self._beat = 0.8 * self._beat + 0.2 * seconds if self._beat else seconds
+        elif not writing or self._beat:
+            rest = max(seconds - (self._beat if writing else 0.0), seconds / 10) / read
+            self._row = 0.8 * self._row + 0.2 * rest if self._row else rest
+
+    def _remember(self, text: _Text, part: Part) -> None:
+        """Keep the pages that this part filled."""
+        first, last = part.start // PAGE, (part.start + len(part.ids)) // PAGE
+        for number in range(first, min(last, len(text.pages))):
+            if text.pages[number] not in self.prefixes.pages:
+                page = self.runner.page(text.slot, number * PAGE, (number + 1) * PAGE)
+                if page is not None:
+                    self.prefixes.keep(text.pages[number], page)
+
+    def _write(self, texts: list[_Text], scores_NV: Tensor) -> None:
+        if not texts:
+            return
+        finite = scores_NV.sum(-1).isfinite().tolist()
+        likeliest = scores_NV.argmax(-1).tolist()
+        for text, row, sound, best in zip(texts, scores_NV, finite, likeliest, strict=True):
+            try:
+                if not sound and not bool(row.isfinite().all()):
+                    raise ArithmeticError("the model's scores are not finite")
+                self._next(text, row, best)
+            except Exception as e:
+                self._fail(text, e)
+
+    def _next(self, text: _Text, scores_V: Tensor, best: int) -> None:
+        """The next token of one text, and what can be shown of it."""
+        request, matcher = text.request, text.matcher
+        if matcher is None and request.sampling.plain:
+            token = best
+        else:
+            shifted = text.sampler.shifted(scores_V)
+            token = text.sampler.pick(shifted if matcher is None else matcher.masked(shifted))
+        text.written += 1
+        self.tokens_written += 1
+        if token in request.stop:
+            self._end(text, "stop", text.stops.rest())
+            return
+        if matcher is not None:
+            matcher.accept(token)
+        text.last = token
+        told = (self.words.told(scores_V, token, request.logprobs),)
+        shown, met = text.stops.add(text.characters.add(token))
+        if met:
+            self._end(text, "stop", shown, told)
+        elif matcher is not None and matcher.finished:
+            self._end(text, "stop", shown + text.stops.rest(), told)
+        elif text.written >= text.limit:
+            self._end(text, "length", shown + text.stops.rest(), told)
+        else:
+            self._put(text, Piece(shown, told))
+
+    def _fail(self, text: _Text, error: Exception) -> None:
+        log.error("a request ended with an error: %s", error, exc_info=error)
+        text.stream.error = str(error)
+        self._end(text, "error")
+
+    def _end(
+        self, text: _Text, reason: Reason | None, shown: str = "", told: tuple[Token, ...] = ()
+    ) -> None:
+        if text in self._running:
+            self._running.remove(text)
+            self._free.append(text.slot)
+        self._put(text, Piece(shown, told, reason))
+
+    def _put(self, text: _Text, piece: Piece) -> None:
+        waiting = text.stream.put(piece)
+        if waiting is not None:
+            self._to_tell.append(waiting)
+
+
+def _no_room(tokens: int, context: int) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"The prompt has {tokens:,} tokens; the model holds {context:,}, the answer included.",
+            "There is nothing to go on from, or no room to write in.",
+            "Give a prompt that is neither empty nor longer than that.",
+        ),
+        ko=(
+            f"입력이 {tokens:,}토큰인데 모델이 다루는 길이는 답까지 합쳐 {context:,}토큰입니다.",
+            "이어 쓸 글이 없거나 쓸 자리가 없습니다.",
+            "비어 있지 않고 그보다 짧은 입력을 주세요.",
+        ),
+    )
+
+
+def _impossible(what: str, vocabulary: int) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"The request cannot be met: {what}.",
+            f"Tokens are 0 to {vocabulary - 1:,}; numbers are finite, temperature at least 0, "
+            "top_p above 0 and at most 1, the limit at least 1.",
+            "Correct the request.",
+        ),
+        ko=(
+            f"들어줄 수 없는 요청입니다: {what}.",
+            f"토큰은 0부터 {vocabulary - 1:,}까지이고, 수는 유한해야 하며, temperature는 0 이상, "
+            "top_p는 0보다 크고 1 이하, 길이는 1 이상이어야 합니다.",
+            "요청을 고쳐 주세요.",
+        ),
+    )
+
+
+def _no_states() -> OnsilError:
+    return OnsilError(
+        en=(
+            "This model makes no vectors of texts.",
+            "It is an encoder-decoder; only decoders and encoders give embeddings here.",
+            "Ask a model that has an encoder or is a decoder.",
+        ),
+        ko=(
+            "이 모델은 글을 벡터로 바꾸지 못합니다.",
+            "인코더-디코더이기 때문입니다. 임베딩은 디코더와 인코더만 만듭니다.",
+            "인코더가 있거나 디코더인 모델에 요청해 주세요.",
+        ),
+    )

@@ -1,0 +1,225 @@
+"""A model made ready for decoding: packed matrices, fused branches, rows that do not feel company.
+
+Two things make a decode step slow on a CPU: matrices laid out for training, and a kernel call for
+each of them. Here every matrix is copied once into oneDNN's blocked layout, queries, keys and
+values are one product, and the MLP's activation and gate ride on its products. The weights keep
+the type of the stream (float32 or bfloat16): decoding reads each of them once a step and is bound
+by that. On one AVX-512 core a float32 product of one row takes 0.4 to 1 of the plain one's time, of
+eight rows 0.4 to 0.7; in bfloat16 half.
+
+And one thing makes it irreproducible: BLAS libraries choose the kernel by the number of rows, so a
+row computed alone and the same row beside others differ in the last bits. Measured (MKL, float32):
+1, 2–3 and 4 or more rows are three different sums. oneDNN's packed product gives one row the same
+bits in any company of two or more, in all sizes and fusions tried; one row alone may go another way
+(a dot product, for inputs wider than 1,024). So a batch never has less than two rows (`LEAST`), and
+every packed product is tried when it is made (`steady`). Where it does not hold, or where there is
+no oneDNN, rows are worked through in groups of exactly `GROUP`, which is the same by construction.
+
+Letters as in models/transformer.py; R are the rows of a step, of any requests.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onsil.models.attention import Attention, Linear
+from onsil.models.positions import rotate
+from onsil.models.transformer import ACTIVATIONS, MLP, Experts, Transformer
+
+LEAST, GROUP = 2, 16
+TRIED = (2, 3, 4, 5, 8, 15, 16, 17, 33)
+# Our names of activations as oneDNN's: (name, algorithm).
+FUSED = {
+    "none": ("none", ""),
+    "silu": ("swish", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+}
+
+
+class Packed(nn.Module):
+    """activation(x wᵀ + b), or (x wᵀ + b) · other, with the weight in oneDNN's layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation="none"):
+        super().__init__()
+        plain = weight.detach().to(dtype).contiguous()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(plain, 8)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.name, self.algorithm = FUSED[activation]
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        if other is not None:
+            return product.binary(x, other, self.weight, self.bias, "mul")
+        return product(x, self.weight, self.bias, self.name, [], self.algorithm)
+
+
+class Grouped(nn.Module):
+    """The same in groups of exactly `GROUP` rows: the same bits in any company, by construction."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation="none"):
+        super().__init__()
+        self.weight = weight.detach().to(dtype).contiguous()
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.activation = (lambda x: x) if activation == "none" else ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        rows = x.flatten(0, -2)
+        full = F.pad(rows, (0, 0, 0, -len(rows) % GROUP))
+        parts = [self.activation(F.linear(g, self.weight, self.bias)) for g in full.split(GROUP)]
+        y = torch.cat(parts)[: len(rows)].unflatten(0, x.shape[:-1])
+        return y if other is None else y * other
+
+
+def steady(product: nn.Module, width: int, dtype: torch.dtype) -> bool:
+    """Whether a row comes out the same in any company of `LEAST` rows or more."""
+    x = torch.randn(max(TRIED), width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    whole = product(x)
+    return all(torch.equal(product(x[:n]), whole[:n]) for n in TRIED)
+
+
+class Packer:
+    """Makes products; remembers which sizes and fusions are steady."""
+
+    def __init__(self, dtype: torch.dtype, grouped: bool = False):
+        self.dtype = dtype
+        self.grouped = grouped or not torch.backends.mkldnn.is_available()
+        self.known: dict[tuple, bool] = {}
+
+    def product(self, weight: Tensor, bias: Tensor | None = None, activation="none") -> nn.Module:
+        if not self.grouped:
+            made = Packed(weight, bias, self.dtype, activation)
+            what = (*weight.shape, bias is None, activation)
+            if what not in self.known:
+                self.known[what] = steady(made, weight.size(1), self.dtype)
+            if self.known[what]:
+                return made
+        return Grouped(weight, bias, self.dtype, activation)
+
+    def ready(self, module: nn.Module) -> nn.Module:
+        """The module with everything packed in it; what is not packed is shared, not copied."""
+        if type(module) is Linear:
+            return self.product(module.weight, module.bias)
+        if isinstance(module, Attention):
+            return SlotAttention(module, self)
+        if isinstance(module, MLP):
+            return PackedMLP(module, self)
+        if isinstance(module, Experts):
+            return PackedExperts(module, self)
+        other = copy.copy(module)
+        other._modules = {
+            name: None if child is None else self.ready(child)
+            for name, child in module._modules.items()
+        }
+        return other
+
+
+class PackedMLP(nn.Module):
+    def __init__(self, mlp: MLP, packer: Packer):
+        super().__init__()
+        activation = next(name for name, f in ACTIVATIONS.items() if f is mlp.activation)
+        gated = mlp.gate is not None
+        first = mlp.gate if mlp.gate is not None else mlp.up
+        self.first = packer.product(first.weight, first.bias, activation)
+        self.up = packer.product(mlp.up.weight, mlp.up.bias) if gated else None
+        self.down = packer.product(mlp.down.weight, mlp.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.first(x)
+        return self.down(inner if self.up is None else self.up(x, inner))
+
+
+class PackedExperts(nn.Module):
+    """As `models.transformer.Experts`; an expert that one row goes to reads it twice."""
+
+    def __init__(self, experts: Experts, packer: Packer):
+        super().__init__()
+        s = self.shape = experts.shape
+        self.router = packer.product(experts.router.weight)
+        each = zip(experts.gate, experts.up, experts.down, strict=True)
+        self.experts = nn.ModuleList(
+            nn.ModuleList(
+                (packer.product(g, None, s.activation), packer.product(u), packer.product(d))
+            )
+            for g, u, d in each
+        )
+
+    def forward(self, x_BRD: Tensor) -> Tensor:
+        s, x_RD = self.shape, x_BRD.flatten(0, -2)
+        weight, chosen = self.router(x_RD).float().softmax(-1).topk(s.experts_used, -1)
+        if s.experts_renormalised:
+            weight = weight / weight.sum(-1, keepdim=True)
+        told = torch.zeros_like(x_RD)
+        for number, (gate, up, down) in enumerate(self.experts):
+            row, place = (chosen == number).nonzero(as_tuple=True)
+            if len(row):
+                some = x_RD[row if len(row) >= LEAST else row.expand(LEAST)]
+                made = down(up(some, gate(some)))[: len(row)]
+                told[row] += made * weight[row, place, None].type_as(made)
+        return told.view_as(x_BRD)
+
+
+class SlotAttention(nn.Module):
+    """Attention of rows of many requests, each to the keys of its own slot (`inference.slots`).
+
+    Each request is attended to by itself, in blocks of its own, so nothing of the others is in its
+    sums. Keys and values are float32 whatever the stream is: attention of one query in bfloat16
+    takes four to eight times as long on this CPU.
+    """
+
+    def __init__(self, attention: Attention, packer: Packer):
+        super().__init__()
+        self.inner, self.shape, self.kind = attention, attention.shape, attention.kind
+        parts = (attention.q, attention.k, attention.v)
+        biases = [p.weight.new_zeros(p.weight.size(0)) if p.bias is None else p.bias for p in parts]
+        any_bias = any(p.bias is not None for p in parts)
+        weight = torch.cat([p.weight for p in parts])
+        self.qkv = packer.product(weight, torch.cat(biases) if any_bias else None)
+        self.o = packer.product(attention.o.weight, attention.o.bias)
+        self.widths = [p.weight.size(0) for p in parts]
+
+    def forward(self, x_BRD: Tensor, _source, batch, table, kept) -> Tensor:
+        """`batch`: inference.slots.Batch; `kept`: keys and values of this layer, slot G S K."""
+        s, inner = self.shape, self.inner
+        q, k, v = self.qkv(x_BRD).split(self.widths, -1)
+        q = inner.heads_of(q, s.heads, inner.q_norm)
+        k = inner.heads_of(k, s.kv_heads, inner.k_norm)
+        v = inner.heads_of(v, s.kv_heads, None)
+        rotary = s.rotary_of(self.kind)
+        if rotary is not None:
+            tables = batch.rotary(self.kind)
+            q = rotate(q, tables, rotary.interleaved)
+            k = rotate(k, tables, rotary.interleaved)
+        keys, values = kept
+        keys[batch.slot_R, :, batch.at_R] = k[0].transpose(0, 1).float()
+        values[batch.slot_R, :, batch.at_R] = v[0].transpose(0, 1).float()
+        q = q.float()
+        parts = []
+        for span in batch.spans:
+            mine = q[:, :, span.first : span.last]
+            low, view = span.seen(self.kind)
+            k_BGSK = keys[span.slot : span.slot + 1, :, low : span.end]
+            v_BGSK = values[span.slot : span.slot + 1, :, low : span.end]
+            if view is None:
+                parts.append(
+                    F.scaled_dot_product_attention(
+                        mine, k_BGSK, v_BGSK, scale=s.score_scale, enable_gqa=s.kv_heads != s.heads
+                    )
+                )
+            else:
+                parts.append(inner.attend(mine, k_BGSK, v_BGSK, view, table))
+        y_BHRK = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+        return self.o(y_BHRK.transpose(1, 2).flatten(2).type_as(x_BRD))
+
+
+def ready(model: Transformer, grouped: bool = False) -> Transformer:
+    """The model for `inference.slots`: its norms and embeddings shared, its matrices packed.
+    `grouped`: as if there were no oneDNN."""
+    made = Packer(model.dtype, grouped).ready(model)
+    assert isinstance(made, Transformer)
+    if (before := model.project_in) is not None:  # it reads the embedding, which is float32
+        made.project_in = Packer(torch.float32, grouped).product(before.weight)  # type: ignore
+    return made
