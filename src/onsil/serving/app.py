@@ -146,6 +146,10 @@ class Server:
     async def list_models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": self.models.listed()})
 
+    async def described(self, request: Request) -> Response:
+        listed = [model["id"] for model in self.models.listed()]
+        return JSONResponse(document([self.models.name, *listed]))
+
     async def one_model(self, request: Request) -> Response:
         reference = request.path_params["id"]
         speaker = await run_in_threadpool(self.models.named, reference)
@@ -268,7 +272,7 @@ def build(ws: Workspace, name: str, access: Access, hosts: frozenset[str]) -> Gu
         routes=[
             Route("/health", health),
             Route("/sign-in", server.sign_in),
-            Route("/openapi.json", described),
+            Route("/openapi.json", server.described),
             Route("/v1/models", server.list_models),
             Route("/v1/models/{id:path}", server.one_model),
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
@@ -282,13 +286,9 @@ def build(ws: Workspace, name: str, access: Access, hosts: frozenset[str]) -> Gu
             Route("/page.css", page_file("page.css", "text/css; charset=utf-8")),
             Route("/page.js", page_file("page.js", "text/javascript; charset=utf-8")),
         ],
-        exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found},
+        exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found, 500: _broken},
     )
     return Guard(app, access, hosts)
-
-
-async def described(request: Request) -> Response:
-    return JSONResponse(document())
 
 
 async def not_yet(request: Request) -> Response:
@@ -303,10 +303,18 @@ async def _refused(request: Request, refused: Exception) -> Response:
     return Response(refused.body(), refused.status, headers, media_type="application/json")
 
 
+async def _broken(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: told in the log, and to the caller only that it was."""
+    log.exception("%s %s broke", request.method, request.url.path, exc_info=error)
+    broken = Refused(500, "Something went wrong here; the log says what.", "server_error")
+    return Response(broken.body(), 500, media_type=JSON)
+
+
 async def _not_found(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     return Response(
         Refused(status, f"{request.method} {request.url.path} is not served here.").body(),
         status,
+        headers=getattr(error, "headers", None),  # of 405: what is allowed
         media_type="application/json",
     )

@@ -34,11 +34,14 @@ READ = {
 TEMPLATE = "#/components/schemas/{model}"
 
 
-def document() -> dict[str, Any]:
-    """The whole of it."""
+def document(models: list[str]) -> dict[str, Any]:
+    """The whole of it; `models` are the references that are served."""
     _, found = models_json_schema(
         [(kind, "validation") for _, kind in BODIES.values()], ref_template=TEMPLATE
     )
+    for schema in found["$defs"].values():
+        if "model" in schema.get("properties", {}):
+            schema["properties"]["model"] = {"type": "string", "enum": models}
     paths: dict[str, Any] = {
         "/health": {
             "get": _operation("Alive", "200", security=[]),
@@ -51,7 +54,7 @@ def document() -> dict[str, Any]:
                         "name": "model",
                         "in": "path",
                         "required": True,
-                        "schema": {"type": "string", "minLength": 1, "pattern": "^[^/]+$"},
+                        "schema": {"type": "string", "enum": models},
                     }
                 ]
             }

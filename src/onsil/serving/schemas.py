@@ -39,12 +39,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Text = Annotated[str, AfterValidator(_readable)]
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 16.0 is 16."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Text = Annotated[
+    str, AfterValidator(_readable), Field(json_schema_extra={"pattern": "^[^\\u0000]*$"})
+]
+WHOLE = BeforeValidator(_whole)
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Short = Annotated[Text, Field(max_length=512)]
 Identifier = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Unable = Annotated[
-    Any, BeforeValidator(_unable), WithJsonSchema({"enum": [None], "description": "Not supported"})
+    Any,
+    BeforeValidator(_unable),
+    WithJsonSchema({"enum": [*NEUTRAL], "description": "Not supported"}),
 ]
 Stops = Annotated[list[Annotated[Text, Field(min_length=1, max_length=200)]], Field(max_length=4)]
 Metadata = Annotated[dict[Annotated[Text, Field(max_length=64)], Short], Field(max_length=16)]
@@ -67,9 +77,9 @@ class Drawing(Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    n: int | None = Field(None, ge=1, le=1)
+    max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     stop: Annotated[Text, Field(min_length=1, max_length=200)] | Stops | None = None
     logit_bias: Bias | None = None
     stream: bool | None = None
@@ -162,11 +172,31 @@ class SchemaFormat(Strict):
     json_schema: JsonSchema
 
 
+# Of chat, what cannot be said of one field alone.
+TOGETHER = [
+    {
+        "if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "number"}}},
+        "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
+    },
+    {
+        "if": {
+            "required": ["tool_choice"],
+            "properties": {"tool_choice": {"not": {"enum": [None, "none", "auto"]}}},
+        },
+        "then": {
+            "required": ["tools"],
+            "properties": {"tools": {"type": "array", "minItems": 1}},
+        },
+    },
+]
+
+
 class ChatRequest(Drawing):
+    model_config = ConfigDict(json_schema_extra={"allOf": TOGETHER})
     messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
-    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
@@ -207,14 +237,14 @@ class ChatRequest(Drawing):
 
 # ── completions, embeddings ─────────────────────────────────────────────────────────────────────
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=100_000)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31), WHOLE]], Field(max_length=100_000)]
 
 
 class CompletionRequest(Drawing):
     prompt: Text | TokenIds
-    logprobs: int | None = Field(None, ge=0, le=5)
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     echo: Unable = None
-    best_of: Literal[1] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     suffix: Unable = None
 
 
@@ -294,10 +324,10 @@ class ResponseRequest(Strict):
     model: Name
     input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=MOST_MESSAGES)]
     instructions: Text | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    max_output_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE] | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None
