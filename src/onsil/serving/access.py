@@ -1,8 +1,9 @@
 """Who may come in: one key for programs, a cookie for the page, a one-time link to get it.
 
 The key is made once and kept in the workspace for its owner alone (mode 0600), or taken from
-`$ONSIL_KEY`. A sign-in code works once and for ten minutes; it becomes a session in a cookie that
-scripts cannot read. Comparisons take the same time whatever is wrong with what is compared.
+`$ONSIL_KEY`; other people's keys stand beside it (`keys.py`). A sign-in code works once and for ten
+minutes; it becomes a session in a cookie that scripts cannot read. Comparisons take the same time
+whatever is wrong with what is compared.
 """
 
 import hmac
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onsil.errors import OnsilError, say
+from onsil.serving.keys import OWNER, KeyRing
 
 COOKIE = "onsil_session"
 CODE_SECONDS, SESSION_SECONDS = 600, 12 * 3600
@@ -109,10 +111,11 @@ def refuse_open_door(host: str) -> None:
 
 
 class Access:
-    """The key, the codes that are still good, the sessions that are open."""
+    """The keys, the codes that are still good, the sessions that are open. `ring` are the keys of
+    others, next to the owner's `key`."""
 
-    def __init__(self, key: str):
-        self._key = key
+    def __init__(self, key: str, ring: KeyRing | None = None):
+        self._key, self._ring = key, ring
         self._codes: dict[str, float] = {}
         self._sessions: dict[str, float] = {}
 
@@ -135,8 +138,15 @@ class Access:
         self._sessions[session] = now + SESSION_SECONDS
         return session
 
+    def owner_of(self, key: str) -> str | None:
+        """The id of a key's owner; None for a key that is nobody's. Every key there is is compared,
+        whichever fits."""
+        own = hmac.compare_digest(self._key.encode(), key.encode())
+        other = self._ring.find(key) if self._ring else None
+        return OWNER if own else other.owner if other else None
+
     def key_fits(self, key: str) -> bool:
-        return hmac.compare_digest(self._key.encode(), key.encode())
+        return self.owner_of(key) is not None
 
     def session_fits(self, session: str) -> bool:
         now, fits = time.monotonic(), False

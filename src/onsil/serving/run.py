@@ -1,56 +1,173 @@
-"""A server's life: a socket, a warm model, the address told, requests until it is interrupted."""
+"""A server's life from outside: checked, listening, warm, told, at work, drained, gone.
 
+It listens before its model is loaded, so that `/health` answers at once, and says its address only
+when a first question was answered: whoever reads the address can use it.
+"""
+
+import asyncio
 import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp
 
 from onsil.errors import OnsilError, say
 from onsil.lineage import Workspace
 from onsil.serving.access import Access, key_of, refuse_open_door
-from onsil.serving.app import build
-from onsil.serving.models import Models
+from onsil.serving.ai_mark import AIMark
+from onsil.serving.settings import Settings
+from onsil.serving.tls import TLSFiles
+
+# What is asked to be warm, until something answers: a model may chat, write or measure.
+FIRST = (
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "?"}], "max_tokens": 1}),
+    ("/v1/completions", {"prompt": "?", "max_tokens": 1}),
+    ("/v1/embeddings", {"input": "?"}),
+)
+AFTER = 2  # seconds for what is cut off to end well
 
 
-def serve(ws: Workspace, name: str, host: str, port: int, tell) -> None:
-    """Serve until interrupted. Prints the key's place, the sign-in link and what to type."""
+def settings_of(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    hostnames: tuple[str, ...] = (),
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    drain_seconds: float = 20.0,
+    ai_notice: bool = True,
+    log_predictions: bool = False,
+    traces: str = "",
+) -> Settings:
+    """Settings from what the command line said. Raises OnsilError for one TLS file without the
+    other."""
+    if (tls_cert is None) != (tls_key is None):
+        raise OnsilError(
+            en=(
+                "Only one of --tls-cert and --tls-key was given.",
+                "A certificate without its key proves nothing, and the other way round.",
+                "Give both, or neither.",
+            ),
+            ko=(
+                "--tls-cert와 --tls-key 중 하나만 지정했습니다.",
+                "인증서와 키는 함께 있어야 쓸 수 있습니다.",
+                "둘 다 지정하거나 둘 다 빼 주세요.",
+            ),
+        )
+    tls = TLSFiles(tls_cert, tls_key) if tls_cert and tls_key else None
+    mark = AIMark(ai_notice)
+    return Settings(
+        host, port, hostnames, tls, drain_seconds, mark, log_predictions, traces
+    )  # fmt: skip
+
+
+def serve(
+    ws: Workspace, name: str, host: str, port: int, tell: Callable[[str], object], **more: Any
+) -> None:
+    """Serve until told to stop; `more` are the other arguments of `settings_of`. Prints the key's
+    place, the sign-in link and what to type. Raises OnsilError when it cannot begin."""
+    settings = settings_of(host, port, **more)
+    refuse_open_door(settings.host)
+    if settings.tls:
+        settings.tls.checked()
+    access_key = key_of(ws.root, tell)
+    name = ws.resolve(name)[0]
+    with listening(settings.host, settings.port) as listener:
+        _serve(ws, name, settings, access_key, listener, tell)
+
+
+def _serve(
+    ws: Workspace,
+    name: str,
+    settings: Settings,
+    key: str,
+    listener: socket.socket,
+    tell: Callable[[str], object],
+) -> None:
     import uvicorn
 
+    from onsil.serving import tracing
+    from onsil.serving.app import build
     from onsil.serving.connection import PatientConnection
+    from onsil.serving.life import DrainingServer
+    from onsil.serving.operations import Operations
 
-    refuse_open_door(host)
-    access = Access(key_of(ws.root, tell))
-    models = Models(ws, name)
-    speaker, _ = models.speaker(name)  # warm: whole, and loads
-    speaker.answerer.ask("?")
-    with _listening(host, port) as listener:
-        port = listener.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        names = {"localhost", "127.0.0.1", "[::1]", shown.lower()}
-        hosts = frozenset(f"{n}:{port}" for n in names) | (names if port == 80 else frozenset())
-        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
-        link = f"{address}/sign-in?code={access.new_code()}"
-        tell(
-            say(
-                f"{speaker.reference} is served at {address}/v1  (key: {ws.root / 'key'})\n"
-                f"Page, once within 10 minutes: {link}\n"
-                "Ctrl-C ends.",
-                f"{speaker.reference}: {address}/v1 에서 답합니다 (키: {ws.root / 'key'})\n"
-                f"웹 화면(10분 안에 한 번): {link}\n"
-                "Ctrl-C로 끝냅니다.",
-            )
-        )
-        config = uvicorn.Config(
-            build(ws, name, access, hosts),
-            http=PatientConnection,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=10,
-            h11_max_incomplete_event_size=64_000,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+    port = listener.getsockname()[1]
+    if endpoint := tracing.endpoint_of(settings.traces):
+        tracing.start(endpoint)
+    operations = Operations(ws, name, settings)
+    access = Access(key, operations.ring)
+    guard = build(ws, name, access, settings.allowed(port))
+    doors = guard.app
+
+    async def warm() -> None:
+        reference = await warmed(ws, name, doors)
+        operations.life.warm = True
+        tell(_told(ws, settings, port, reference, access.new_code()))
+
+    config = uvicorn.Config(
+        operations.around(guard),
+        http=PatientConnection,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=AFTER,
+        h11_max_incomplete_event_size=64_000,
+        ssl_certfile=str(settings.tls.cert) if settings.tls else None,
+        ssl_keyfile=str(settings.tls.key) if settings.tls else None,
+    )
+    server = DrainingServer(config, operations.life, settings.drain_seconds, warm)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        operations.close()
+    if server.failure:
+        raise server.failure
 
 
-def _listening(host: str, port: int) -> socket.socket:
+async def warmed(ws: Workspace, name: str, doors: ASGIApp) -> str:
+    """The `name@version` that answered a first question, asked of the doors themselves. Raises
+    OnsilError when none of them answers."""
+    from onsil.serving.inprocess import post
+
+    _, version, made = ws.resolve(name)
+    await asyncio.to_thread(ws.whole, made)
+    said = []
+    for path, body in FIRST:
+        reply = await post(doors, path, {"model": f"{name}@{version}"} | body)
+        if reply.status == 200:
+            return f"{name}@{version}"
+        said.append(f"{path}: {reply.message}")
+    raise OnsilError(
+        en=(
+            f"{name}@{version} answers nothing.",
+            "\n".join(said),
+            "Serve a model that was grown from documents, or one that can write.",
+        ),
+        ko=(
+            f"{name}@{version}이(가) 아무 요청에도 답하지 못합니다.",
+            "\n".join(said),
+            "문서로 기른 모델이나 글을 쓸 수 있는 모델을 지정해 주세요.",
+        ),
+    )
+
+
+def _told(ws: Workspace, settings: Settings, port: int, reference: str, code: str) -> str:
+    address = f"{settings.scheme}://{settings.shown}:{port}"
+    link, key = f"{address}/sign-in?code={code}", ws.root / "key"
+    return say(
+        f"{reference} is served at {address}/v1  (key: {key})\n"
+        f"Page, once within 10 minutes: {link}\n"
+        "Ctrl-C ends.",
+        f"{reference}: {address}/v1 에서 답합니다 (키: {key})\n"
+        f"웹 화면(10분 안에 한 번): {link}\n"
+        "Ctrl-C로 끝냅니다.",
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
     """A socket that takes calls from now on, before its address is told. Raises OnsilError when the
     port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

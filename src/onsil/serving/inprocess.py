@@ -1,0 +1,66 @@
+"""A request without a network: the server asks itself, to be warm and to replay what it said.
+
+It comes in behind the guard, as the workspace's owner.
+"""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+from onsil.serving.keys import OWNER
+from onsil.serving.request_log import Observation
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back, whole."""
+
+    status: int
+    body: bytes
+    seen: Observation
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def message(self) -> str:
+        """The refusal's own sentence; empty when it was none."""
+        return "" if self.status < 400 else self.json["error"]["message"]
+
+
+async def post(app: ASGIApp, path: str, body: dict[str, Any]) -> Reply:
+    """POST `body` to a route of `app`. Raises what the application raises."""
+    text, seen = json.dumps(body).encode(), Observation("inside", "POST", path)
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+        "client": None,
+        "server": None,
+        "state": {"body": text, "owner": OWNER, "observation": seen},
+    }
+    parts: list[bytes] = []
+    status = 0
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()  # nobody hangs up
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        parts.append(message.get("body", b""))
+
+    await app(scope, receive, send)
+    return Reply(status, b"".join(parts), seen)
