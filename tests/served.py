@@ -11,6 +11,14 @@ from pathlib import Path
 
 from test_grow import PLAN, onsil
 
+from onsil.lineage import Run, Workspace, stage
+from onsil.models.checkpoint import save
+from onsil.models.shape import decoder_shape
+from onsil.models.transformer import Transformer
+from onsil.tokenizer.templates import ONSIL
+from onsil.tokenizer.train import train
+from onsil.tokenizer.turns import mark_ids, save_template
+
 TRAP = "<img src=x onerror=\"document.title='broken'\">"
 DOCUMENTS = {
     "휴가규정.md": "# 휴가 규정\n\n## 제3조(연차의 이월)\n"
@@ -33,15 +41,37 @@ def grow_small(folder: Path) -> Path:
     return home
 
 
+@stage(version=1)
+def random_pen(*, vocabulary: int, context: int, out: Path, run: Run) -> dict:
+    """A chat model that learnt nothing: weights, tokenizer, template."""
+    text = [*DOCUMENTS.values(), "Which tree is the symbol? {}[]:,.0123456789 abcdefghijklm"] * 3
+    words = train(text, vocabulary)
+    words.save(str(out / "tokenizer.json"))
+    shape = decoder_shape(words.get_vocab_size(), 64, 2, context)
+    save(Transformer(shape).initialise(0), out, {})
+    save_template(ONSIL, out)
+    marks = mark_ids(words, ONSIL)
+    ends = {"eos_token_id": marks[ONSIL.stop], "pad_token_id": marks[ONSIL.pad]}
+    (out / "generation_config.json").write_text(json.dumps(ends))
+    return {}
+
+
+def make_pen(folder: Path, context: int = 512) -> Path:
+    """A workspace with `pen`, a model that writes (nonsense), in a moment."""
+    ws = Workspace(folder / "ws")
+    ws.register("pen", random_pen(ws, vocabulary=600, context=context))
+    return folder / "ws"
+
+
 @contextmanager
 def server(
-    home: Path, *arguments: str, first: str = "", **environment: str
+    home: Path, *arguments: str, first: str = "", name: str = "desk", **environment: str
 ) -> Iterator[tuple[str, str]]:
-    """`onsil serve desk` on a free port: (its address, its sign-in link). `first`: a line of Python
+    """`onsil serve NAME` on a free port: (its address, its sign-in link). `first`: a line of Python
     that the process runs before, to make a limit short enough for a test."""
     program = f"{first}\nfrom onsil.cli import main\nmain()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "serve", "desk", "--port", "0", *arguments],
+        [sys.executable, "-c", program, "serve", name, "--port", "0", *arguments],
         env=os.environ | {"ONSIL_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -30,9 +30,11 @@ from onsil.errors import say
 from onsil.lineage import Workspace, children, history
 from onsil.serving import openai_chat, openai_completions, openai_embeddings, openai_responses
 from onsil.serving.access import COOKIE, SESSION_SECONDS, Access
+from onsil.serving.ai_mark import AIMark
 from onsil.serving.guard import Guard, Refused, parse
 from onsil.serving.models import Models
 from onsil.serving.openapi import RESERVED, document
+from onsil.serving.request_log import heard, observation
 from onsil.serving.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -42,7 +44,7 @@ from onsil.serving.schemas import (
 )
 from onsil.serving.speaking import Ask, Events, Pieces, Quoting, Said, Speaker, gathered
 
-MOST_AT_ONCE = 8
+MOST_AT_ONCE, MARK = 8, AIMark()
 JSON = "application/json"
 PAGE = Path(__file__).with_name("page")
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -53,8 +55,9 @@ log = logging.getLogger("onsil.serving")
 class Server:
     """The routes. One instance serves one name of one workspace."""
 
-    def __init__(self, ws: Workspace, name: str, access: Access):
-        self.models, self.access, self.ws = Models(ws, name), access, ws
+    def __init__(self, ws: Workspace, name: str, access: Access, mark: AIMark = MARK):
+        self.models, self.access, self.ws = Models(ws, name, mark=mark), access, ws
+        self.mark = mark
         self.places = asyncio.Semaphore(MOST_AT_ONCE)
 
     # ── answering ───────────────────────────────────────────────────────────────────────────────
@@ -92,12 +95,13 @@ class Server:
         events: Callable[[Pieces], Events] | None,
     ) -> Response:
         """The response of a door: `whole` writes an answer down, `events` streams it instead."""
-        pieces = self.spoken(speaker, ask)
-        headers = {"X-AI-Generated": "true", "X-Onsil-Model": speaker.digest}
+        operation = "chat" if ask.prompt is None else "text_completion"
+        pieces = heard(request, operation, speaker, self.spoken(speaker, ask))
+        headers = self.mark.headers() | {"X-Onsil-Model": speaker.digest}
         if events is None:
             said = await unless_gone(request, gathered(pieces))
-            log.info("%s answered=%s", speaker.reference, said.end.answered)
             return JSONResponse(whole(said), headers=headers)
+        observation(request).streamed = True
         first = await anext(pieces)  # what can be refused is refused before anything is sent
         stream = ending_well(events(resumed(first, pieces)))
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
@@ -139,6 +143,9 @@ class Server:
         async with self.places:
             texts = openai_embeddings.texts_of(wanted)
             vectors, tokens = await run_in_threadpool(speaker.embed, texts)
+        seen = observation(request)
+        seen.operation, seen.model, seen.digest = "embeddings", speaker.reference, speaker.digest
+        seen.prompt_tokens = tokens
         return JSONResponse(openai_embeddings.embeddings(speaker, wanted, vectors, tokens))
 
     # ── models and the page ─────────────────────────────────────────────────────────────────────
@@ -265,9 +272,11 @@ async def ending_well(events: Events) -> Events:
         yield f"data: {broken.body().decode()}\n\n"
 
 
-def build(ws: Workspace, name: str, access: Access, hosts: frozenset[str]) -> Guard:
-    """The whole ASGI application."""
-    server = Server(ws, name, access)
+def build(
+    ws: Workspace, name: str, access: Access, hosts: frozenset[str], mark: AIMark = MARK
+) -> Guard:
+    """The doors behind their guard."""
+    server = Server(ws, name, access, mark)
     app = Starlette(
         routes=[
             Route("/health", health),

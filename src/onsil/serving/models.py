@@ -14,13 +14,14 @@ from typing import Any
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Workspace
 from onsil.retrieval.answering import Answerer
+from onsil.serving.ai_mark import AIMark
 from onsil.serving.guard import Refused
 from onsil.serving.openai_chat import model_object
 from onsil.serving.speaking import Quoting, Speaker
 from onsil.serving.writing import Writing
 from onsil.tokenizer import load_tokenizer
 
-KEPT = 2
+KEPT, MARK = 2, AIMark()
 log = logging.getLogger("onsil.serving")
 
 
@@ -52,8 +53,9 @@ class Loaded:
 class Models:
     """Every version of one name; `slots` is how many texts a writing model goes on with at once."""
 
-    def __init__(self, ws: Workspace, name: str, slots: int = 8):
+    def __init__(self, ws: Workspace, name: str, slots: int = 8, mark: AIMark = MARK):
         self.ws, self.name, self.slots = ws, ws.resolve(name)[0], slots
+        self.mark = mark
         self._loaded: dict[str, Loaded] = {}
         self._lock = threading.Lock()
 
@@ -63,25 +65,19 @@ class Models:
         named, loaded = self._found(reference)
         with loaded.loading:
             if loaded.grown:
-                return Quoting(*named, *loaded.quoting)
-            return Writing(*named, self._writing(loaded))
+                return Quoting(*named, *loaded.quoting, mark=self.mark)
+            return Writing(*named, self._writing(loaded), mark=self.mark)
 
     def named(self, reference: str) -> Speaker:
         """What a reference means now; nothing is loaded. Raises Refused (404)."""
         name, version, made = self._resolved(reference)
         return Speaker(name, version, made.digest)
 
-    def warm(self) -> Speaker:
-        """The champion, whole, loaded, and having answered once."""
-        speaker = self.speaker(self.name)
-        speaker.warm()
-        return speaker
-
     def writer(self, reference: str) -> Writing:
         """The same model as what goes on writing: of a grown one, its decoder."""
         named, loaded = self._found(reference)
         with loaded.loading:
-            return Writing(*named, self._writing(loaded))
+            return Writing(*named, self._writing(loaded), mark=self.mark)
 
     def _writing(self, loaded: Loaded):
         try:

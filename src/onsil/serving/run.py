@@ -98,7 +98,7 @@ def _serve(
         tracing.start(endpoint)
     operations = Operations(ws, name, settings)
     access = Access(key, operations.ring)
-    guard = build(ws, name, access, settings.allowed(port))
+    guard = build(ws, name, access, settings.allowed(port), settings.mark)
     doors = guard.app
 
     async def warm() -> None:
