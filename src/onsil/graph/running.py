@@ -1,0 +1,365 @@
+"""A graph laid somewhere, to be asked: `run = compile(node)`, `answer = await run(value)`.
+
+Every node becomes one async function of a value and the request; that is all composition is (four
+steps in a row cost some microseconds). What differs between placements is who does the work of a
+leaf: a call on the event loop, a thread, a child process, a Ray actor. Limits, retries, the trace
+and the copying of values are the same for all of them and stand here, once.
+"""
+
+import asyncio
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+from onsil.errors import OnsilError
+from onsil.graph.failures import BadInput, Busy, Died, Failed, Failure, Late, NoQuorum, NotReady
+from onsil.graph.models import Models, at_odds
+from onsil.graph.nodes import (
+    Beside,
+    Breaker,
+    Cache,
+    Leaf,
+    Model,
+    Node,
+    Parallel,
+    Prep,
+    Route,
+    Serial,
+    leaves,
+    references,
+)
+from onsil.graph.policies import Comparing, Comparison, Run, broken, cached
+from onsil.graph.request import NEVER, Answer, Context, Pin, step_deadline
+from onsil.graph.values import Json, NotPlain, plain
+from onsil.graph.works import Work, described, failure_of, work_here
+from onsil.lineage import Workspace
+
+Placement = Literal["inline", "pool", "process", "ray"]
+PLACEMENTS = ("inline", "pool", "process", "ray")
+PAUSE = 0.05  # seconds before the first retry, then twice as long each time
+
+
+def compile(node: Node, placement: Placement = "inline", ws: Workspace | None = None) -> "Running":
+    """Lay `node` where it shall run. Steps that name a place of their own go there, the others to
+    `placement`. `ws` is the workspace of its models, by default the one found from here. Raises
+    OnsilError for a step that cannot run there. Close what it returns."""
+    if placement not in PLACEMENTS:
+        known = ", ".join(PLACEMENTS)
+        raise OnsilError(
+            en=(f"There is no placement {placement!r}.", "", f"Choose one of: {known}."),
+            ko=(f"{placement!r}(이)라는 배치는 없습니다.", "", f"이 가운데서 고르세요: {known}."),
+        )
+    return Running(node, placement, ws)
+
+
+class Running:
+    """A compiled graph. It belongs to one event loop, the one that asks it first."""
+
+    def __init__(self, node: Node, placement: Placement, ws: Workspace | None):
+        self.node, self.references = node, references(node)
+        home = (ws or Workspace.find()).root.resolve() if self.references else None
+        self.models = Models(home) if home else None
+        self._comparing = Comparing()
+        self.works: dict[Leaf, Work] = {}
+        try:
+            for leaf in dict.fromkeys(leaves(node)):
+                self.works[leaf] = self._work(leaf, leaf.on or placement, home)
+            self._run = self._built(node)
+        except OnsilError:
+            self.close()
+            raise
+
+    def _work(self, leaf: Leaf, place: str, home: Path | None) -> Work:
+        if place == "process":
+            from onsil.graph.workers import InProcess
+
+            return InProcess(described(leaf, home))
+        if place == "ray":
+            from onsil.graph.on_ray import OnRay
+
+            return OnRay(described(leaf, home))
+        return work_here(leaf, place, self.models)
+
+    async def __call__(
+        self, value: Json, *, deadline: float | None = None, request_id: str | None = None
+    ) -> Answer:
+        """The answer to a plain JSON value. `deadline` is on the monotonic clock; `request_id`
+        decides what is sampled. Raises a Failure, with the trace of what was done until then."""
+        until = NEVER if deadline is None else deadline
+        context = Context(request_id or uuid.uuid4().hex, until, {})
+        step_deadline.set(until)
+        try:
+            if deadline is None:
+                return await self._answer(value, context)
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                return await self._answer(value, context)
+        except Failure as e:
+            e.trace = context.told()
+            raise
+        except TimeoutError as e:
+            late = Late("The time for this request is over.", _last(context))
+            late.trace = context.told()
+            raise late from e
+
+    async def _answer(self, value: Json, context: Context) -> Answer:
+        if self.references:
+            context.pins |= await asyncio.to_thread(self._pins)
+        try:
+            value = plain(value)
+        except NotPlain as e:
+            raise BadInput(f"The input is not plain JSON: {e}.") from e
+        return Answer(await self._run(value, context), context.id, context)
+
+    def _pins(self) -> dict[str, Pin]:
+        """What every reference of the graph means now. Raises NotReady for one that is nothing."""
+        assert self.models is not None
+        try:
+            return {reference: self.models.pin(reference) for reference in self.references}
+        except OnsilError as e:
+            raise NotReady(e.en[0]) from e
+
+    async def ready(self) -> None:
+        """Start and load everything, ask each model once, and check that every preparation fits
+        the models that get it. Raises NotReady, also when a process cannot start."""
+        pins = self._pins() if self.references else {}
+        made_with: dict[Leaf, str | None] = {}
+        for leaf, work in self.works.items():
+            pin = pins[leaf.reference] if isinstance(leaf, (Model, Prep)) else None
+            made_with[leaf] = await work.load(pin)
+        for before, after in _fed(self.node):
+            prepared, needed = made_with[before] or "", made_with[after] or ""
+            if prepared != needed:
+                raise at_odds(prepared, needed, pins[after.reference])
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The counts of every shadow and canary, in the order of the graph."""
+        return self._comparing.comparisons
+
+    async def settled(self) -> None:
+        """When every comparison in the background has ended."""
+        await self._comparing.settled()
+
+    def close(self) -> None:
+        """End processes, actors and threads; calls that are under way fail."""
+        for work in self.works.values():
+            work.close()
+        if self.models is not None:
+            self.models.close()
+
+    # ── a node as a function ────────────────────────────────────────────────────────────────────
+
+    def _built(self, node: Node) -> Run:
+        match node:
+            case Leaf():
+                return leaf_run(node, self.works[node])
+            case Serial(nodes=nodes):
+                return serial_run([self._built(n) for n in nodes])
+            case Parallel(branches=branches):
+                return parallel_run(node, {name: self._built(n) for name, n in branches})
+            case Route(table=table, default=default):
+                other = self._built(default) if default is not None else None
+                return route_run(node, {key: self._built(n) for key, n in table.items()}, other)
+            case Cache():
+                return cached(node, self._built(node.node))
+            case Breaker():
+                return broken(node, self._built(node.node))
+            case Beside():
+                run, other = self._built(node.node), self._built(node.other)
+                return self._comparing.beside(node, run, other)
+        raise TypeError(node)
+
+
+def _last(context: Context) -> str | None:
+    """The step that the deadline ended."""
+    ended = (span.step for span in reversed(context.spans) if span.outcome == Late.kind)
+    return next(ended, None)
+
+
+def _fed(node: Node) -> list[tuple[Prep, Model]]:
+    """Every preparation with every model that its value reaches."""
+    found: list[tuple[Prep, Model]] = []
+
+    def through(node: Node, arriving: tuple[Prep, ...]) -> tuple[Prep, ...]:
+        match node:
+            case Prep():
+                return (node,)
+            case Model():
+                found.extend((before, node) for before in arriving)
+                return ()
+            case Serial(nodes=nodes):
+                for inner in nodes:
+                    arriving = through(inner, arriving)
+                return arriving
+            case Leaf():
+                return arriving
+        leaving = [through(inner, arriving) for inner in node.inside]
+        return tuple(before for some in leaving for before in some)
+
+    through(node, ())
+    return found
+
+
+# ── leaves ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def leaf_run(leaf: Leaf, work: Work) -> Run:
+    """A leaf with its limits: how many at once, how long, how often again."""
+    name, most, timeout = leaf.name, leaf.max_inflight, leaf.timeout
+    reference = leaf.reference if isinstance(leaf, (Model, Prep)) else None
+    call, monotonic = work.call, time.monotonic
+
+    async def once(value: Json, context: Context) -> Json:
+        """One attempt, noted in the trace."""
+        start = monotonic()
+        until = context.deadline if timeout is None else min(context.deadline, start + timeout)
+        pin = context.pins[reference] if reference is not None else None
+        try:
+            if start >= until:
+                raise Late("No time was left for it.")
+            if work.running >= most:
+                raise Busy(f"{most} calls are under way; come back in a second.", retry_after=1)
+            if timeout is None:
+                answer = await call(value, pin)
+            else:
+                answer = await limited(value, pin, until)
+            answer = plain(answer)
+            if monotonic() > until:
+                raise Late("It took longer than it had.")
+        except asyncio.CancelledError:
+            context.note(name, start, Late.kind if monotonic() >= until else "cancelled")
+            raise
+        except Exception as e:
+            failure = failure_of(e)
+            failure.step = failure.step or name
+            context.note(name, start, failure.kind)
+            if failure is e:
+                raise
+            raise failure from e
+        context.note(name, start, "ok")
+        return answer
+
+    async def limited(value: Json, pin: Pin | None, until: float) -> Json:
+        token = step_deadline.set(until)
+        try:
+            async with asyncio.timeout(until - monotonic()) as scope:
+                return await call(value, pin)
+        except TimeoutError as e:
+            if scope.expired():
+                raise Late("It took longer than it had.") from e
+            raise
+        finally:
+            step_deadline.reset(token)
+
+    if not leaf.idempotent:
+        return once
+
+    async def again(value: Json, context: Context) -> Json:
+        left, lost, pause = leaf.retries, 1, PAUSE
+        while True:
+            try:
+                return await once(plain(value), context)
+            except Failure as e:
+                if isinstance(e, Died) and lost:
+                    lost -= 1
+                elif e.again and left:
+                    left -= 1
+                else:
+                    raise
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    return again
+
+
+# ── shapes ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def serial_run(runs: list[Run]) -> Run:
+    """One after the other."""
+
+    async def run(value: Json, context: Context) -> Json:
+        for each in runs:
+            value = await each(value, context)
+        return value
+
+    return run
+
+
+def route_run(node: Route, table: dict[str, Run], default: Run | None) -> Run:
+    """One of several."""
+
+    async def run(value: Json, context: Context) -> Json:
+        try:
+            key = node.key(value)
+            chosen = table.get(key, default)
+        except Failure:
+            raise
+        except Exception as e:
+            raise BadInput(f"The route cannot be told from the input ({type(e).__name__}).") from e
+        if chosen is None:
+            known = ", ".join(table)
+            raise BadInput(f"There is no route {str(key)[:80]!r}; there are: {known}.", "route")
+        return await chosen(value, context)
+
+    return run
+
+
+def parallel_run(node: Parallel, branches: dict[str, Run]) -> Run:
+    """Side by side, until enough have answered or too few can."""
+
+    async def branch(name: str, value: Json, context: Context) -> Json:
+        inner = context
+        if node.timeout is not None:
+            inner = context.within(node.timeout)
+            step_deadline.set(inner.deadline)
+        try:
+            async with asyncio.timeout(node.timeout):
+                return await branches[name](value, inner)
+        except TimeoutError as e:
+            raise Late("The branch took longer than it had.", name) from e
+
+    async def run(value: Json, context: Context) -> Json:
+        tasks = {
+            asyncio.create_task(branch(name, plain(value), context)): name for name in branches
+        }
+        votes: dict[str, Json] = {}
+        errors: dict[str, dict[str, Any]] = {}
+        pending = set(tasks)
+        try:
+            while len(votes) < node.quorum <= len(votes) + len(pending):
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if task.cancelled():  # a step cancelled itself
+                        errors[tasks[task]] = Failed("It was cancelled.", tasks[task]).told()
+                    elif isinstance(failure := task.exception(), Failure):
+                        errors[tasks[task]] = failure.told()
+                    elif len(votes) < node.quorum:
+                        votes[tasks[task]] = task.result()
+        finally:
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending)
+        if len(votes) < node.quorum:
+            told = ", ".join(f"{name}: {error['kind']}" for name, error in errors.items())
+            message = f"{len(votes)} of {len(branches)} branches answered, {node.quorum} are needed"
+            raise NoQuorum(f"{message} ({told}).", "par", errors=errors)
+        voted = {name: votes[name] for name in branches if name in votes}
+        return {"answer": joined(node, voted), "voted": list(voted), "errors": errors}
+
+    return run
+
+
+def joined(node: Parallel, votes: dict[str, Json]) -> Json:
+    """What the votes come to. Raises Failed when `join` cannot say."""
+    if node.join is None:
+        return votes
+    try:
+        return plain(node.join(votes))
+    except Failure:
+        raise
+    except Exception as e:
+        detail = f"{type(e).__name__}: {e}"
+        raise Failed(f"join raised {type(e).__name__}.", "join", detail=detail) from e
