@@ -1,0 +1,156 @@
+"""Jobs in PostgreSQL: workers on several machines.
+
+A few connections are kept and lent out; one that broke is thrown away, and the next caller gets a
+new one. Claims skip rows that others hold (`for update skip locked`), and who waits for work is
+woken by `listen`/`notify`. `synchronous_commit` is switched on for our sessions whatever the server
+says, because 202 promises a job that survives the server's crash.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from onsil.errors import OnsilError
+from onsil.serving.jobs.job import damaged, full, unavailable
+from onsil.serving.jobs.schema import Run, migrate
+
+KEPT, CHANNEL = 4, "onsil_jobs"
+MIGRATION_LOCK = 0x0451_10B5  # any number that is ours
+WORDS = {
+    "serial": "bigint generated always as identity primary key",
+    "real": "double precision",
+    "whole": "bigint",
+}
+CLOCK = "extract(epoch from clock_timestamp())::float8"
+
+
+class Postgres:
+    """The database behind a URL (`postgresql://user@host/name`); tables are made and migrated when
+    needed. Raises OnsilError without the driver, StoreError when it cannot be reached."""
+
+    skip_locked = " for update skip locked"
+
+    def __init__(self, url: str):
+        try:
+            import psycopg
+        except ImportError as e:
+            raise OnsilError(
+                en=(
+                    f"{_without_password(url)} needs the PostgreSQL driver.",
+                    "It is not installed with onsil itself.",
+                    "pip install 'onsil[postgres]'",
+                ),
+                ko=(
+                    f"{_without_password(url)}을(를) 쓰려면 PostgreSQL 드라이버가 필요합니다.",
+                    "onsil만 설치하면 함께 깔리지 않습니다.",
+                    "pip install 'onsil[postgres]'",
+                ),
+            ) from e
+        self._psycopg, self._url = psycopg, url
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._ears: psycopg.Connection[Any] | None = None
+        self._lock = threading.Lock()
+        with self.transaction() as run:
+            run("select pg_advisory_xact_lock(?)", MIGRATION_LOCK)
+            migrate(run, WORDS)
+        with self.reading() as run:  # a damaged page of an open job is found now, not by a caller
+            run("select sum(length(payload)) from jobs where state in ('ready','failed','running')")
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        if self._ears is not None:
+            self._ears.close()
+
+    def _connect(self) -> Any:
+        from psycopg.rows import dict_row
+
+        connection = self._psycopg.connect(self._url, row_factory=dict_row, connect_timeout=10)
+        connection.autocommit = True
+        connection.execute("set synchronous_commit = on")
+        return connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[Run]:
+        """`run(sql, *values) -> rows`; committed, and on the server's disk, when the block is left,
+        undone when it raises."""
+        with self._faults():
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                connection = self._connect()
+
+            def run(sql: str, *values: Any) -> list[dict[str, Any]]:
+                found = connection.execute(spelled(sql), values)
+                return found.fetchall() if found.description else []
+
+            try:
+                with connection.transaction():
+                    yield run
+            finally:
+                self._give_back(connection)
+
+    reading = transaction
+
+    def _give_back(self, connection: Any) -> None:
+        """Keep it for the next caller; a broken one takes with it those that idled beside it."""
+        with self._lock:
+            if connection.closed:
+                gone, self._idle = self._idle, []
+            elif len(self._idle) < KEPT:
+                gone = []
+                self._idle.append(connection)
+            else:
+                gone = [connection]
+        for old in gone:
+            old.close()
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """The driver's errors as ours."""
+        errors = self._psycopg.errors
+        try:
+            yield
+        except errors.IntegrityError:
+            raise
+        except errors.DiskFull as e:
+            raise full(_first_line(e)) from e
+        except (errors.DataCorrupted, errors.IndexCorrupted) as e:
+            raise damaged(_without_password(self._url), _first_line(e)) from e
+        except (
+            self._psycopg.OperationalError,
+            self._psycopg.InternalError,
+            self._psycopg.InterfaceError,
+        ) as e:
+            raise unavailable(_first_line(e)) from e
+
+    def tell(self, run: Run) -> None:
+        """Wake who waits, on every machine, when this transaction commits."""
+        run("select pg_notify(?, '')", CHANNEL)
+
+    def wait(self, seconds: float) -> None:
+        """Until something may have changed, at most `seconds`; for one thread at a time."""
+        with self._faults():
+            if self._ears is None or self._ears.closed:
+                self._ears = self._connect()
+                self._ears.execute(f"listen {CHANNEL}")
+                return  # what came before we listened is looked for first
+            for _ in self._ears.notifies(timeout=seconds, stop_after=1):
+                pass
+
+
+def spelled(sql: str) -> str:
+    """Our SQL in PostgreSQL's words."""
+    return sql.replace("?", "%s").replace("steady()", CLOCK).replace("epoch()", CLOCK)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

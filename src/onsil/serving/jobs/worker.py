@@ -1,0 +1,223 @@
+"""Who does the work: claims jobs, keeps their leases, writes what came of them.
+
+    handlers = {"double": lambda claimed: claimed.payload * 2}
+    Worker(store, handlers).run()
+
+One thread claims, `threads` threads work, one renews the leases of all that run. A handler is an
+ordinary function of the `Claimed` job; it returns plain JSON, raises NoRetry for what can never
+succeed, Cancelled when it ends because it was asked to, and anything else for "try again". What it
+checkpoints is done for good, so a handler that was killed begins with `claimed.checkpoints()` and
+goes on behind them. A worker that lost its lease (it slept, or the machine did) is told so at its
+next checkpoint and writes nothing.
+
+On `stop` nothing new is claimed, and what runs may finish for `grace` seconds; then it is given
+back without counting the attempt.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+
+from onsil.serving.jobs.job import Cancelled, Job, Json, Lost, NoRetry, StoreError
+from onsil.serving.jobs.store import JobStore
+
+LOOK = 1.0  # seconds between looks at the store when nobody calls
+log = logging.getLogger("onsil.serving.jobs")
+
+
+class Stopping(Exception):
+    """The worker shuts down: raised by the next checkpoint; the job is given back."""
+
+
+class Claimed:
+    """A job as its handler sees it."""
+
+    def __init__(self, store: JobStore, job: Job, lease: float):
+        self.job, self.lease, self._store = job, lease, store
+        self._ending = self._stopping = self._lost = False
+
+    @property
+    def id(self) -> str:
+        return self.job.id
+
+    @property
+    def payload(self) -> Json:
+        return self.job.payload
+
+    @property
+    def fence(self) -> int:
+        return self.job.fence
+
+    def checkpoints(self) -> dict[str, Json]:
+        """Unit → value, of what this job got done so far, by whichever attempt."""
+        return self._store.checkpoints(self.id)
+
+    def checkpoint(self, unit: str, value: Json, ok: bool = True) -> None:
+        """Record one unit's value, once and for all; `ok` False counts it among the failed ones.
+        Raises Lost when the job is another worker's now."""
+        self._store.checkpoint(self.id, self.fence, unit, value, ok)
+        if self._stopping:
+            raise Stopping
+
+    def cancelled(self) -> bool:
+        """Whether the handler should stop: somebody asked, or the job's time is over. Asks the
+        store. Raises Lost."""
+        self.beat()
+        return self._ending
+
+    def beat(self) -> None:
+        """Renew the lease. Raises Lost."""
+        try:
+            self._ending = self._store.beat(self.id, self.fence, self.lease)
+        except Lost:
+            self._lost = True
+            raise
+
+    def ask_to_stop(self) -> None:
+        """Let the next checkpoint be the last."""
+        self._stopping = True
+
+
+Handler = Callable[[Claimed], Json]
+
+
+class Worker:
+    """Works at jobs of the kinds that `handlers` names. `lease`: seconds without a sign of life
+    after which others may take over; `wait`: seconds before a failed job's second attempt."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        handlers: Mapping[str, Handler],
+        lease: float = 30.0,
+        threads: int = 1,
+        grace: float = 20.0,
+        wait: float = 1.0,
+    ):
+        self.store, self.handlers = store, dict(handlers)
+        self.lease, self.grace, self.pause = lease, grace, wait
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._running: set[Claimed] = set()
+        self._lock, self._places = threading.Lock(), threading.Semaphore(threads)
+        self._stopped, self._ended = threading.Event(), threading.Event()
+
+    def start(self) -> threading.Thread:
+        """`run` in a thread of its own."""
+        thread = threading.Thread(target=self.run, name="jobs", daemon=True)
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns when what runs is finished or given back. May be called
+        from a signal handler."""
+        self._stopped.set()
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        pulse = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
+        pulse.start()
+        try:
+            while not self._stopped.is_set():
+                self._step()
+            self._drain()
+        finally:
+            self._ended.set()
+            pulse.join()
+
+    def _step(self) -> None:
+        """One job handed to a thread, or one wait for there to be any."""
+        if not self._places.acquire(timeout=LOOK):
+            return
+        job = None
+        try:
+            job = self.store.claim(tuple(self.handlers), self.name, self.lease)
+            if job is None:
+                self.store.wait(min(LOOK, self.lease / 2, self.pause))
+        except StoreError as e:
+            log.warning("%s", e.en[0])
+            self._stopped.wait(LOOK)
+        finally:
+            if job is None:
+                self._places.release()
+        if job is not None:
+            claimed = Claimed(self.store, job, self.lease)
+            with self._lock:
+                self._running.add(claimed)
+            threading.Thread(target=self._work, args=(claimed,), name=job.id, daemon=True).start()
+
+    def _work(self, claimed: Claimed) -> None:
+        try:
+            self._attempt(claimed)
+        except Lost:
+            log.info("%s is another worker's now", claimed.id)
+        except StoreError as e:  # its lease runs out, and it is tried again from its checkpoints
+            log.warning("%s could not be written: %s", claimed.id, e.en[0])
+        finally:
+            with self._lock:
+                self._running.discard(claimed)
+            self._places.release()
+
+    def _attempt(self, claimed: Claimed) -> None:
+        """Run the handler and write down how it ended. Raises Lost and StoreError."""
+        store, job, fence = self.store, claimed.id, claimed.fence
+        try:
+            result = self.handlers[claimed.job.kind](claimed)
+            store.finish(job, fence, result)
+        except (Lost, StoreError):
+            raise
+        except Stopping:
+            store.release(job, fence)
+        except Cancelled as e:
+            store.stop(job, fence, e.result)
+        except Exception as e:
+            retry = not isinstance(e, NoRetry)
+            state = store.fail(job, fence, described(e), retry, self.pause)
+            log.info("%s: attempt %d ended in %s", job, claimed.job.attempts, state)
+
+    def _keep_leases(self) -> None:
+        """Renew what runs, three times a lease; once a second close what expired while waiting."""
+        swept = 0.0
+        while not self._ended.wait(min(LOOK, self.lease / 3)):
+            with self._lock:
+                running = list(self._running)
+            try:
+                for claimed in running:
+                    try:
+                        claimed.beat()
+                    except Lost:
+                        log.info("%s was lost while it ran", claimed.id)
+                if time.monotonic() - swept >= LOOK:
+                    swept = time.monotonic()
+                    self.store.sweep()
+            except StoreError as e:
+                log.warning("%s", e.en[0])
+
+    def _drain(self) -> None:
+        """Wait for what runs; ask it to stop, and give it back when it does not."""
+        with self._lock:
+            running = list(self._running)
+        for claimed in running:
+            claimed.ask_to_stop()
+        until = time.monotonic() + self.grace
+        while self._running and time.monotonic() < until:
+            time.sleep(0.02)
+        with self._lock:
+            left = list(self._running)
+        for claimed in left:
+            try:
+                self.store.release(claimed.id, claimed.fence)
+            except (Lost, StoreError) as e:
+                log.info("%s could not be given back: %s", claimed.id, type(e).__name__)
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """An error as it is kept: what kind, what it said, and where (no values of variables)."""
+    return {
+        "kind": type(error).__name__,
+        "message": str(error),
+        "trace": "".join(traceback.format_tb(error.__traceback__)[-8:]),
+    }
