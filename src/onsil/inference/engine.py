@@ -20,19 +20,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onsil.errors import OnsilError
 from onsil.inference.grammar import Grammar, Matcher
 from onsil.inference.prefixes import PAGE, Prefixes
+from onsil.inference.reading import Reader
+from onsil.inference.refusals import TooLong, impossible, no_states
 from onsil.inference.sampling import Sampler, Sampling, is_sound
 from onsil.inference.slots import BLOCK, GULP, Pairs, Part, Runner, Slots
 from onsil.inference.streaming import Characters, Piece, Reason, Stops, Stream, Token, Words, tell
+from onsil.models.adapters import SoftPrompt
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.transformer import Transformer
 
@@ -76,11 +78,11 @@ class _Text:
     sampler: Sampler
     characters: Characters
     stops: Stops
+    limit: int
     slot: int = -1
     fed: int = 0
     written: int = 0
     last: int = -1
-    limit: int = 0
     matcher: Matcher | None = None
     pages: list[bytes] = field(default_factory=list)
 
@@ -98,9 +100,12 @@ class _Text:
 
 
 class Engine:
-    """Writes with a decoder (or, each text by itself, an encoder-decoder). `capacity`: tokens that a
-    text may have, prompt included, where the model allows more; `start`: what an encoder-decoder
-    begins with; `digest`: what to call it. The model is shared, all but its matrices."""
+    """Writes with a decoder (or, each text by itself, an encoder-decoder).
+
+    `capacity`: tokens a text may have, prompt included, where the model allows more; `start`: what
+    an encoder-decoder begins with; `soft`: a learnt prompt before every text; `reader`: what makes
+    vectors, if not the decoder itself; `digest`: what to call it. The model is shared, all but its
+    matrices."""
 
     def __init__(
         self,
@@ -112,14 +117,19 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         digest: str = "",
         start: int = 0,
+        soft: SoftPrompt | None = None,
+        reader: Reader | None = None,
     ):
         model = model.eval()
         self.runner: Runner = (
             Pairs(model, slots, capacity, start)
             if isinstance(model, EncoderDecoder)
-            else Slots(model, slots, capacity)
+            else Slots(model, slots, capacity, soft)
         )
-        self.slots, self.context, self.digest = slots, self.runner.capacity, digest
+        self.lead = () if soft is None else (0,) * len(soft.rows_PD)  # what stands for its rows
+        self.reader = reader
+        self.slots, self.digest = slots, digest
+        self.context = self.runner.capacity - len(self.lead)
         self.tokenizer, self.words, self.queue = tokenizer, Words(tokenizer), queue
         self.prefixes = Prefixes(cache_bytes)
         self.steps = self.tokens_read = self.tokens_written = 0
@@ -156,14 +166,17 @@ class Engine:
         empty or leaves no room, tokens the model does not know, or sampling that makes no sense."""
         self._check(request)
         decode = lambda ids: self.tokenizer.decode(ids)  # noqa: E731
+        limit = min(request.limit, self.context - self.runner.taken(len(request.ids)))
+        if self.lead:
+            request = replace(request, ids=(*self.lead, *request.ids))
         text = _Text(
             request,
             Stream(self._wake),
             Sampler(request.sampling, self.vocabulary),
             Characters(decode),
             Stops(request.stop_texts),
+            limit,
         )
-        text.limit = min(request.limit, self.context - self.runner.taken(len(request.ids)))
         with self._changed:
             if self._closing:
                 raise Busy("the engine is closing")
@@ -177,12 +190,14 @@ class Engine:
         """(N, D) float32, each row of length one: the mean of a text's last hidden states. Runs in
         the caller's thread, beside what is being written. Raises OnsilError for a text that is
         empty or too long, or a model that has no states of its own."""
+        if self.reader is not None:
+            return self.reader.embed(texts)
         runner = self.runner
         if not isinstance(runner, Slots):
-            raise _no_states()
+            raise no_states()
         for ids in texts:
             if not 0 < len(ids) <= self.context:
-                raise _no_room(len(ids), self.context)
+                raise TooLong(len(ids), self.context)
         with self._embedding:
             self._own = self._own or runner.beside()
             return torch.stack([self._own.embed(list(ids)) for ids in texts]).numpy()
@@ -208,13 +223,13 @@ class Engine:
     def _check(self, request: Request) -> None:
         taken = self.runner.taken(len(request.ids))
         if not request.ids or taken >= self.context or len(request.ids) > self.context:
-            raise _no_room(len(request.ids), self.context)
+            raise TooLong(len(request.ids), self.context)
         known = range(self.vocabulary)
         named = [*request.ids, *(token for token, _ in request.sampling.logit_bias)]
         if min(named) < 0 or max(named) >= len(known):
-            raise _impossible(f"token {next(t for t in named if t not in known)}", len(known))
+            raise impossible(f"token {next(t for t in named if t not in known)}", len(known))
         if not is_sound(request.sampling) or request.limit < 1:
-            raise _impossible(f"{request.sampling}, limit {request.limit}", len(known))
+            raise impossible(f"{request.sampling}, limit {request.limit}", len(known))
 
     # ── the engine's thread ─────────────────────────────────────────────────────────────────────
 
@@ -238,11 +253,14 @@ class Engine:
             for text in [text for text in self._waiting if text.late]:
                 self._waiting.remove(text)
                 self._end(text, text.late)
+            begun = []
             while self._waiting and self._free:
                 text = self._waiting.popleft()
                 text.slot = self._free.pop()
                 self._running.append(text)
-                self._begin(text)
+                begun.append(text)
+        for text in begun:
+            self._begin(text)
 
     def _begin(self, text: _Text) -> None:
         request = text.request
@@ -283,7 +301,7 @@ class Engine:
         self.tokens_read += read
         writing = [text for part, text in zip(parts, texts, strict=True) if part.asks]
         self._write(writing, scores)
-        self._time(time.perf_counter() - began, read, len(parts) > 0 and read < len(parts))
+        self._learn(time.perf_counter() - began, read, sum(len(p.ids) for p in parts) > read)
 
     def _parts(self) -> tuple[list[Part], list[_Text]]:
         """The last token of every text being written, and of prompts as much as there is time."""
@@ -312,8 +330,8 @@ class Engine:
         allowed = (SLOWER - 1) * self._beat if others else LONGEST_STEP
         return min(GULP, max(1, int(allowed / self._row / BLOCK)) * BLOCK)
 
-    def _time(self, seconds: float, read: int, writing: bool) -> None:
-        """Learn from a step what the next may hold."""
+    def _learn(self, seconds: float, read: int, writing: bool) -> None:
+        """From the time of a step, what the next may hold."""
         if not read:
             self._beat = 0.8 * self._beat + 0.2 * seconds if self._beat else seconds
         elif not writing or self._beat:
@@ -386,50 +404,3 @@ class Engine:
         waiting = text.stream.put(piece)
         if waiting is not None:
             self._to_tell.append(waiting)
-
-
-def _no_room(tokens: int, context: int) -> OnsilError:
-    return OnsilError(
-        en=(
-            f"The prompt has {tokens:,} tokens; the model holds {context:,}, the answer included.",
-            "There is nothing to go on from, or no room to write in.",
-            "Give a prompt that is neither empty nor longer than that.",
-        ),
-        ko=(
-            f"입력이 {tokens:,}토큰인데 모델이 다루는 길이는 답까지 합쳐 {context:,}토큰입니다.",
-            "이어 쓸 글이 없거나 쓸 자리가 없습니다.",
-            "비어 있지 않고 그보다 짧은 입력을 주세요.",
-        ),
-    )
-
-
-def _impossible(what: str, vocabulary: int) -> OnsilError:
-    return OnsilError(
-        en=(
-            f"The request cannot be met: {what}.",
-            f"Tokens are 0 to {vocabulary - 1:,}; numbers are finite, temperature at least 0, "
-            "top_p above 0 and at most 1, the limit at least 1.",
-            "Correct the request.",
-        ),
-        ko=(
-            f"들어줄 수 없는 요청입니다: {what}.",
-            f"토큰은 0부터 {vocabulary - 1:,}까지이고, 수는 유한해야 하며, temperature는 0 이상, "
-            "top_p는 0보다 크고 1 이하, 길이는 1 이상이어야 합니다.",
-            "요청을 고쳐 주세요.",
-        ),
-    )
-
-
-def _no_states() -> OnsilError:
-    return OnsilError(
-        en=(
-            "This model makes no vectors of texts.",
-            "It is an encoder-decoder; only decoders and encoders give embeddings here.",
-            "Ask a model that has an encoder or is a decoder.",
-        ),
-        ko=(
-            "이 모델은 글을 벡터로 바꾸지 못합니다.",
-            "인코더-디코더이기 때문입니다. 임베딩은 디코더와 인코더만 만듭니다.",
-            "인코더가 있거나 디코더인 모델에 요청해 주세요.",
-        ),
-    )

@@ -220,6 +220,7 @@ def ready(model: Transformer, grouped: bool = False) -> Transformer:
     `grouped`: as if there were no oneDNN."""
     made = Packer(model.dtype, grouped).ready(model)
     assert isinstance(made, Transformer)
-    if (before := model.project_in) is not None:  # it reads the embedding, which is float32
-        made.project_in = Packer(torch.float32, grouped).product(before.weight)  # type: ignore
+    if model.project_in is not None and model.embedding is not None:
+        own = Packer(model.embedding.weight.dtype, grouped)  # before the stream takes its type
+        made._modules["project_in"] = own.product(model.project_in.weight)
     return made

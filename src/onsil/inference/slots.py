@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from onsil.inference.packing import LEAST, ready
+from onsil.inference.reading import unit
+from onsil.models.adapters import SoftPrompt
 from onsil.models.attention import Cache, View
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.positions import GROWING, rotary_tables
@@ -30,6 +32,7 @@ from onsil.models.shape import Rotary, Shape
 from onsil.models.transformer import Transformer
 
 BLOCK = 16
+GULP = 32 * BLOCK  # tokens of a prompt that nobody waits behind
 
 
 class Part(NamedTuple):
@@ -143,11 +146,20 @@ class Batch:
 
 class Slots:
     """A decoder and the keys and values of `slots` requests. Memory is taken from the system as
-    slots fill: `bytes_per_token` for each token ever held at once."""
+    slots fill: `bytes_per_token` for each token ever held at once. With a learnt prompt, `soft`,
+    the first tokens of every slot stand for its rows."""
 
     cuts = True
 
-    def __init__(self, model: Transformer, slots: int, capacity: int, grouped: bool = False):
+    def __init__(
+        self,
+        model: Transformer,
+        slots: int,
+        capacity: int,
+        soft: SoftPrompt | None = None,
+        grouped: bool = False,
+    ):
+        self.soft_PD = None if soft is None else soft.rows_PD.detach()
         packed = ready(model, grouped)
         # tanh of all rows at once would do the last few numbers another way: it is taken by row.
         self.cap = model.shape.logit_cap
@@ -157,6 +169,7 @@ class Slots:
     def beside(self) -> "Slots":
         """The same model with memory of its own, for one text: to embed beside the engine."""
         other = copy.copy(self)
+        other.soft_PD = None
         other._make(self.model, 0, self.capacity)
         return other
 
@@ -202,9 +215,14 @@ class Slots:
         if len(ids) < LEAST:
             empty = [0] * (LEAST - len(ids))
             parts, ids = [*parts, Part(self.slots, 0, empty, 0)], ids + empty
-        batch = Batch(self, parts)
-        kept = _Kept(self.layers)
-        return self.model.encode(torch.tensor([ids]), cache=kept, views=batch)[0], ends
+        batch, kept = Batch(self, parts), _Kept(self.layers)
+        if self.soft_PD is None:
+            return self.model.encode(torch.tensor([ids]), cache=kept, views=batch)[0], ends
+        assert self.model.embedding is not None
+        x_RD = self.model.embedding(torch.tensor(ids))
+        soft = batch.at_R < len(self.soft_PD)
+        x_RD[soft] = self.soft_PD[batch.at_R[soft]].to(x_RD.dtype)
+        return self.model.encode(vectors_BTD=x_RD[None], cache=kept, views=batch)[0], ends
 
     @torch.inference_mode()
     def page(self, slot: int, start: int, end: int) -> Tensor | None:
@@ -234,13 +252,6 @@ class Slots:
             hidden, ends = self._hidden([Part(self.slots, start, part, len(ids), False)])
             total += hidden[: ends[0]].double().sum(0)
         return unit(total)
-
-
-GULP = 32 * BLOCK  # tokens of a prompt that nobody waits behind
-
-
-def unit(vector_D: Tensor) -> Tensor:
-    return (vector_D / vector_D.norm().clamp(min=1e-12)).float()
 
 
 @dataclass

@@ -77,13 +77,13 @@ class Characters:
 
 
 class Stops:
-    """Looks for stop texts in what is shown."""
+    """Looks for stop texts in what is shown. `after`: what came behind the one that was met."""
 
     def __init__(self, texts: Iterable[str]):
         self.texts = [text for text in texts if text]
         self.tables = [_borders(text) for text in self.texts]
         self.matched = [0] * len(self.texts)
-        self.held = ""
+        self.held = self.after = ""
 
     def add(self, new: str) -> tuple[str, bool]:
         """What can be shown, and whether a stop text was met; it and what follows is not shown."""
@@ -93,6 +93,7 @@ class Stops:
         for at in range(start, len(text)):
             met = [len(self.texts[i]) for i in range(len(self.texts)) if self._step(i, text[at])]
             if met:
+                self.held, self.after = "", text[at + 1 :]
                 return text[: at + 1 - max(met)], True
         sure = len(text) - max(self.matched)
         self.held = text[sure:]
