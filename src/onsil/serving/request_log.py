@@ -139,22 +139,36 @@ def declared(scope: Scope) -> str:
 async def heard(
     scope: Scope | HTTPConnection, operation: str, speaker: Speaker, pieces: Pieces
 ) -> Pieces:
-    """`pieces` as they come, noted in the request's observation: whose words, when, how many."""
-    seen = observation(scope)
+    """`pieces` as they come, noted in the request's observation: whose words, when, how many. The
+    one call by which a door tells logs, metrics and traces of an answer."""
+    from onsil.serving import tracing  # which spells observations out, and so knows this module
+
+    seen, parent, began = observation(scope), tracing.traceparent(), time.time()
     seen.operation, seen.model, seen.digest = operation, speaker.reference, speaker.digest
     texts: list[str] = []
-    async with aclosing(pieces):
-        async for piece in pieces:
-            if isinstance(piece, End):
-                seen.prompt_tokens = piece.prompt_tokens
-                seen.completion_tokens = piece.completion_tokens
-                seen.finish, seen.answer = piece.reason, "".join(texts)
-                seen.answered = None if piece.confidence is None else piece.answered
-                seen.cited = [(c["document"], c["heading"]) for c in piece.annotations]
-            else:
-                seen.token()
-                texts.append(piece.text)
-            yield piece
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, End):
+                    _ended(seen, piece, "".join(texts))
+                else:
+                    seen.token()
+                    texts.append(piece.text)
+                yield piece
+    finally:
+        told = {
+            "gen_ai.usage.input_tokens": seen.prompt_tokens,
+            "gen_ai.usage.output_tokens": seen.completion_tokens,
+            "onsil.model.digest": seen.digest,
+        }
+        tracing.record("engine", parent, began, time.time(), told)
+
+
+def _ended(seen: Observation, end: End, text: str) -> None:
+    seen.prompt_tokens, seen.completion_tokens = end.prompt_tokens, end.completion_tokens
+    seen.finish, seen.answer = end.reason, text
+    seen.answered = None if end.confidence is None else end.answered
+    seen.cited = [(c["document"], c["heading"]) for c in end.annotations]
 
 
 def line(seen: Observation) -> Row:
