@@ -455,7 +455,7 @@ async def test_an_answer_is_remembered_by_its_input():
 
 @running
 async def test_an_answer_is_forgotten_in_time_and_a_failure_at_once():
-    node, seen = counting()
+    node, _ = counting()
     with contextlib.closing(compile(cache(node, 10, 0.05))) as run:
         await run(1)
         await asyncio.sleep(0.06)
