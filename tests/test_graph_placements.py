@@ -128,6 +128,7 @@ async def test_what_overruns_in_a_process_is_ended(tmp_path, monkeypatch):
         pid = int((tmp_path / "note").read_text())
         while Path(f"/proc/{pid}").exists() and run.works[stuck_step].running:
             await asyncio.sleep(0.02)
+        await run.ready()  # another one is up
         answer = await run(value)
         assert answer.value["answer"]["stuck"] == "free"
     assert not Path(f"/proc/{pid}").exists()
