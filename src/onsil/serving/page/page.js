@@ -13,6 +13,9 @@ const WORDS = {
     busy: "질문이 몰려 있습니다. 잠시 뒤 다시 물어봐 주세요.",
     reader: "답하는 방식", digest: "다이제스트", documents: "문서", f1: "시험 정확도(F1)",
     citation: "근거가 맞은 답", abstained: "답이 없을 때 물러난 비율", other: "English", otherLang: "en",
+    monitor: "사용 현황", opinion: "이 답은 어땠나요?", good: "좋아요", bad: "아니에요",
+    correct: "맞는 답을 알고 계시면 적어 주세요(선택)", tell: "보내기",
+    thanks: "고맙습니다. 담당자가 확인한 뒤에만 학습에 쓰입니다.", notKept: "의견을 저장하지 못했습니다.",
   },
   en: {
     notice: "Answers are made by AI from the documents. Check the source that opens with the answer for anything important.",
@@ -24,6 +27,10 @@ const WORDS = {
     busy: "Too many questions at once. Please ask again in a moment.",
     reader: "Answers by", digest: "Digest", documents: "Documents", f1: "F1 on test questions",
     citation: "Answers with the right source", abstained: "Turned away when unanswerable", other: "한국어", otherLang: "ko",
+    monitor: "In use", opinion: "How was this answer?", good: "Good", bad: "Wrong",
+    correct: "If you know the right answer, write it here (optional)", tell: "Send",
+    thanks: "Thank you. It teaches the model only after its owner has looked at it.",
+    notKept: "Your opinion could not be kept.",
   },
 };
 const at = (id) => document.getElementById(id);
@@ -105,6 +112,48 @@ function open(turn, focus) {
   if (focus !== undefined) at("passages").querySelectorAll("h3")[focus]?.focus();
 }
 
+// Two buttons below an answer; a «no» may say what would have been right.
+function opinion(turn) {
+  const words = WORDS[language];
+  const form = made("form", undefined, "opinion");
+  const send = async (verdict, correct) => {
+    const said = { request_id: turn.id, verdict, question: turn.question, correct: correct || "" };
+    if (turn.answered) said.answer = turn.answer.slice(0, 4000);
+    if (turn.citations.length) {
+      said.document = turn.citations[0].document.slice(0, 500);
+      said.heading = turn.citations[0].heading.slice(0, 500);
+    }
+    const kept = await fetch("v1/feedback", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(said),
+    }).then((response) => response.ok, () => false);
+    form.replaceChildren(made("p", kept ? WORDS[language].thanks : WORDS[language].notKept, "quiet"));
+  };
+  const button = (name, act) => {
+    const made_ = made("button", words[name], name);
+    made_.type = "button";
+    made_.addEventListener("click", act);
+    return made_;
+  };
+  form.setAttribute("role", "group");
+  form.setAttribute("aria-label", words.opinion);
+  form.append(made("span", words.opinion, "quiet"), button("good", () => send("good")),
+    button("bad", () => {
+      const label = made("label", words.correct, "quiet");
+      const field = made("textarea");
+      field.rows = 2;
+      field.maxLength = 2000;
+      label.append(field);
+      const tell = made("button", words.tell, "tell");
+      form.replaceChildren(label, tell);
+      form.addEventListener("submit", (event) => {
+        event.preventDefault();
+        send("bad", field.value.trim());
+      });
+      field.focus();
+    }));
+  return form;
+}
+
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
@@ -129,7 +178,7 @@ async function ask(question) {
   at("send").disabled = true;
   at("question").value = "";
   grow();
-  const turn = { answer: "", citations: [], answered: false };
+  const turn = { id: "", question, answer: "", citations: [], answered: false };
   const box = made("article", undefined, "turn");
   const said = made("p", "", "answered waiting");
   box.append(made("p", question, "asked"), said);
@@ -146,6 +195,7 @@ async function ask(question) {
       const error = told ? null : await response.json().catch(() => null);
       throw new Error(told || error?.error?.message || words.failed);
     }
+    turn.id = response.headers.get("x-request-id") || "";
     for await (const event of events(response)) {
       const delta = event.choices[0]?.delta ?? {};
       if (delta.content) turn.answer += delta.content;
@@ -165,6 +215,7 @@ async function ask(question) {
       list.append(item);
     });
     box.append(list);
+    if (turn.id) box.append(opinion(turn));
     if (turn.citations.length) open(turn);
   } catch (error) {
     said.textContent = error instanceof TypeError ? words.failed : error.message;

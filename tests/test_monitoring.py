@@ -1,0 +1,377 @@
+"""Quality in use: what is kept, drift beside its noise, feedback that becomes lessons, the page."""
+
+import asyncio
+import json
+import random
+import shutil
+import stat
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from served import grow_small, server
+from test_operations import authorised, families
+from test_page import CONTRAST, SCROLLS_SIDEWAYS
+
+from onsil.errors import OnsilError
+from onsil.instruction import load_lessons
+from onsil.lineage import Workspace, history
+from onsil.serving.access import Access
+from onsil.serving.app import build
+from onsil.serving.drift import FEWEST, distance, drift, spelled, unknown_share, wilson
+from onsil.serving.feedback import LARGEST, adopt, checked, keep, read_feedback
+from onsil.serving.guard import Refused
+from onsil.serving.keys import add_key
+from onsil.serving.monitoring import PREDICTIONS, masked, question_of, replay
+from onsil.serving.request_log import read_lines
+
+CHROMIUM = shutil.which("chromium")
+DOOR = "/v1/chat/completions"
+QUESTION = "쓰지 않은 연차는 며칠까지 이월되나요?"
+PRIVATE = "제 주민등록번호는 900101-1234568이고 번호는 010-1234-5678인데 연차는 며칠 이월되나요?"
+SERVE = """
+from onsil.serving import run
+plain = run.serve
+run.serve = lambda *a, **k: plain(*a, **k, log_predictions=True)
+"""
+
+
+def body(question: str = QUESTION, **changed) -> dict:
+    return {"model": "desk", "messages": [{"role": "user", "content": question}]} | changed
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return grow_small(tmp_path_factory.mktemp("monitoring"))
+
+
+@pytest.fixture
+def ws(home, tmp_path) -> Workspace:
+    """A workspace of its own to write to."""
+    shutil.copytree(home, tmp_path / "ws")
+    return Workspace(tmp_path / "ws")
+
+
+def doors(ws: Workspace):
+    return build(ws, "desk", Access("k" * 32), frozenset({"localhost"})).app
+
+
+# -- the prediction log ---------------------------------------------------------------------------
+
+
+def test_by_default_not_a_word_is_kept(home):
+    with server(home) as (address, _):
+        sent = httpx.post(address + DOOR, json=body(), headers=authorised(home))
+        assert sent.status_code == 200
+    assert not (home / PREDICTIONS).exists()
+    for path in home.glob("logs/*"):
+        assert "연차" not in path.read_text()
+
+
+def test_asked_to_it_keeps_questions_masked_and_replays_them_byte_for_byte(ws):
+    with server(ws.root, first=SERVE) as (address, _):
+        key = authorised(ws.root)
+        for name, question in (("plain", QUESTION), ("private", PRIVATE)):
+            headers = key | {"x-request-id": name}
+            assert httpx.post(address + DOOR, json=body(question), headers=headers).is_success
+        headers = key | {"x-request-id": "streamed"}
+        assert httpx.post(address + DOOR, json=body(stream=True), headers=headers).is_success
+        long = body("가" * 900, metadata={"x": "나" * 30_000})
+        httpx.post(address + DOOR, json=long, headers=key | {"x-request-id": "long"})
+    path = ws.root / PREDICTIONS
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    rows = {row["id"]: row for row in read_lines(path)}
+    text = path.read_text()
+    assert "1234568" not in text and "1234-5678" not in text
+    assert rows["private"]["masked"] == 2 and "sha256" not in rows["private"]
+    assert rows["plain"]["cited"] == [["휴가규정.md", "제3조(연차의 이월)"]]
+    for name in ("plain", "streamed"):
+        again = asyncio.run(replay(ws, name, doors(ws)))
+        assert again.same and again.model == "desk@v1" and "5일" in again.now
+        assert again.digest == rows[name]["digest"]
+    with pytest.raises(OnsilError, match="2 identifiers in it were masked"):
+        asyncio.run(replay(ws, "private", doors(ws)))
+    with pytest.raises(OnsilError, match="not in the prediction log"):
+        asyncio.run(replay(ws, "nobody", doors(ws)))
+
+
+def test_a_replay_says_when_the_bytes_are_others(ws):
+    row = {
+        "id": "x", "model": "desk@v1", "path": DOOR, "request": body(), "masked": 0,
+        "digest": ws.resolve("desk")[2].digest, "answer": "6일까지", "sha256": "0" * 64,
+    }  # fmt: skip
+    path = ws.root / PREDICTIONS
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in (row, row | {"id": "y", "digest": "d"})))
+    again = asyncio.run(replay(ws, "x", doors(ws)))
+    assert not again.same and again.before == "6일까지" != again.now
+    with pytest.raises(OnsilError, match="no longer kept"):
+        asyncio.run(replay(ws, "y", doors(ws)))
+
+
+def test_masking_reaches_every_text_and_key():
+    value, found = masked({"010-1234-5678": [{"a": ["hong@example.com", 3, None]}]})
+    assert found == 2 and "1234" not in json.dumps(value) and "hong" not in json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("request_", "question"),
+    [
+        (body(), QUESTION),
+        ({"input": QUESTION}, QUESTION),
+        ({"prompt": "계속"}, "계속"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "가"}]}]}, "가"),
+        ({"messages": [{"role": "system", "content": "짧게"}]}, ""),
+        ({"prompt": [1, 2]}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_question_of_a_request(request_, question):
+    assert question_of(request_) == question
+
+
+# -- drift ----------------------------------------------------------------------------------------
+
+LEAVE = ["연차", "병가", "휴가", "이월", "출산휴가", "반차", "휴직", "결근"]
+TRAVEL = ["출장비", "숙박비", "교통비", "항공권", "여비", "정산", "영수증", "일비"]
+ASKS = [
+    "{}는 며칠까지인가요?",
+    "{} 신청은 어떻게 하나요?",
+    "{} 한도가 얼마예요?",
+    "{} 기준 알려 주세요",
+]
+
+
+def questions(words: list[str], count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [
+        draw.choice(ASKS).format(f"{draw.choice(words)} {draw.choice(words)}") for _ in range(count)
+    ]
+
+
+def test_drift_is_seen_when_it_is_there_and_named_by_the_unknown_words():
+    known = {t for q in questions(LEAVE, 400, 0) for t in spelled(q)}
+    found = drift(questions(LEAVE, 200, 1), questions(TRAVEL, 100, 2), known.__contains__)
+    assert found and found.words.drifted and found.concepts.drifted
+    assert found.words.psi > 10 * found.words.floor
+    assert found.unknown.low > found.unknown_before.high
+
+
+def test_without_drift_it_is_called_about_one_time_in_twenty():
+    draw = np.random.default_rng(0)
+    called = 0
+    for seed in range(60):
+        before, now = questions(LEAVE, 150, seed), questions(LEAVE, 80, 1000 + seed)
+        called += distance(before, now, spelled, draw).drifted
+    assert 0 <= called <= 9  # of 60; 5 % would be 3, and P(more than 9) is under 0.2 %
+
+
+def test_a_tenth_of_new_subjects_is_more_than_noise():
+    before = questions(LEAVE, 400, 5)
+    now = questions(LEAVE, 180, 6) + questions(TRAVEL, 40, 7)
+    assert distance(before, now, spelled, np.random.default_rng(0)).drifted
+
+
+def test_too_few_questions_say_nothing():
+    few = questions(LEAVE, FEWEST - 1, 0)
+    assert drift(few, questions(LEAVE, 100, 1), lambda t: True) is None
+    assert drift(questions(LEAVE, 100, 1), few, lambda t: True) is None
+
+
+def test_the_unknown_share_and_its_interval():
+    draw = np.random.default_rng(0)
+    asked = ["가나 다라", "가나 마바"] * 40
+    share = unknown_share(asked, lambda t: t != "마바", draw)
+    assert share.value == 0.25 and 0.15 < share.low < 0.25 < share.high < 0.35
+    assert unknown_share(["?"] * 60, lambda t: False, draw).value == 0
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0)],
+)
+def test_wilsons_interval(hits, of, low, high):
+    """Against Newcombe's tabulated values (Statistics in Medicine 17, 1998)."""
+    share = wilson(hits, of)
+    assert share.low == pytest.approx(low, abs=1e-4)
+    assert share.high == pytest.approx(high, abs=1e-4)
+
+
+# -- feedback -------------------------------------------------------------------------------------
+
+
+def said(**changed) -> dict:
+    return {"request_id": "r1", "verdict": "bad", "question": QUESTION} | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"verdict": "maybe"}, "verdict"),
+        ({"question": " "}, "question"),
+        ({"request_id": ""}, "request_id"),
+        ({"correct": "가" * 2001}, "correct"),
+        ({"answer": 5}, "answer"),
+        ({"answer": "\ud800"}, "answer"),
+        ({"owner": "me"}, "owner"),
+    ],
+)
+def test_feedback_that_cannot_be_meant_is_named(changed, named):
+    with pytest.raises(Refused) as refused:
+        checked(said(**changed))
+    assert refused.value.status == 400 and refused.value.param == named
+
+
+def test_the_last_word_of_a_person_counts_and_identifiers_are_masked(tmp_path):
+    keep(tmp_path, "kim-1", said(correct="010-1234-5678"))
+    keep(tmp_path, "kim-1", said(verdict="good"))
+    keep(tmp_path, "lee-1", said(correct="hong@example.com"))
+    path = tmp_path / "feedback" / "feedback.jsonl"
+    with path.open("a") as f:
+        f.write('{"cut')
+    assert [r["verdict"] for r in read_feedback(tmp_path)] == ["good", "bad"]
+    assert "1234" not in path.read_text() and "hong" not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with path.open("ab") as f:
+        f.truncate(LARGEST)
+    with pytest.raises(Refused) as refused:
+        keep(tmp_path, "kim-1", said())
+    assert refused.value.status == 507
+
+
+def test_on_the_owners_word_it_becomes_lessons_with_lineage(ws):
+    leave = {"document": "휴가규정.md", "heading": "제3조(연차의 이월)"}
+    keep(ws.root, "owner", said(correct="5일까지", **leave))
+    keep(ws.root, "owner", said(request_id="r2", verdict="good", answer="60일까지",
+                                question="병가는 며칠인가요?"))  # fmt: skip
+    keep(ws.root, "owner", said(request_id="r3", verdict="good", question="주차장은 몇 층인가요?",
+                                **leave))  # fmt: skip
+    keep(ws.root, "owner", said(request_id="r4"))  # a mere no
+    keep(ws.root, "owner", said(request_id="r5", correct="화성에서만"))  # in no passage
+    reference, counts = adopt(ws, "desk")
+    assert reference == "desk.feedback@v1" and counts == {"lessons": 3, "not placed": 2}
+    made = ws.resolve(reference)[2]
+    right, good, none = load_lessons(made.path)
+    assert right.passage[slice(*right.answer)] == "5일까지" and right.heading == leave["heading"]
+    assert good.passage[slice(*good.answer)] == "60일까지" and good.document == "휴가규정.md"
+    assert none.answer is None and none.document == "휴가규정.md"
+    assert {lesson.kind for lesson in (right, good, none)} == {"feedback"}
+    stages = [record["stage"] for _, record in history(ws, made.key)]
+    assert stages[0] == "adopt_feedback" and "curate" in stages
+    assert adopt(ws, "desk")[0] == reference  # the same words are the same artefact
+
+
+def test_only_what_was_chosen_is_adopted_and_what_is_not_there_is_named(ws):
+    first = keep(ws.root, "owner", said(correct="5일까지"))
+    keep(ws.root, "owner", said(request_id="r2", correct="60일까지"))
+    assert adopt(ws, "desk", [first])[1] == {"lessons": 1}
+    with pytest.raises(OnsilError, match="no such feedback: feedback-x"):
+        adopt(ws, "desk", [first, "feedback-x"])
+
+
+# -- the routes and the page ----------------------------------------------------------------------
+
+
+def test_feedback_comes_in_by_the_door_and_the_page_is_the_owners(ws):
+    other = {"Authorization": f"Bearer {add_key(ws.root, 'kim')}"}
+    with server(ws.root) as (address, _):
+        own = authorised(ws.root)
+        assert httpx.post(f"{address}/v1/feedback", json=said()).status_code == 401
+        kept = httpx.post(f"{address}/v1/feedback", json=said(), headers=other)
+        assert kept.status_code == 201 and kept.json()["id"].startswith("feedback-")
+        wrong = httpx.post(f"{address}/v1/feedback", json=said(verdict="x"), headers=other)
+        assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "verdict"
+        assert httpx.get(f"{address}/v1/feedback", headers=own).status_code == 405
+        assert httpx.get(f"{address}/monitor/data", headers=other).status_code == 403
+        assert httpx.get(f"{address}/monitor", headers=other).status_code == 403
+        told = httpx.get(f"{address}/monitor/data", headers=own).json()
+        counted = families(httpx.get(f"{address}/metrics", headers=other).text)
+    assert told["feedback"] == {"bad": 1} and told["drift"] is None
+    assert [s.value for s in counted["onsil_feedback"].samples if s.name.endswith("total")] == [1]
+    (row,) = read_feedback(ws.root)
+    assert row["owner"].startswith("kim-")
+
+
+def many(ws: Workspace) -> None:
+    """A month of use and a window of other questions."""
+    logs = ws.root / "logs"
+    logs.mkdir(exist_ok=True)
+    draw = random.Random(0)
+    with (logs / "requests.jsonl").open("w") as f:
+        for day in range(12):
+            for _ in range(draw.randrange(20, 60)):
+                at = 1_795_000_000.0 - 86_400.0 * day
+                f.write(json.dumps({"time": at, "answered": draw.random() > 0.2}) + "\n")
+    asked = questions(LEAVE, 150, 1) + questions(TRAVEL, 150, 2)
+    with (logs / "predictions.jsonl").open("w") as f:
+        for question in asked:
+            f.write(json.dumps({"request": body(question)}) + "\n")
+    keep(ws.root, "owner", said(correct="5일까지", answer="<b>6일</b>까지"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_the_page_shows_it_in_both_languages_light_and_dark_and_asks_nobody_else(ws, browser):
+    many(ws)
+    with server(ws.root, first=SERVE) as (address, link):
+        context = browser.new_context(locale="ko-KR")
+        page = context.new_page()
+        asked, told = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.goto(link)
+        page.goto(f"{address}/monitor")
+        page.wait_for_selector("#drift table")
+        assert page.query_selector_all("#abstention svg .bar") and "달라짐" in page.inner_text(
+            "#drift"
+        )
+        assert "<b>6일</b>까지" in page.inner_text("#feedback")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for width in (360, 1100):
+                page.set_viewport_size({"width": width, "height": 800})
+                page.screenshot(path=str(ws.root / f"{scheme}-{width}.png"), full_page=True)
+                assert [t for ratio, t in page.evaluate(CONTRAST, False) if ratio < 4.5] == []
+            page.set_viewport_size({"width": 360, "height": 800})
+            sideways = page.evaluate(SCROLLS_SIDEWAYS)
+            assert all(name.startswith("DIV#") for name in sideways), sideways
+        page.click("#language")
+        assert "changed" in page.inner_text("#drift") and page.title() == "desk · In use"
+        assert told == [] and all(url.startswith((address, "data:")) for url in asked)
+        context.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+def test_below_an_answer_people_say_what_they_think_of_it(ws, browser):
+    with server(ws.root) as (_, link):
+        context = browser.new_context(locale="ko-KR")
+        page = context.new_page()
+        page.goto(link)
+        page.wait_for_selector("#summary:not(:empty)")
+        for number in (1, 2):
+            page.fill("#question", QUESTION)
+            page.keyboard.press("Enter")
+            page.wait_for_selector(f"article:nth-of-type({number}) .opinion")
+        page.click("article:nth-of-type(1) .good")
+        page.wait_for_selector("article:nth-of-type(1) .opinion p")
+        assert "고맙습니다" in page.inner_text("article:nth-of-type(1) .opinion")
+        page.click("article:nth-of-type(2) .bad")
+        page.fill("article:nth-of-type(2) textarea", "5일")
+        page.click("article:nth-of-type(2) .tell")
+        page.wait_for_selector("article:nth-of-type(2) .opinion p")
+        context.close()
+    good, bad = read_feedback(ws.root)
+    assert (good["verdict"], bad["verdict"], bad["correct"]) == ("good", "bad", "5일")
+    assert good["question"] == QUESTION and good["heading"] == "제3조(연차의 이월)"
+    assert "5일까지" in good["answer"] and good["owner"] == "owner"
