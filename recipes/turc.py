@@ -1,19 +1,21 @@
 """Well-read students learn better (Turc et al. 2019): pre-train the small model first, then let a
 teacher judge unlabelled texts for it, then tune it on the few labelled ones.
 
-Korean film reviews, good or bad (NSMC, split by film). The teacher is the encoder that comes with
-onsil, read on in the reviews and tuned on the labels; it is made once for all seeds, and it sees no
-more labels than the students. Arms, each with the same labels at the end:
+Spoken Korean sentences, and what kind of sentence each is (3i4K, Cho et al. 2018; the four kinds of
+`lora.py`). The teacher is the encoder that comes with onsil, read on in the sentences and tuned on
+the labels; it is made once for all seeds, and it sees no more labels than the students. Arms, each
+with the same labels at the end:
 
     pre-train, distil, tune    PD
     pre-train, tune            PF; its pre-training goes on for as many passes as the others distil
     distil, tune               KD from noise; as many passes of distilling as PD has of both
 
+All have their answers from the mean of what every token says. Rates were chosen on other sentences
+(docs/log.md); the tuning rate of each arm is its own best of three.
+
     python recipes/turc.py
 """
 
-import json
-import os
 import random
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from lora import KINDS, sentences, split
 from proving import prove
 from torch import Tensor
 
@@ -36,35 +39,37 @@ from onsil.training.loop import train
 from onsil.training.objectives import masked_batch, schedule, token_loss
 from onsil.training.soft_targets import divergence
 
-DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
-CONTEXT, BATCH = 64, 2_048
-KINDS = ("나쁨", "좋음")
+CONTEXT, BATCH, FEW = 64, 2_048, 512  # tokens of a step; of a step of tuning
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """`reading`: texts to pre-train on; `transfer`: those the teacher judges; rates of hidden
-    words, of distilling and of tuning."""
+    """Sentences: `reading` to pre-train on, `transfer` of them for the teacher to judge, `labels`
+    and `items` of each kind to tune and to be judged by. Rates of hidden words, of distilling, of
+    tuning the teacher and each arm."""
 
-    student: tuple[int, int] = (128, 2)
-    reading: int = 16_000
-    transfer: int = 8_000
-    labels: int = 1_000
-    items: int = 2_000
-    reading_passes: int = 3
-    distil_passes: int = 4
-    tuning_passes: int = 4
-    teacher_reading: int = 3
-    read_rate: float = 2e-3
-    distil_rate: float = 1e-3
-    tune_rate: float = 3e-4
+    student: tuple[int, int] = (64, 1)
+    reading: int = 12_000
+    transfer: int = 2_000
+    labels: int = 100
+    items: int = 500
+    reading_passes: int = 8
+    distil_passes: int = 12
+    tuning_passes: int = 6
+    teacher_reading: int = 4
+    read_rate: float = 4e-3
+    distil_rate: float = 2e-3
+    teacher_rate: float = 1e-3
+    pd_rate: float = 4e-3
+    pf_rate: float = 4e-3
+    kd_rate: float = 1e-3
     temperature: float = 1.0
-    compute: str = "bf16"
+    compute: str = "fp32"
 
 
 @dataclass(frozen=True)
-class Reviews:
-    """Ids of texts: to read, to be judged by the teacher, labelled ones, those of the test."""
+class Known:
+    """Ids of sentences: to read, to be judged by the teacher, labelled ones, those of the test."""
 
     reading: list[list[int]]
     transfer: list[list[int]]
@@ -74,33 +79,30 @@ class Reviews:
     answers: list[int]
 
 
-def rows_of(name: str) -> list[dict]:
-    import zstandard
-
-    with zstandard.open(DATA / "nsmc" / f"{name}.jsonl.zst", "rt", encoding="utf-8") as f:
-        rows = [json.loads(line) for line in f]
-    random.Random(name).shuffle(rows)
-    return rows
-
-
-def reviews(sizes: Sizes, test: str = "test") -> Reviews:
-    """Labelled texts, texts to transfer on and texts to read do not overlap with the test's."""
+def sentences_of(sizes: Sizes, test: bool = True) -> Known:
+    """Sentences of the test, of choosing (`test` False) and of learning do not overlap; as many of
+    each kind in the first three groups, in what is read as they come."""
     words = load_tokenizer(shipped())
     special = specials_of(words)
 
-    def ids(rows: list[dict]) -> list[list[int]]:
-        told = words.encode_batch([row["document"] for row in rows])
+    def ids(texts: list[str]) -> list[list[int]]:
+        told = words.encode_batch(texts)
         return [[special.cls, *e.ids[: CONTEXT - 2], special.sep] for e in told]
 
-    rows, judged = rows_of("train"), rows_of(test)[: sizes.items]
-    labelled, rest = rows[: sizes.labels], rows[sizes.labels :]
-    return Reviews(
-        ids(rest[: sizes.reading]),
-        ids(rest[: sizes.transfer]),
-        ids(labelled),
-        [row["label"] for row in labelled],
-        ids(judged),
-        [row["label"] for row in judged],
+    kinds, (rest, dev, judged) = list(KINDS), split(sentences(), sizes.items, sizes.items)
+    draw, labelled = random.Random("labels"), []
+    for kind in kinds:
+        labelled += draw.sample([pair for pair in rest if pair[1] == kind], sizes.labels)
+    spoken_for, scored = set(labelled), judged if test else dev
+    unread = [text for text, kind in rest if (text, kind) not in spoken_for]
+    draw.shuffle(unread)
+    return Known(
+        ids(unread[: sizes.reading]),
+        ids(unread[: sizes.transfer]),
+        ids([text for text, _ in labelled]),
+        [kinds.index(kind) for _, kind in labelled],
+        ids([text for text, _ in scored]),
+        [kinds.index(kind) for _, kind in scored],
     )
 
 
@@ -126,10 +128,12 @@ def read(model: Transformer, texts: list[list[int]], passes: int, rate: float, s
 
 
 def scores(model: Transformer, head: Head, texts: list[list[int]]) -> Tensor:
-    """N × kinds."""
+    """N × kinds: the mean of what the tokens say."""
     lengths = [len(text) for text in texts]
     x_1TD = model.encode(torch.tensor([[t for text in texts for t in text]]), lengths=lengths)
-    return head(*apart(x_1TD, lengths))
+    x_BTD, keep_BT = apart(x_1TD, lengths)
+    weight_BT = keep_BT / keep_BT.sum(1, keepdim=True)
+    return (head(x_BTD, keep_BT) * weight_BT[..., None]).sum(1)
 
 
 @torch.no_grad()
@@ -148,10 +152,11 @@ def learn(
     passes: int,
     rate: float,
     seed: int,
+    batch: int = BATCH,
 ) -> None:
     """Train stack and head on `loss(scores, which texts)`."""
     model, head = judge
-    steps = schedule([len(t) for t in texts], BATCH, passes, seed)
+    steps = schedule([len(t) for t in texts], batch, passes, seed)
     parts = (("model", model), ("head", head))
     named = {f"{part}.{n}": p for part, m in parts for n, p in m.named_parameters()}
     if passes:
@@ -172,49 +177,49 @@ def distil(judge: Judge, texts: list[list[int]], told_NK: Tensor, sizes: Sizes, 
     learn(judge, texts, loss, passes, sizes.distil_rate, seed)
 
 
-def tune(judge: Judge, known: Reviews, sizes: Sizes, seed: int) -> None:
+def tune(judge: Judge, known: Known, sizes: Sizes, rate: float, seed: int) -> None:
     labels = torch.tensor(known.labels)
 
     def loss(said_BK: Tensor, which: list[int]):
         return judge[1].loss(said_BK, labels[which])
 
-    learn(judge, known.labelled, loss, sizes.tuning_passes, sizes.tune_rate, seed)
+    learn(judge, known.labelled, loss, sizes.tuning_passes, rate, seed, FEW)
 
 
-def right(judge: Judge, known: Reviews) -> list[float]:
+def right(judge: Judge, known: Known) -> list[float]:
     told = all_scores(*judge, known.test).argmax(1)
     return (told == torch.tensor(known.answers)).float().tolist()
 
 
-def arms_of(known: Reviews, sizes: Sizes) -> dict[str, Callable[[int], list[float]]]:
+def arms_of(known: Known, sizes: Sizes) -> dict[str, Callable[[int], list[float]]]:
     @cache
     def teacher() -> Judge:
         model = load(shipped() / "encoder", sizes.compute)[0]
         read(model, known.reading, sizes.teacher_reading, sizes.read_rate / 4, 1_000)
-        judge = new_head(model, "sequence", KINDS, seed=1_000)
-        tune(judge, known, sizes, 1_000)
+        judge = new_head(model, "token", tuple(KINDS), seed=1_000)
+        tune(judge, known, sizes, sizes.teacher_rate, 1_000)
         return judge
 
     @cache
     def told() -> Tensor:
         return all_scores(*teacher(), known.transfer)
 
-    def student(seed: int, reading: int, distilling: int) -> list[float]:
+    def student(seed: int, reading: int, distilling: int, rate: float) -> list[float]:
         words = load_tokenizer(shipped()).get_vocab_size()
         shape = encoder_shape(words, *sizes.student, CONTEXT)
         model = Transformer(shape, sizes.compute).initialise(seed)
         read(model, known.reading, reading, sizes.read_rate, seed)
-        judge = new_head(model, "sequence", KINDS, seed=seed)
+        judge = new_head(model, "token", tuple(KINDS), seed=seed)
         if distilling:
             distil(judge, known.transfer, told(), sizes, distilling, seed)
-        tune(judge, known, sizes, seed)
+        tune(judge, known, sizes, rate, seed)
         return right(judge, known)
 
     both = sizes.reading_passes + sizes.distil_passes
     return {
-        "PD": lambda seed: student(seed, sizes.reading_passes, sizes.distil_passes),
-        "PF": lambda seed: student(seed, both, 0),
-        "KD from noise": lambda seed: student(seed, 0, both),
+        "PD": lambda seed: student(seed, sizes.reading_passes, sizes.distil_passes, sizes.pd_rate),
+        "PF": lambda seed: student(seed, both, 0, sizes.pf_rate),
+        "KD from noise": lambda seed: student(seed, 0, both, sizes.kd_rate),
         "teacher": lambda seed: right(teacher(), known),
     }
 
@@ -222,7 +227,7 @@ def arms_of(known: Reviews, sizes: Sizes) -> dict[str, Callable[[int], list[floa
 def main(seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
     torch.set_num_threads(1)
     sizes = Sizes()
-    arms = arms_of(reviews(sizes), sizes)
+    arms = arms_of(sentences_of(sizes), sizes)
     arms["teacher"](0)  # so that no arm's time has it
     return prove(
         "turc",
@@ -230,7 +235,7 @@ def main(seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
         arms,
         [("PD", "PF"), ("PD", "KD from noise")],
         seeds,
-        asdict(sizes) | {"data": "nsmc"},
+        asdict(sizes) | {"data": "3i4K, 4 kinds"},
     )
 
 

@@ -42,11 +42,11 @@ def test_a_student_of_a_good_teacher_beats_one_that_learns_alone():
 
 
 def test_the_arms_differ_in_what_they_did_and_not_in_what_they_are_judged_on():
-    """Planted reviews: one of a few words says which kind it is."""
+    """Planted sentences: one of a few words says which kind it is."""
     draw = random.Random(0)
 
     def some(number: int) -> tuple[list[list[int]], list[int]]:
-        labels = [draw.randrange(2) for _ in range(number)]
+        labels = [draw.randrange(4) for _ in range(number)]
         rows = [
             [2, *(draw.randrange(300, 320) for _ in range(6)), 500 + 5 * k + draw.randrange(5), 3]
             for k in labels
@@ -54,10 +54,10 @@ def test_the_arms_differ_in_what_they_did_and_not_in_what_they_are_judged_on():
         return rows, labels
 
     (reading, _), (labelled, labels), (test, answers) = some(100), some(40), some(60)
-    known = turc.Reviews(reading, reading, labelled, labels, test, answers)
+    known = turc.Known(reading, reading, labelled, labels, test, answers)
     sizes = replace(
         turc.Sizes(), student=(32, 1), reading_passes=1, distil_passes=2, tuning_passes=2,
-        teacher_reading=0, tune_rate=2e-3, distil_rate=5e-3, compute="fp32",
+        teacher_reading=0, distil_rate=5e-3,
     )  # fmt: skip
     arms = turc.arms_of(known, sizes)
     told = {name: arm(0) for name, arm in arms.items()}
@@ -66,16 +66,18 @@ def test_the_arms_differ_in_what_they_did_and_not_in_what_they_are_judged_on():
     assert len({tuple(scores) for scores in told.values()}) > 1
 
 
-@pytest.mark.slow
-def test_labelled_texts_and_those_of_the_test_are_apart(onsil_data, monkeypatch):
-    monkeypatch.setattr(turc, "DATA", onsil_data)
-    known = turc.reviews(replace(turc.Sizes(), reading=300, transfer=200, labels=50, items=60))
-    sizes = [len(x) for x in (known.reading, known.transfer, known.labelled, known.test)]
-    assert sizes == [300, 200, 50, 60]
-    rest = {tuple(t) for t in (*known.reading, *known.labelled)}
-    assert all(len(t) <= turc.CONTEXT for t in known.test)
-    assert not {tuple(t) for t in known.labelled} & {tuple(t) for t in known.reading}
-    assert sum(tuple(t) in rest for t in known.test) <= 3  # «재밌다» is said of many films
+def test_sentences_to_learn_from_choose_by_and_be_judged_by_are_apart(monkeypatch):
+    found = {kind: [f"{n}번 {kind}" for n in range(40)] for kind in turc.KINDS}
+    monkeypatch.setattr(turc, "sentences", lambda: found)
+    sizes = replace(turc.Sizes(), reading=60, transfer=30, labels=5, items=8)
+    known, dev = turc.sentences_of(sizes), turc.sentences_of(sizes, test=False)
+    many = [len(x) for x in (known.reading, known.transfer, known.labelled, known.test)]
+    assert many == [60, 30, 20, 32] and len(dev.test) == 32
+    parts = [{tuple(t) for t in x} for x in (known.reading, known.labelled, known.test, dev.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 144
+    assert {tuple(t) for t in known.transfer} <= parts[0]
+    assert [known.labels.count(k) for k in range(4)] == [5] * 4
+    assert [known.answers.count(k) for k in range(4)] == [8] * 4
 
 
 # -- step by step -------------------------------------------------------------------------------
