@@ -16,6 +16,7 @@ ever unpickled.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ Json = Any  # None, bool, int, float, str, list and dict with string keys, of th
 
 READY, RUNNING, DONE, FAILED, DEAD = "ready", "running", "done", "failed", "dead"
 CANCELLED, EXPIRED = "cancelled", "expired"
-OPEN = (READY, FAILED, RUNNING)  # a worker may still have something to do
 CLOSED = (DONE, DEAD, CANCELLED, EXPIRED)
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of jobs and files; anything else is unknown here
 
 
 @dataclass(frozen=True)

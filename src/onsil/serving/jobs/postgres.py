@@ -16,7 +16,6 @@ from onsil.serving.jobs.job import damaged, full, unavailable
 from onsil.serving.jobs.schema import Run, migrate
 
 KEPT, CHANNEL = 4, "onsil_jobs"
-MIGRATION_LOCK = 0x0451_10B5  # any number that is ours
 WORDS = {
     "serial": "bigint generated always as identity primary key",
     "real": "double precision",
@@ -52,7 +51,7 @@ class Postgres:
         self._ears: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
         with self.transaction() as run:
-            run("select pg_advisory_xact_lock(?)", MIGRATION_LOCK)
+            self.alone(run, "schema")
             migrate(run, WORDS)
         with self.reading() as run:  # a damaged page of an open job is found now, not by a caller
             run("select sum(length(payload)) from jobs where state in ('ready','failed','running')")
@@ -127,6 +126,10 @@ class Postgres:
         ) as e:
             raise unavailable(_first_line(e)) from e
 
+    def alone(self, run: Run, name: str) -> None:
+        """Wait until nobody else is in a transaction that asked for the same name."""
+        run("select pg_advisory_xact_lock(hashtext(?))", f"onsil jobs {name}")
+
     def tell(self, run: Run) -> None:
         """Wake who waits, on every machine, when this transaction commits."""
         run("select pg_notify(?, '')", CHANNEL)
@@ -136,7 +139,7 @@ class Postgres:
         with self._faults():
             if self._ears is None or self._ears.closed:
                 self._ears = self._connect()
-                self._ears.execute(f"listen {CHANNEL}")
+                self._ears.execute(f"listen {CHANNEL}")  # a constant of ours
                 return  # what came before we listened is looked for first
             for _ in self._ears.notifies(timeout=seconds, stop_after=1):
                 pass

@@ -104,6 +104,9 @@ class SQLite:
                 raise damaged(str(self.path), str(e)) from e
             raise unavailable(f"{e} ({self.path})") from e
 
+    def alone(self, run: Run, name: str) -> None:
+        """Nobody else is in a transaction that asked for the same name; here, nobody is in any."""
+
     def tell(self, run: Run) -> None:
         """Wake who waits in this process; other processes look for themselves."""
         self._news.set()

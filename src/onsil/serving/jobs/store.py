@@ -15,7 +15,7 @@ out: priorities, and jobs that wait for other jobs.
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from onsil.serving.jobs.job import (
     DONE,
     EXPIRED,
     FAILED,
+    NAME,
     READY,
     RUNNING,
     Conflict,
@@ -45,6 +46,7 @@ COLUMNS = (
 ERROR = "(select error from events e where e.job = jobs.id and e.error is not null"
 ERROR += " order by e.seq desc limit 1) as error"
 GONE = {"kind": "WorkerLost", "message": "The worker stopped without a word.", "trace": ""}
+PAGE = 500  # checkpoints read at once
 LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
@@ -55,6 +57,7 @@ class Database(Protocol):
 
     def transaction(self) -> AbstractContextManager[Run]: ...
     def reading(self) -> AbstractContextManager[Run]: ...
+    def alone(self, run: Run, name: str) -> None: ...
     def tell(self, run: Run) -> None: ...
     def wait(self, seconds: float) -> None: ...
     def close(self) -> None: ...
@@ -127,19 +130,18 @@ class JobStore:
 
     def _read(self, run: Run, owner: str, job: str) -> Job:
         sql = f"select {COLUMNS}, {ERROR} from jobs where id = ? and owner = ?"
-        if not (found := run(sql, job, owner)):
+        if not NAME.fullmatch(job) or not (found := run(sql, job, owner)):
             raise unknown("job", job)
         return _job(found[0])
 
     def listed(
-        self, owner: str, kind: str | None = None, limit: int = 20, after: str | None = None
+        self, owner: str, kinds: Sequence[str], limit: int = 20, after: str | None = None
     ) -> list[Job]:
-        """An owner's jobs, the newest first; `after`: the id that the last page ended with."""
+        """An owner's jobs of some kinds, the newest first; `after`: the id that the last page ended
+        with. Raises Unknown for an `after` that is not there."""
+        where = f"owner = ? and kind in ({', '.join('?' * len(kinds))})"
+        values: tuple[Any, ...] = (owner, *kinds)
         with self.database.reading() as run:
-            values: tuple[Any, ...] = (owner,)
-            where = "owner = ?"
-            if kind is not None:
-                where, values = f"{where} and kind = ?", (*values, kind)
             if after is not None:
                 self._read(run, owner, after)
                 where += " and seq < (select seq from jobs where id = ?)"
@@ -211,9 +213,26 @@ class JobStore:
 
     def checkpoints(self, job: str) -> dict[str, Json]:
         """Unit → value, of everything that took effect."""
+        return dict(self.each_checkpoint(job))
+
+    def each_checkpoint(self, job: str, prefix: str = "") -> Iterator[tuple[str, Json]]:
+        """The units that begin with `prefix` and their values, by name, read a page at a time."""
+        last, page = "", [{}] * PAGE
+        while len(page) == PAGE:
+            with self.database.reading() as run:
+                page = run(
+                    "select unit, value from checkpoints where job = ? and unit > ?"
+                    " and substr(unit, 1, ?) = ? order by unit limit ?",
+                    *(job, last, len(prefix), prefix, PAGE),
+                )
+            for row in page:
+                yield (last := row["unit"]), json.loads(row["value"])
+
+    def checkpoint_of(self, job: str, unit: str) -> tuple[Json, float] | None:
+        """One unit's value and when it was written; None when it was not."""
         with self.database.reading() as run:
-            rows = run("select unit, value from checkpoints where job = ? order by unit", job)
-        return {row["unit"]: json.loads(row["value"]) for row in rows}
+            rows = run("select value, at from checkpoints where job = ? and unit = ?", job, unit)
+        return (json.loads(rows[0]["value"]), rows[0]["at"]) if rows else None
 
     def checkpoint_counts(self, job: str, prefix: str) -> tuple[int, int]:
         """How many units that begin with `prefix` went well, and how many did not."""
@@ -225,6 +244,15 @@ class JobStore:
             )
         found = {row["ok"]: row["number"] for row in rows}
         return found.get(1, 0), found.get(0, 0)
+
+    def conclude(self, job: str, result: Json) -> None:
+        """Give a job that was closed without its worker the result that its checkpoints make."""
+        with self.database.transaction() as run:
+            run(
+                "update jobs set result = ? where id = ? and result = 'null'"
+                " and state in ('dead', 'cancelled', 'expired') returning id",
+                *(spell(result), job),
+            )
 
     # ── for workers ─────────────────────────────────────────────────────────────────────────────
 
@@ -400,7 +428,7 @@ def _close(run: Run, job: str, state: str, where: str, *values: Any, result: Jso
     closed = run(
         "update jobs set state = ?, result = ?, finished = epoch(), lease_from = 0,"
         f" lease_until = 0 where id = ? and {where}"
-        " returning owner, kind, attempts, fence, webhook, finished",
+        " returning attempts, fence, webhook, finished",
         *(state, spell(result), job, *values),
     )
     if not closed:
@@ -412,7 +440,7 @@ def _close(run: Run, job: str, state: str, where: str, *values: Any, result: Jso
             "id": f"evt_{secrets.token_hex(12)}",
             "object": "event",
             "created_at": int(row["finished"]),
-            "type": f"{'batch' if row['kind'] == 'batch' else 'job'}.{state}",
+            "type": f"job.{state}",
             "data": {"id": job},
         }
         run(

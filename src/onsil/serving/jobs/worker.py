@@ -38,7 +38,12 @@ class Claimed:
 
     def __init__(self, store: JobStore, job: Job, lease: float):
         self.job, self.lease, self._store = job, lease, store
-        self._ending = self._stopping = self._lost = False
+        self._ending = self._stopping = False
+        self._beaten = time.monotonic()
+
+    @property
+    def owner(self) -> str:
+        return self.job.owner
 
     @property
     def id(self) -> str:
@@ -64,18 +69,16 @@ class Claimed:
             raise Stopping
 
     def cancelled(self) -> bool:
-        """Whether the handler should stop: somebody asked, or the job's time is over. Asks the
-        store. Raises Lost."""
-        self.beat()
+        """Whether the handler should stop: somebody asked, or the job's time is over. As it was at
+        most a second ago. Raises Lost."""
+        if time.monotonic() - self._beaten > LOOK:
+            self.beat()
         return self._ending
 
     def beat(self) -> None:
         """Renew the lease. Raises Lost."""
-        try:
-            self._ending = self._store.beat(self.id, self.fence, self.lease)
-        except Lost:
-            self._lost = True
-            raise
+        self._ending = self._store.beat(self.id, self.fence, self.lease)
+        self._beaten = time.monotonic()
 
     def ask_to_stop(self) -> None:
         """Let the next checkpoint be the last."""
