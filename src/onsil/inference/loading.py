@@ -80,8 +80,9 @@ def load_engine(
         soft=soft,
         reader=reader,
     )
-    prompts = load_prompts(weights, writer.tokenizer, engine.context, writer.stop)
     pair = isinstance(writer.model, EncoderDecoder)
+    prompts = load_prompts(weights, writer.tokenizer, engine.context, writer.stop)
+    prompts.open_ended = not pair
     return _served(engine, prompts, "encoder-decoder" if pair else "decoder")
 
 

@@ -56,6 +56,7 @@ class Prompts:
     jinja: str | None = None
     spelled: Mapping[str, str] = field(default_factory=dict)
     confined: Confined = field(default_factory=Confined)
+    open_ended: bool = True  # texts are gone on with: an end that the tokenizer adds is taken off
 
     def __post_init__(self):
         added = self.tokenizer.get_added_tokens_decoder()
@@ -81,7 +82,10 @@ class Prompts:
     def text(self, text: str) -> tuple[int, ...]:
         """A text to go on from, or to make a vector of. Raises TooLong."""
         self._modest(len(text.encode("utf-8", "replace")))
-        return self._fitting(self.tokenizer.encode(text).ids)
+        ids = self.tokenizer.encode(text).ids
+        while self.open_ended and ids and ids[-1] in self.stop:
+            ids.pop()
+        return self._fitting(ids)
 
     def chat(self, messages: Chat, tools: Sequence[Mapping[str, Any]] = ()) -> tuple[int, ...]:
         """Up to where the assistant's next turn begins. `messages`: role, content (text or None),

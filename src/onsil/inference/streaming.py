@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from onsil.inference.sampling import log_chances
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
+UNTOLD = float("nan")
 PATIENCE = 6  # tokens that may pass before an unfinished character counts as broken
 LOOKED_AT, KEPT = 24, 8  # tokens decoded again; the last few hold any unfinished character
 
@@ -141,7 +142,7 @@ class Words:
     def told(self, scores_V, token: int, many: int | None) -> Token:
         """The token with its chances; NaN where nobody asked."""
         if many is None:
-            return Token(token, self[token], float("nan"), ())
+            return Token(token, self[token], UNTOLD, ())
         own, top = log_chances(scores_V, token, many)
         return Token(token, self[token], own, tuple((i, self[i], chance) for i, chance in top))
 
