@@ -41,7 +41,7 @@ def running(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
     @functools.wraps(test)
     def run(*arguments: Any, **named: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*arguments, **named), 30))
+        asyncio.run(asyncio.wait_for(test(*arguments, **named), 120))
 
     return run
 

@@ -63,23 +63,27 @@ class Running:
         self._comparing = Comparing()
         self.works: dict[Leaf, Work] = {}
         try:
-            for leaf in dict.fromkeys(leaves(node)):
-                self.works[leaf] = self._work(leaf, leaf.on or placement, home)
+            self._lay(placement, home)
             self._run = self._built(node)
         except OnsilError:
             self.close()
             raise
 
-    def _work(self, leaf: Leaf, place: str, home: Path | None) -> Work:
-        if place == "process":
-            from onsil.graph.workers import InProcess
+    def _lay(self, placement: Placement, home: Path | None) -> None:
+        """Give every leaf its work; one that stands in the graph twice has one."""
+        places = {leaf: leaf.on or placement for leaf in leaves(self.node)}
+        for leaf, place in places.items():
+            if place == "process":
+                from onsil.graph.workers import InProcess
 
-            return InProcess(described(leaf, home))
-        if place == "ray":
-            from onsil.graph.on_ray import OnRay
+                self.works[leaf] = InProcess(described(leaf, home))
+            elif place != "ray":
+                self.works[leaf] = work_here(leaf, place, self.models)
+        if far := [leaf for leaf, place in places.items() if place == "ray"]:
+            from onsil.graph.on_ray import lay
 
-            return OnRay(described(leaf, home))
-        return work_here(leaf, place, self.models)
+            laid = lay([described(leaf, home) for leaf in far])
+            self.works |= dict(zip(far, laid, strict=True))
 
     async def __call__(
         self, value: Json, *, deadline: float | None = None, request_id: str | None = None
