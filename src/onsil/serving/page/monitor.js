@@ -19,14 +19,15 @@ const WORDS = {
     counts: (good, bad) => `좋아요 ${good}건, 아니에요 ${bad}건`,
     failed: "현황을 불러오지 못했습니다. 터미널에서 `onsil serve`를 다시 실행해 주세요.",
     chart: "날마다 답을 찾지 못한 비율",
+    date: (day) => `${day.split("-").map(Number).join(". ")}.`,
   },
   en: {
     title: "In use", summary: "In use", back: "Back to asking", other: "한국어", otherLang: "ko",
     abstention: "Questions the documents do not answer", drift: "Change of the questions", feedback: "What people said",
-    abstentionSays: "By day, with a 95 % interval. Counted without keeping a word of what was asked.",
+    abstentionSays: "By day, with a 95% interval. Counted without keeping a word of what was asked.",
     driftSays: "The first questions against the latest (population stability index). Called a change only above what chance reaches 1 time in 20.",
     feedbackSays: "It becomes a lesson only when the owner has looked at it and adopts it: onsil feedback",
-    none: "Nothing yet.", day: "Day", asked: "Asked", unanswered: "Not found", share: "Share", interval: "95 % interval",
+    none: "Nothing yet.", day: "Day", asked: "Asked", unanswered: "Not found", share: "Share", interval: "95% interval",
     off: "The prediction log is off, so no change can be seen. --log-predictions turns it on (identifiers are masked).",
     few: (n) => `Can be seen from ${n} questions on.`,
     what: "Of what", index: "Index", floor: "Noise floor", result: "Verdict",
@@ -36,6 +37,7 @@ const WORDS = {
     counts: (good, bad) => `${good} good, ${bad} wrong`,
     failed: "Nothing could be loaded. Run `onsil serve` again in the terminal.",
     chart: "Share of questions the documents do not answer, by day",
+    date: (day) => day,
   },
 };
 const SVG = "http://www.w3.org/2000/svg";
@@ -52,7 +54,7 @@ const drawn = (tag, attributes, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}%`;
 let language = (navigator.language || "ko").toLowerCase().startsWith("ko") ? "ko" : "en";
 let found = null;
 let failed = false;
@@ -103,12 +105,14 @@ function chart(days, label) {
 
 function abstention(words) {
   if (!found.days.length) return [made("p", words.none)];
-  const rows = found.days.map((day) => [day.day, String(day.asked), String(day.abstained),
+  const rows = found.days.map((day) => [words.date(day.day), String(day.asked), String(day.abstained),
     percent(day.share.value), `${percent(day.share.low)} – ${percent(day.share.high)}`]).reverse();
   const heads = [words.day, words.asked, words.unanswered, words.share, words.interval];
   const scroll = made("div", undefined, "scroll");
-  scroll.append(table(heads, rows));
-  return [chart(found.days, words.chart), scroll];
+  const numbers = table(heads, rows);
+  numbers.className = "numbers";
+  scroll.append(chart(found.days, words.chart), numbers);
+  return [scroll];
 }
 
 function drift(words) {
