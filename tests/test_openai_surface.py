@@ -147,3 +147,12 @@ def test_doors_that_wait_for_their_models_say_so(client, path):
 def test_a_response_that_cannot_be_meant_is_refused_by_name(client, changed, named):
     response = client.post("/v1/responses", json={"model": "desk", "input": QUESTION} | changed)
     assert response.status_code == 400 and named in response.text
+
+
+def test_a_grown_model_goes_on_with_texts_and_measures_them_too(official):
+    made = official.completions.create(model="desk", prompt="연차는", max_tokens=4)
+    assert made.usage.completion_tokens >= 1
+    assert len(official.embeddings.create(model="desk", input="연차").data[0].embedding)
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        official.chat.completions.create(model="desk", messages=MESSAGES, tools=[tool])

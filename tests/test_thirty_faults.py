@@ -7,13 +7,14 @@ have the long form: documents (`test_faults`, `test_sandbox`), jobs (`test_jobs_
 """
 
 import ast
+import contextlib
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import psutil
@@ -63,7 +64,7 @@ def client(address, key) -> Iterator[httpx.Client]:
         assert client.post(CHAT, json=GOOD[CHAT]).status_code == 200
 
 
-@contextmanager
+@contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
     began = time.monotonic()
     yield
@@ -117,10 +118,9 @@ def test_03_a_body_of_150_mb_and_lengths_that_lie(address, client, key):
             yield b" " * 1_000_000
 
     with within(20):
-        try:
+        hung_up = (httpx.WriteError, httpx.RemoteProtocolError)  # on the sender: as good
+        with contextlib.suppress(*hung_up):
             refused(client.post(CHAT, content=pieces()), 413)
-        except (httpx.WriteError, httpx.RemoteProtocolError):
-            pass  # it hung up on the sender: as good
     for length in ("-1", "1e3", "10, 20", "0x10"):
         with connect(address) as connection, within(5):
             connection.sendall(head(address, key, f"Content-Length: {length}") + b"{}")
@@ -152,7 +152,7 @@ def test_05_two_lengths_at_once(address, client, key):
 # ── numbers, texts, fields ──────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("text", ["a" * 900_000, "가" * 300_000, "휴가 " * 1_000, "\t" * 500_000])
+@pytest.mark.parametrize("text", ["a" * 900_000, "가" * 300_000, "휴가 " * 1_000, "\t" * 400_000])
 def test_06_a_prompt_over_the_context(client, text):
     for door, body in (
         (CHAT, GOOD[CHAT] | {"messages": [{"role": "user", "content": text}]}),
@@ -230,7 +230,7 @@ def test_16_a_template_in_the_request(client, field):
 def test_21_a_name_that_walks_out_of_the_house(client, name):
     for door in DOORS:
         refused(client.post(door, json=GOOD[door] | {"model": name}), 404, "no model")
-    refused(client.get(f"/v1/models/{name.replace('%', '%25')}"), 404)
+    refused(client.get(f"/v1/models/x{quote(name, safe='')}"), 404)
 
 
 def test_23_an_address_to_fetch_from(client):
@@ -276,13 +276,12 @@ def test_28_callers_who_vanish_and_callers_by_the_hundred(address, client, key):
     statuses: list[int] = []
 
     def hang_up() -> None:
-        with httpx.Client(timeout=60) as caller:
-            with caller.stream("POST", address + WRITE, json=body, headers=headers) as answer:
-                statuses.append(answer.status_code)
-                if answer.status_code == 503:
-                    assert answer.headers["retry-after"]
-                else:
-                    next(answer.iter_bytes())
+        with httpx.stream("POST", address + WRITE, json=body, headers=headers, timeout=60) as said:
+            statuses.append(said.status_code)
+            if said.status_code == 503:
+                assert said.headers["retry-after"]
+            else:
+                next(said.iter_bytes())
 
     callers = [threading.Thread(target=hang_up) for _ in range(100)]
     for caller in callers:

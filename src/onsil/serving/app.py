@@ -8,8 +8,10 @@ caller who hangs up is no longer worked for.
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +33,7 @@ from onsil.lineage import Workspace, children, history
 from onsil.serving import openai_chat, openai_completions, openai_embeddings, openai_responses
 from onsil.serving.access import COOKIE, SESSION_SECONDS, Access
 from onsil.serving.ai_mark import AIMark
-from onsil.serving.guard import Guard, Refused, parse
+from onsil.serving.guard import SECONDS, Guard, Refused, parse
 from onsil.serving.models import Models
 from onsil.serving.openapi import RESERVED, document
 from onsil.serving.request_log import heard, observation
@@ -96,6 +98,7 @@ class Server:
     ) -> Response:
         """The response of a door: `whole` writes an answer down, `events` streams it instead."""
         operation = "chat" if ask.prompt is None else "text_completion"
+        ask = replace(ask, owner=request.state.owner, deadline=time.monotonic() + SECONDS - 5)
         pieces = heard(request, operation, speaker, self.spoken(speaker, ask))
         headers = self.mark.headers() | {"X-Onsil-Model": speaker.digest}
         if events is None:
@@ -277,7 +280,14 @@ def build(
 ) -> Guard:
     """The doors behind their guard."""
     server = Server(ws, name, access, mark)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        yield
+        await run_in_threadpool(server.models.close)
+
     app = Starlette(
+        lifespan=lifespan,
         routes=[
             Route("/health", health),
             Route("/sign-in", server.sign_in),

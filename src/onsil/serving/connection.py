@@ -8,9 +8,13 @@ may take `PATIENCE` seconds in all, however many bytes drip in.
 """
 
 import asyncio
+import sys
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from onsil.serving.guard import Refused
 
 PATIENCE = 20.0
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -28,6 +32,18 @@ class PatientConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called where bytes were no request. Headers that are too long have a status of their own,
+        and every refusal one form."""
+        error = sys.exc_info()[1]
+        status = getattr(error, "error_status_hint", 400)
+        message = msg if status != 431 else "The headers are too large."
+        body = Refused(status, message).body()
+        first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        head = f"{first}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

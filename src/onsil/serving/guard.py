@@ -14,10 +14,12 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsil.serving.access import COOKIE, Access
+from onsil.serving.keys import OWNER
 
 PUBLIC = ("/health", "/sign-in")
 LARGEST_BODY, DEEPEST = 1_000_000, 64
-BODY_SECONDS, SECONDS = 30.0, 120.0  # for a body to arrive, for an answer to leave
+UPLOADS, LARGEST_FILE = ("/v1/files",), 200_000_000  # bodies that are read as they come
+BODY_SECONDS, SECONDS = 30.0, 600.0  # for a body to arrive, for an answer to leave
 LARGEST_HEADERS = 32_000
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
@@ -84,9 +86,12 @@ class Guard:
             await send(message)
 
         try:
-            self._admit(scope)
-            body = await asyncio.wait_for(_whole_body(scope, receive), BODY_SECONDS)
-            scope["state"] = scope.get("state", {}) | {"body": body}
+            owner = self._admit(scope)
+            if scope["path"] in UPLOADS:
+                body, receive = b"", _counted(scope, receive)
+            else:
+                body = await asyncio.wait_for(_whole_body(scope, receive), BODY_SECONDS)
+            scope["state"] = scope.get("state", {}) | {"body": body, "owner": owner}
             await asyncio.wait_for(self.app(scope, receive, sending), SECONDS)
         except Refused as refused:
             if not started:
@@ -95,8 +100,9 @@ class Guard:
             if not started:
                 await refuse(sending, Refused(408, "The request took too long.", "timeout_error"))
 
-    def _admit(self, scope: Scope) -> None:
-        """Raises Refused unless host, origin and key are in order."""
+    def _admit(self, scope: Scope) -> str:
+        """Whose request it is ("" on public routes). Raises Refused unless host, origin and key are
+        in order."""
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
@@ -108,13 +114,13 @@ class Guard:
         if origin is not None and origin.partition("://")[2].lower() not in self.hosts:
             raise Refused(403, "Requests from other origins are refused.", "permission_error")
         if scope["path"] in PUBLIC:
-            return
+            return ""
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self.access.key_fits(key.strip()):
-            return
+        if scheme.lower() == "bearer" and (owner := self.access.owner_of(key.strip())):
+            return owner
         if self.access.session_fits(_session(headers.get("cookie", ""))):
             if scope["method"] in ("GET", "HEAD") or origin is not None:
-                return
+                return OWNER
             raise Refused(403, "A page's request must name its origin.", "permission_error")
         raise Refused(401, "A key is needed: Authorization: Bearer KEY.", "authentication_error")
 
@@ -129,9 +135,7 @@ def _session(cookies: str) -> str:
 
 async def _whole_body(scope: Scope, receive: Receive) -> bytes:
     """The body, refused as soon as it is known to be too large."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > LARGEST_BODY:
-            raise _too_large()
+    _declared_within(scope, LARGEST_BODY)
     parts, size = [], 0
     while True:
         message = await receive()
@@ -140,13 +144,35 @@ async def _whole_body(scope: Scope, receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > LARGEST_BODY:
-            raise _too_large()
+            raise _too_large(LARGEST_BODY)
         if not message.get("more_body"):
             return b"".join(parts)
 
 
-def _too_large() -> Refused:
-    return Refused(413, f"The body is larger than {LARGEST_BODY:,} bytes.")
+def _counted(scope: Scope, receive: Receive) -> Receive:
+    """The body of an upload as it comes. Raises Refused (413) when it becomes too large."""
+    _declared_within(scope, LARGEST_FILE)
+    size = 0
+
+    async def counting() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > LARGEST_FILE:
+            raise _too_large(LARGEST_FILE)
+        return message
+
+    return counting
+
+
+def _declared_within(scope: Scope, most: int) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > most:
+            raise _too_large(most)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, f"The body is larger than {most:,} bytes.")
 
 
 def parse(body: bytes) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Loaded:
 
     def close(self) -> None:
         if (writing := self.__dict__.get("writing")) is not None:
-            writing.engine.close()
+            writing.close()
 
 
 class Models:
