@@ -1,6 +1,9 @@
 """A PostgreSQL server of the tests' own, on a Unix socket in a folder that goes away again."""
 
+import atexit
 import contextlib
+import functools
+import itertools
 import os
 import pwd
 import shutil
@@ -29,6 +32,17 @@ def other_user() -> str | None:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
     return "postgres" if "postgres" in names else "nobody"
+
+
+COUNT = itertools.count()
+
+
+@functools.cache
+def shared() -> "Server":
+    """One server for all tests of a run; stopped when Python ends. Skips where there is none."""
+    life = server()
+    atexit.register(life.__exit__, None, None, None)
+    return life.__enter__()
 
 
 class Server:
@@ -67,10 +81,11 @@ class Server:
     def stop(self, mode: str = "immediate") -> None:
         self._call("pg_ctl", "-D", str(self.data), "-w", "-m", mode, "stop")
 
-    def fresh(self, name: str) -> str:
+    def fresh(self) -> str:
         """The URL of a new empty database."""
         import psycopg
 
+        name = f"test{next(COUNT)}"
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(f"create database {name}")
         return self.url.replace("/postgres?", f"/{name}?")

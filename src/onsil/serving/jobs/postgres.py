@@ -50,6 +50,13 @@ class Postgres:
         self._idle: list[psycopg.Connection[Any]] = []
         self._ears: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
+        try:
+            self._open()
+        except OnsilError:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         with self.transaction() as run:
             self.alone(run, "schema")
             migrate(run, WORDS)

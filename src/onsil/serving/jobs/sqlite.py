@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onsil.serving.jobs.job import StoreError, damaged, full, unavailable
+from onsil.errors import OnsilError
+from onsil.serving.jobs.job import damaged, full, unavailable
 from onsil.serving.jobs.schema import Run, migrate
 
 BUSY, GLANCE = 30.0, 0.05  # seconds: to wait for another writer, between looks for new work
@@ -42,7 +43,7 @@ class SQLite:
                 self._connection.create_function("epoch", 0, lambda: time.time())
                 self._connection.create_function("steady", 0, lambda: time.monotonic())
                 self._open()
-        except (OSError, StoreError):
+        except (OSError, OnsilError):
             self.close()
             raise
         finally:

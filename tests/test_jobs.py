@@ -1,0 +1,642 @@
+"""What the job store promises, on SQLite and on PostgreSQL: each promise a test."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import postgres
+import pytest
+
+from onsil.errors import OnsilError
+from onsil.serving.jobs import (
+    Cancelled,
+    Claimed,
+    Conflict,
+    Damaged,
+    Full,
+    Job,
+    JobStore,
+    Lost,
+    NoRetry,
+    StoreError,
+    Unavailable,
+    Unknown,
+    Worker,
+    fingerprint_of,
+    open_store,
+)
+from onsil.serving.jobs import store as module
+
+A_DAY = 86_400.0
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.db'}"
+    return postgres.shared().fresh()
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[JobStore]:
+    opened = open_store(url)
+    yield opened
+    opened.close()
+
+
+def submit(store: JobStore, payload: Any = None, **more: Any) -> Job:
+    key = more.pop("key", None)
+    print_ = fingerprint_of(payload)
+    return store.submit("kim", key, "work", payload, fingerprint=print_, **more)
+
+
+def taken(store: JobStore, lease: float = 30.0, worker: str = "w1") -> Job:
+    job = store.claim(["work"], worker, lease)
+    assert job is not None
+    return job
+
+
+def states(store: JobStore, job: Job) -> list[str]:
+    return [event.state for event in store.events(job.owner, job.id)]
+
+
+def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+@contextmanager
+def working(store: JobStore, handler: Any, **more: Any) -> Iterator[Worker]:
+    worker = Worker(store, {"work": handler}, **({"wait": 0.01} | more))
+    thread = worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        thread.join(15)
+        assert not thread.is_alive()
+
+
+# ── accepting ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_key_is_one_job_of_one_owner(store):
+    first = submit(store, {"n": 1}, key="a")
+    assert submit(store, {"n": 1}, key="a") == first
+    with pytest.raises(Conflict, match="'a' was used for another request") as e:
+        submit(store, {"n": 2}, key="a")
+    assert e.value.status == 409
+    other = store.submit("lee", "a", "work", {"n": 2}, fingerprint="x")
+    assert other.id != first.id
+    assert submit(store).id != submit(store).id
+    with pytest.raises(Unknown):
+        store.get("lee", first.id)
+    for call in (store.cancel, store.retry, store.events):
+        with pytest.raises(Unknown):
+            call("lee", first.id)
+    assert [job.id for job in store.listed("lee", ["work"])] == [other.id]
+    assert store.listed("lee", ["play"]) == []
+
+
+def test_a_key_used_by_many_at_once_is_one_job(store):
+    found: list[str] = []
+    ready = threading.Barrier(8)
+
+    def one() -> None:
+        ready.wait()
+        found.append(submit(store, 7, key="same").id)
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len(set(found)) == 1
+    assert store.counts() == {"ready": 1}
+
+
+def test_pages_of_jobs_are_the_newest_first(store):
+    made = [submit(store, n).id for n in range(5)]
+    first = store.listed("kim", ["work"], limit=2)
+    then = store.listed("kim", ["work"], limit=10, after=first[-1].id)
+    assert [job.id for job in first + then] == made[::-1]
+    for name in ("job_0", "a\0b", "\ud800", "x" * 99):
+        with pytest.raises(Unknown):
+            store.listed("kim", ["work"], after=name)
+
+
+def test_what_was_accepted_is_there_when_the_store_is_opened_again(store, url):
+    payload = {"text": "가\0\ud800", "numbers": [1, 2.5, None, True]}
+    job = submit(store, payload)
+    store.close()
+    again = open_store(url)
+    assert again.get("kim", job.id) == job and job.payload == payload
+    again.close()
+
+
+def test_a_store_of_a_later_version_is_left_alone(store, url):
+    with store.database.transaction() as run:
+        run("update job_schema set version = 99")
+    with pytest.raises(OnsilError, match="version 99; this onsil knows 1"):
+        open_store(url)
+
+
+def test_a_url_that_is_no_store_is_refused():
+    with pytest.raises(OnsilError, match="redis:// is no job store"):
+        open_store("redis://localhost")
+
+
+# ── claiming ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_jobs_are_claimed_in_order_each_once(store, url):
+    made = {submit(store, n).id for n in range(40)}
+    assert taken(store).payload == 0
+    other = open_store(url)
+    found: list[str] = []
+
+    def claim_all(one: JobStore) -> None:
+        while job := one.claim(["work"], "w", 30):
+            found.append(job.id)
+
+    threads = [threading.Thread(target=claim_all, args=(s,)) for s in (store, other) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other.close()
+    assert len(found) == 39 and len({*found}) == 39 and {*found} < made
+    assert store.claim(["work"], "w", 30) is None and store.claim([], "w", 30) is None
+
+
+def test_only_the_kinds_that_are_asked_for(store):
+    submit(store)
+    assert store.claim(["play"], "w", 30) is None
+    assert store.claim(["play", "work"], "w", 30) is not None
+
+
+def test_a_worker_that_vanishes_is_followed_by_another(store):
+    job = submit(store, max_attempts=2)
+    first = taken(store, lease=0.05, worker="w1")
+    assert store.claim(["work"], "w2", 30) is None
+    time.sleep(0.06)
+    second = taken(store, lease=0.05, worker="w2")
+    assert (first.fence, second.fence, second.attempts, second.worker) == (1, 2, 2, "w2")
+    time.sleep(0.06)
+    assert store.claim(["work"], "w3", 30) is None
+    dead = store.get("kim", job.id)
+    assert dead.state == "dead" and dead.error is not None and dead.error["kind"] == "WorkerLost"
+    assert states(store, job) == ["ready", "running", "failed", "running", "failed", "dead"]
+
+
+def stale(store: JobStore) -> tuple[Job, Job]:
+    """A worker that sleeps through its lease, and the one that follows it."""
+    submit(store)
+    first = taken(store, lease=0.01, worker="w1")
+    time.sleep(0.02)
+    return first, taken(store, worker="w2")
+
+
+def audit(store: JobStore, job: Job) -> list[str]:
+    """What a job's history says against `one worker at a time, done once`."""
+    events = store.events(job.owner, job.id)
+    wrong = []
+    done = [event.fence for event in events if event.state == "done"]
+    if done != [store.get(job.owner, job.id).fence]:
+        wrong.append(f"done by fences {done}")
+    with store.database.reading() as run:
+        rows = run("select unit, fence from checkpoints where job = ?", job.id)
+    newest = max(event.fence for event in events)
+    wrong += [f"{row['unit']} by fence {row['fence']}" for row in rows if row["fence"] != newest]
+    return wrong
+
+
+def test_a_worker_that_lost_its_fence_writes_nothing(store):
+    old, new = stale(store)
+    before = store.get("kim", old.id), states(store, old)
+    for write in (
+        lambda: store.checkpoint(old.id, old.fence, "u", "old"),
+        lambda: store.finish(old.id, old.fence, "old"),
+        lambda: store.fail(old.id, old.fence, {"kind": "E", "message": "", "trace": ""}),
+        lambda: store.stop(old.id, old.fence, None),
+        lambda: store.release(old.id, old.fence),
+        lambda: store.beat(old.id, old.fence, 30),
+    ):
+        with pytest.raises(Lost):
+            write()
+    assert (store.get("kim", old.id), states(store, old)) == before
+    store.checkpoint(new.id, new.fence, "u", "new")
+    store.finish(new.id, new.fence, "new")
+    with pytest.raises(Lost):
+        store.finish(old.id, old.fence, "old")
+    assert store.get("kim", old.id).result == "new" and audit(store, old) == []
+
+
+def test_without_the_fence_the_old_worker_would_have_written(store, monkeypatch):
+    monkeypatch.setattr(module, "HELD", "0 < ?")
+    old, new = stale(store)
+    store.checkpoint(old.id, old.fence, "u", "old")
+    store.finish(new.id, new.fence, "new")
+    store.finish(old.id, old.fence, "old")
+    assert store.get("kim", old.id).result == "old"
+    assert audit(store, old) == ["done by fences [2, 2]", "u by fence 1"]
+
+
+@pytest.mark.parametrize("jump", [-A_DAY, A_DAY])
+def test_a_clock_that_jumps_ends_leases_and_waits_but_never_holds_a_job(store, jump):
+    """Seen from the clock, a jump is the same as all windows being moved the other way."""
+    submit(store)
+    first = taken(store, lease=5)
+    store.fail(first.id, first.fence, {"kind": "E", "message": "", "trace": ""}, wait=5)
+    held = submit(store), taken(store, lease=5)
+    assert store.claim(["work"], "w", 5) is None
+    with store.database.transaction() as run:
+        run(
+            "update jobs set lease_from = lease_from - ?, lease_until = lease_until - ?", jump, jump
+        )
+    again = {taken(store).id, taken(store).id}
+    assert again == {first.id, held[0].id}
+    with pytest.raises(Lost):
+        store.finish(held[1].id, held[1].fence, None)
+
+
+def test_the_time_of_day_may_jump_while_a_lease_runs(tmp_path, monkeypatch):
+    store = open_store(tmp_path / "jobs.db")
+    submit(store)
+    job = taken(store, lease=5)
+    real = time.time
+    for jump in (A_DAY, -A_DAY):
+        monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
+        assert store.claim(["work"], "w", 5) is None
+        store.beat(job.id, job.fence, 5)
+    store.finish(job.id, job.fence, None)
+    store.close()
+
+
+# ── working ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_failures_are_kept_and_a_dead_job_is_tried_anew(store):
+    working_now = False
+    seen: list[dict[str, Any]] = []
+
+    def handler(claimed: Claimed) -> Any:
+        seen.append(claimed.checkpoints())
+        claimed.checkpoint("half", claimed.fence)
+        if not working_now:
+            raise ValueError(f"no {claimed.payload['what']} today")
+        return claimed.checkpoints()
+
+    job = submit(store, {"what": "탕수육"}, max_attempts=2)
+    with working(store, handler):
+        until(lambda: store.get("kim", job.id).closed)
+        dead = store.get("kim", job.id)
+        assert (dead.state, dead.attempts, dead.progress) == ("dead", 2, 1)
+        errors = [event.error for event in store.events("kim", job.id) if event.error]
+        assert [error["message"] for error in errors] == ["no 탕수육 today"] * 2
+        assert "in handler" in errors[0]["trace"] and dead.payload == {"what": "탕수육"}
+        working_now = True
+        assert store.retry("kim", job.id).state == "ready"
+        until(lambda: store.get("kim", job.id).closed)
+    done = store.get("kim", job.id)
+    assert (done.state, done.attempts, done.fence) == ("done", 1, 3)
+    assert seen == [{}, {"half": 1}, {"half": 1}] and done.result == {"half": 1}
+    assert len([event for event in store.events("kim", job.id) if event.error]) == 2
+    with pytest.raises(Conflict, match="is done, not dead"):
+        store.retry("kim", job.id)
+
+
+def test_what_can_never_succeed_and_what_is_not_json_is_not_done(store):
+    def handler(claimed: Claimed) -> Any:
+        if claimed.payload == "hopeless":
+            raise NoRetry("there is no such file")
+        return {"a", "set"} if claimed.payload == "set" else float("nan")
+
+    made = {text: submit(store, text, max_attempts=2) for text in ("hopeless", "set", "nan")}
+    with working(store, handler):
+        until(lambda: store.counts() == {"dead": 3})
+    found = {text: store.get("kim", job.id) for text, job in made.items()}
+    assert {text: job.attempts for text, job in found.items()} == {
+        "hopeless": 1,
+        "set": 2,
+        "nan": 2,
+    }
+    assert (
+        found["set"].error is not None and "not JSON serializable" in found["set"].error["message"]
+    )
+
+
+def test_the_wait_doubles_and_has_an_end(store):
+    submit(store, max_attempts=20)
+    for attempt, wait in ((1, 4.0), (2, 8.0), (3, 16.0), (4, 32.0), (5, 60.0), (6, 60.0)):
+        job = taken(store)
+        store.fail(job.id, job.fence, {"kind": "E", "message": "", "trace": ""}, wait=4)
+        with store.database.transaction() as run:
+            row = run("select lease_until - lease_from as wait from jobs")[0]
+            run("update jobs set lease_until = 0")
+        assert job.attempts == attempt and row["wait"] == pytest.approx(wait, abs=0.05)
+
+
+def test_a_lease_is_kept_while_its_job_runs(store, url):
+    other = open_store(url)
+    runs: list[int] = []
+
+    def handler(claimed: Claimed) -> None:
+        runs.append(claimed.fence)
+        time.sleep(0.8)
+
+    job = submit(store)
+    with working(store, handler, lease=0.3), working(other, handler, lease=0.3):
+        until(lambda: store.get("kim", job.id).closed)
+    other.close()
+    assert runs == [1] and store.get("kim", job.id).state == "done"
+
+
+def test_an_idle_worker_hears_of_a_job_at_once(store, url):
+    other = open_store(url)
+    with working(store, lambda claimed: None, wait=1.0):
+        time.sleep(0.3)
+        began = time.monotonic()
+        job = submit(other)
+        until(lambda: other.get("kim", job.id).closed)
+        assert time.monotonic() - began < 0.5
+    other.close()
+
+
+def test_threads_work_side_by_side_and_not_more(store):
+    now, most, lock = 0, 0, threading.Lock()
+
+    def handler(claimed: Claimed) -> None:
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        time.sleep(0.1)
+        with lock:
+            now -= 1
+
+    for n in range(9):
+        submit(store, n)
+    with working(store, handler, threads=3):
+        until(lambda: store.counts() == {"done": 9})
+    assert most == 3
+
+
+def test_a_worker_that_stops_gives_its_job_back(store):
+    begun, rest = threading.Event(), threading.Event()
+
+    def patient(claimed: Claimed) -> None:
+        begun.set()
+        for n in range(1000):
+            claimed.checkpoint(f"{n}", n)
+            time.sleep(0.01)
+
+    def deaf(claimed: Claimed) -> str:
+        begun.set()
+        rest.wait(5)
+        return "too late"
+
+    for handler, more in ((patient, {}), (deaf, {"grace": 0.1})):
+        begun.clear()
+        rest.clear()
+        job = submit(store)
+        with working(store, handler, **more):
+            begun.wait(5)
+        back = store.get("kim", job.id)
+        assert (back.state, back.attempts) == ("ready", 0)
+        again = taken(store)
+        rest.set()
+        time.sleep(0.05)
+        assert store.get("kim", job.id).state == "running"
+        store.finish(again.id, again.fence, None)
+
+
+def test_a_job_is_cancelled_waiting_running_or_left_behind(store):
+    def handler(claimed: Claimed) -> None:
+        begun.set()
+        while not claimed.cancelled():
+            time.sleep(0.02)
+        raise Cancelled({"got": "this far"})
+
+    begun = threading.Event()
+    waiting = submit(store)
+    assert store.cancel("kim", waiting.id).state == "cancelled"
+    running = submit(store)
+    with working(store, handler, lease=0.3):
+        assert begun.wait(5)
+        assert store.cancel("kim", running.id).state == "running"
+        until(lambda: store.get("kim", running.id).closed)
+    found = store.get("kim", running.id)
+    assert (found.state, found.result) == ("cancelled", {"got": "this far"})
+    left = submit(store)
+    taken(store, lease=0.01)
+    time.sleep(0.02)
+    assert store.cancel("kim", left.id).state == "cancelled"
+    assert store.cancel("kim", left.id).state == "cancelled"
+    failing = submit(store)
+    held = taken(store)
+    store.cancel("kim", failing.id)
+    error = {"kind": "E", "message": "", "trace": ""}
+    assert store.fail(held.id, held.fence, error) == "cancelled"
+
+
+def test_a_job_expires_waiting_running_or_left_behind(store):
+    def handler(claimed: Claimed) -> None:
+        while not claimed.cancelled():
+            time.sleep(0.02)
+        raise Cancelled
+
+    waiting = submit(store, expires=0.01)
+    time.sleep(0.02)
+    assert store.sweep() == 1 and store.sweep() == 0
+    assert store.get("kim", waiting.id).state == "expired"
+    left = submit(store, expires=0.05)
+    taken(store, lease=0.01)
+    time.sleep(0.1)
+    assert store.claim(["work"], "w", 30) is None
+    assert store.get("kim", left.id).state == "expired"
+    running = submit(store, expires=0.5)
+    with working(store, handler, lease=0.3):
+        until(lambda: store.get("kim", running.id).closed)
+    assert store.get("kim", running.id).state == "expired"
+
+
+def test_a_unit_takes_effect_once(store):
+    submit(store)
+    job = taken(store)
+    store.checkpoint(job.id, job.fence, "u2", {"n": 1})
+    store.checkpoint(job.id, job.fence, "u2", {"n": 2})
+    store.checkpoint(job.id, job.fence, "u1", None, ok=False)
+    assert store.checkpoints(job.id) == {"u1": None, "u2": {"n": 1}}
+    assert store.checkpoint_counts(job.id, "u") == (1, 1)
+    assert store.get("kim", job.id).progress == 2
+
+
+def test_many_units_are_read_in_pages(store, monkeypatch):
+    monkeypatch.setattr(module, "PAGE", 3)
+    submit(store)
+    job = taken(store)
+    for n in range(7):
+        store.checkpoint(job.id, job.fence, f"a:{n}", n)
+        store.checkpoint(job.id, job.fence, f"b:{n}", n)
+    assert dict(store.each_checkpoint(job.id, "b:")) == {f"b:{n}": n for n in range(7)}
+    assert len(store.checkpoints(job.id)) == 14
+
+
+# ── disks and servers that fail ─────────────────────────────────────────────────────────────────
+
+
+def test_a_full_store_refuses_and_keeps_what_it_has(tmp_path):
+    store = open_store(tmp_path / "jobs.db")
+    safe = submit(store, "safe")
+    with store.database.transaction() as run:
+        pages = run("pragma page_count")[0]["page_count"]
+    with store.database.reading() as run:
+        run(f"pragma max_page_count = {pages + 4}")
+    with pytest.raises(Full, match="no room left") as e:
+        for _ in range(100):
+            submit(store, "x" * 10_000)
+    assert e.value.status == 507
+    assert store.get("kim", safe.id).payload == "safe"
+    with store.database.reading() as run:
+        run("pragma max_page_count = 1000000")
+    assert submit(store, "y" * 100_000).state == "ready"
+    store.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_and_one_that_may_only_be_read(small_disk):
+    store = open_store(small_disk / "jobs.db")
+    made = [submit(store, n).id for n in range(3)]
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(StoreError) as e:
+        for _ in range(20):
+            made.append(submit(store, "y" * 4000).id)
+    assert isinstance(e.value, Full | Unavailable)
+    filler.unlink()
+    made.append(submit(store).id)
+    with store.database.reading() as run:
+        run("pragma query_only = on")
+    with pytest.raises(Unavailable, match="readonly"):
+        submit(store)
+    assert store.get("kim", made[0]).payload == 0
+    with store.database.reading() as run:
+        run("pragma query_only = off")
+    made.append(submit(store).id)
+    store.close()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(Unavailable, match="readonly|unable to open") as e:
+        open_store(small_disk / "jobs.db")
+    assert e.value.status == 503
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    again = open_store(small_disk / "jobs.db")
+    assert [job.id for job in again.listed("kim", ["work"], 100)] == made[::-1]
+    again.close()
+
+
+def test_a_damaged_page_is_found_when_the_store_is_opened(tmp_path):
+    path = tmp_path / "jobs.db"
+    store = open_store(path)
+    for _ in range(50):
+        submit(store, "x" * 500)
+    store.close()
+    whole = path.read_bytes()
+    size = 4096
+    for page in range(len(whole) // size):
+        path.write_bytes(whole[: page * size] + b"\xff" * size + whole[(page + 1) * size :])
+        with pytest.raises(Damaged, match="is damaged") as e:
+            open_store(path).close()
+        assert e.value.status == 503
+    path.write_bytes(whole)
+    store = open_store(path)
+    assert store.counts() == {"ready": 50}
+    store.close()
+
+
+def test_a_folder_that_cannot_be_written_and_a_file_that_is_none(tmp_path):
+    (tmp_path / "file").write_text("no database at all" * 100)
+    with pytest.raises(Damaged):
+        open_store(tmp_path / "file")
+    with pytest.raises((Unavailable, OSError)):
+        open_store(tmp_path / "file" / "jobs.db")
+    with pytest.raises(Unavailable, match="unable to open"):
+        open_store(tmp_path)
+
+
+def test_a_database_server_that_goes_away_and_comes_back():
+    with postgres.server() as server:
+        store = open_store(server.fresh())
+        job = submit(store, "safe")
+        server.stop()
+        with pytest.raises(Unavailable) as e:
+            submit(store)
+        assert e.value.status == 503
+        with working(store, lambda claimed: claimed.payload):
+            server.start()
+            until(lambda: _closed(store, job), 20)
+        assert store.get("kim", job.id).result == "safe"
+        with pytest.raises(Unavailable, match="read-only"), store.database.transaction() as run:
+            run("set transaction read only")
+            run("update jobs set state = state")
+        with pytest.raises(Full), store.database.transaction() as run:
+            run("do $$ begin raise exception 'no space left' using errcode = '53100'; end $$")
+        store.close()
+
+
+def _closed(store: JobStore, job: Job) -> bool:
+    try:
+        return store.get("kim", job.id).closed
+    except Unavailable:
+        return False
+
+
+def test_accepting_waits_for_the_disk(tmp_path):
+    """Every commit of ours is one fsync or more; counted from outside."""
+    if (strace := shutil.which("strace")) is None:
+        pytest.skip("needs strace to count what reaches the disk")
+    program = (
+        "import sys\nfrom onsil.serving.jobs import open_store\n"
+        "store = open_store(sys.argv[1])\nprint('open', flush=True)\n"
+        "for n in range(20):\n    store.submit('k', None, 'w', n, fingerprint='')\n"
+    )
+    log = tmp_path / "calls"
+    trace = [strace, "-f", "-qq", "-o", str(log), "-e", "trace=fsync,fdatasync,write"]
+    child = [sys.executable, "-c", program, str(tmp_path / "jobs.db")]
+    subprocess.run([*trace, *child], check=True, capture_output=True)
+    after = log.read_text().partition("open")[2]
+    assert len([line for line in after.splitlines() if "sync(" in line]) >= 20
+
+
+def test_the_files_of_a_store_are_its_owners_alone(tmp_path):
+    store = open_store(tmp_path / "deep" / "jobs.db")
+    submit(store)
+    modes = {path.name: path.stat().st_mode & 0o77 for path in (tmp_path / "deep").iterdir()}
+    assert set(modes) >= {"jobs.db", "jobs.db-wal"} and not any(modes.values())
+    assert (tmp_path / "deep").stat().st_mode & 0o77 == 0
+    store.close()
+    with sqlite3.connect(tmp_path / "deep" / "jobs.db") as plain:
+        assert plain.execute("pragma journal_mode").fetchone() == ("wal",)
+    plain.close()
