@@ -379,6 +379,14 @@ async def test_a_quorum_that_cannot_be_reached_fails_at_once():
 
 
 @running
+async def test_who_votes_does_not_depend_on_the_hash_of_anything():
+    branches = [step(lambda value: 1, name=f"b{n}") for n in range(8)]
+    with contextlib.closing(compile(par(*branches, failing(), quorum=5))) as run:
+        for _ in range(20):
+            assert (await run(1)).value["voted"] == ["b0", "b1", "b2", "b3", "b4"]
+
+
+@running
 async def test_each_branch_has_its_time():
     graph = par(waiting(5, "slow"), waiting(0, "quick"), timeout=0.05)
     with pytest.raises(NoQuorum) as raised:

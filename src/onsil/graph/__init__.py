@@ -29,7 +29,7 @@ from onsil.graph.nodes import (
     step,
 )
 from onsil.graph.request import Answer, remaining
-from onsil.graph.running import Running, compile
+from onsil.graph.running import Ground, Running, compile
 
 __all__ = [
     "Answer",
@@ -38,6 +38,7 @@ __all__ = [
     "Died",
     "Failed",
     "Failure",
+    "Ground",
     "Late",
     "NoQuorum",
     "Node",

@@ -9,7 +9,6 @@ and the copying of values are the same for all of them and stand here, once.
 import asyncio
 import time
 import uuid
-from pathlib import Path
 from typing import Any, Literal
 
 from onsil.errors import OnsilError
@@ -44,54 +43,89 @@ def compile(node: Node, placement: Placement = "inline", ws: Workspace | None = 
     """Lay `node` where it shall run. Steps that name a place of their own go there, the others to
     `placement`. `ws` is the workspace of its models, by default the one found from here. Raises
     OnsilError for a step that cannot run there. Close what it returns."""
-    if placement not in PLACEMENTS:
-        known = ", ".join(PLACEMENTS)
-        raise OnsilError(
-            en=(f"There is no placement {placement!r}.", "", f"Choose one of: {known}."),
-            ko=(f"{placement!r}(이)라는 배치는 없습니다.", "", f"이 가운데서 고르세요: {known}."),
-        )
-    return Running(node, placement, ws)
+    ground = Ground(placement, ws)
+    try:
+        return Running(node, ground)
+    except OnsilError:
+        ground.close()
+        raise
 
 
-class Running:
-    """A compiled graph. It belongs to one event loop, the one that asks it first."""
+class Ground:
+    """Where graphs are laid: a placement, a workspace, and the work of each leaf. A leaf that
+    stands in several graphs, or twice in one, has one work and one limit, and a model that several
+    ask is in memory once."""
 
-    def __init__(self, node: Node, placement: Placement, ws: Workspace | None):
-        self.node, self.references = node, references(node)
-        home = (ws or Workspace.find()).root.resolve() if self.references else None
-        self.models = Models(home) if home else None
-        self._comparing = Comparing()
+    def __init__(self, placement: Placement, ws: Workspace | None = None):
+        if placement not in PLACEMENTS:
+            known = ", ".join(PLACEMENTS)
+            raise OnsilError(
+                en=(f"There is no placement {placement!r}.", "", f"Choose one of: {known}."),
+                ko=(
+                    f"{placement!r}(이)라는 배치는 없습니다.",
+                    "",
+                    f"이 가운데서 고르세요: {known}.",
+                ),
+            )
+        self.placement, self.ws = placement, ws
+        self.models: Models | None = None
         self.works: dict[Leaf, Work] = {}
-        try:
-            self._lay(placement, home)
-            self._run = self._built(node)
-        except OnsilError:
-            self.close()
-            raise
 
-    def _lay(self, placement: Placement, home: Path | None) -> None:
-        """Give every leaf its work; one that stands in the graph twice has one."""
-        places = {leaf: leaf.on or placement for leaf in leaves(self.node)}
-        for leaf, place in places.items():
+    def lay(self, node: Node) -> None:
+        """Give every leaf of `node` its work. Raises OnsilError when one cannot run there."""
+        if references(node) and self.models is None:
+            self.models = Models((self.ws or Workspace.find()).root.resolve())
+        home = self.models.ws.root if self.models else None
+        places = {leaf: leaf.on or self.placement for leaf in leaves(node)}
+        new = {leaf: place for leaf, place in places.items() if leaf not in self.works}
+        for leaf, place in new.items():
             if place == "process":
                 from onsil.graph.workers import InProcess
 
                 self.works[leaf] = InProcess(described(leaf, home))
             elif place != "ray":
                 self.works[leaf] = work_here(leaf, place, self.models)
-        if far := [leaf for leaf, place in places.items() if place == "ray"]:
+        if far := [leaf for leaf, place in new.items() if place == "ray"]:
             from onsil.graph.on_ray import lay
 
             laid = lay([described(leaf, home) for leaf in far])
             self.works |= dict(zip(far, laid, strict=True))
 
+    def close(self) -> None:
+        """End processes, actors and threads; calls that are under way fail."""
+        for work in self.works.values():
+            work.close()
+        if self.models is not None:
+            self.models.close()
+
+
+class Running:
+    """A graph on its ground. It belongs to one event loop, the one that asks it first."""
+
+    def __init__(self, node: Node, ground: Ground):
+        self.node, self.ground, self.references = node, ground, references(node)
+        self._comparing = Comparing()
+        ground.lay(node)
+        self._run = self._built(node)
+
+    @property
+    def works(self) -> dict[Leaf, Work]:
+        """The work of every leaf of the ground."""
+        return self.ground.works
+
     async def __call__(
-        self, value: Json, *, deadline: float | None = None, request_id: str | None = None
+        self,
+        value: Json,
+        *,
+        deadline: float | None = None,
+        request_id: str | None = None,
+        pins: dict[str, Pin] | None = None,
     ) -> Answer:
         """The answer to a plain JSON value. `deadline` is on the monotonic clock; `request_id`
-        decides what is sampled. Raises a Failure, with the trace of what was done until then."""
+        decides what is sampled; `pins` are what the references mean, for work that outlives a
+        change of alias (`pinned` gives them). Raises a Failure, with the trace until then."""
         until = NEVER if deadline is None else deadline
-        context = Context(request_id or uuid.uuid4().hex, until, {})
+        context = Context(request_id or uuid.uuid4().hex, until, dict(pins or {}))
         step_deadline.set(until)
         try:
             if deadline is None:
@@ -107,28 +141,29 @@ class Running:
             raise late from e
 
     async def _answer(self, value: Json, context: Context) -> Answer:
-        if self.references:
-            context.pins |= await asyncio.to_thread(self._pins)
+        if self.references and not context.pins:
+            context.pins |= await asyncio.to_thread(self.pinned)
         try:
             value = plain(value)
         except NotPlain as e:
             raise BadInput(f"The input is not plain JSON: {e}.") from e
         return Answer(await self._run(value, context), context.id, context)
 
-    def _pins(self) -> dict[str, Pin]:
+    def pinned(self) -> dict[str, Pin]:
         """What every reference of the graph means now. Raises NotReady for one that is nothing."""
-        assert self.models is not None
+        models = self.ground.models
         try:
-            return {reference: self.models.pin(reference) for reference in self.references}
+            return {reference: models.pin(reference) for reference in self.references if models}
         except OnsilError as e:
             raise NotReady(e.en[0]) from e
 
     async def ready(self) -> None:
         """Start and load everything, ask each model once, and check that every preparation fits
         the models that get it. Raises NotReady, also when a process cannot start."""
-        pins = self._pins() if self.references else {}
+        pins = await asyncio.to_thread(self.pinned)
         made_with: dict[Leaf, str | None] = {}
-        for leaf, work in self.works.items():
+        for leaf in dict.fromkeys(leaves(self.node)):
+            work = self.works[leaf]
             pin = pins[leaf.reference] if isinstance(leaf, (Model, Prep)) else None
             made_with[leaf] = await work.load(pin)
         for before, after in _fed(self.node):
@@ -146,11 +181,8 @@ class Running:
         await self._comparing.settled()
 
     def close(self) -> None:
-        """End processes, actors and threads; calls that are under way fail."""
-        for work in self.works.values():
-            work.close()
-        if self.models is not None:
-            self.models.close()
+        """End its ground, and with it every graph that stands there."""
+        self.ground.close()
 
     # ── a node as a function ────────────────────────────────────────────────────────────────────
 
@@ -334,7 +366,7 @@ def parallel_run(node: Parallel, branches: dict[str, Run]) -> Run:
         try:
             while len(votes) < node.quorum <= len(votes) + len(pending):
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                for task in (t for t in tasks if t in done):  # in the order of the branches
                     if task.cancelled():  # a step cancelled itself
                         errors[tasks[task]] = Failed("It was cancelled.", tasks[task]).told()
                     elif isinstance(failure := task.exception(), Failure):
@@ -346,6 +378,7 @@ def parallel_run(node: Parallel, branches: dict[str, Run]) -> Run:
                 task.cancel()
             if pending:
                 await asyncio.wait(pending)
+        errors = {name: errors[name] for name in branches if name in errors}
         if len(votes) < node.quorum:
             told = ", ".join(f"{name}: {error['kind']}" for name, error in errors.items())
             message = f"{len(votes)} of {len(branches)} branches answered, {node.quorum} are needed"
