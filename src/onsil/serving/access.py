@@ -148,6 +148,10 @@ class Access:
     def key_fits(self, key: str) -> bool:
         return self.owner_of(key) is not None
 
+    def secret(self, purpose: str) -> str:
+        """A secret of its own for each purpose, the same as long as the key is."""
+        return hmac.new(self._key.encode(), purpose.encode(), "sha256").hexdigest()
+
     def session_fits(self, session: str) -> bool:
         now, fits = time.monotonic(), False
         for known, until in self._sessions.items():

@@ -129,10 +129,12 @@ def _serve(
 
 async def warmed(ws: Workspace, name: str, doors: ASGIApp) -> str:
     """The `name@version` that answered a first question, asked of the doors themselves. Raises
-    OnsilError when none of them answers."""
+    OnsilError when something is damaged or none of them answers."""
+    from onsil.serving.checking import self_check
     from onsil.serving.inprocess import post
 
     _, version, made = ws.resolve(name)
+    await asyncio.to_thread(self_check, ws)
     await asyncio.to_thread(ws.whole, made)
     said = []
     for path, body in FIRST:
