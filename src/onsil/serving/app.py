@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +45,7 @@ from onsil.serving.schemas import (
     checked,
 )
 from onsil.serving.speaking import Ask, Events, Pieces, Quoting, Said, Speaker, gathered
+from onsil.serving.work import Work
 
 MOST_AT_ONCE, MARK = 8, AIMark()
 JSON = "application/json"
@@ -276,14 +277,25 @@ async def ending_well(events: Events) -> Events:
 
 
 def build(
-    ws: Workspace, name: str, access: Access, hosts: frozenset[str], mark: AIMark = MARK
+    ws: Workspace,
+    name: str,
+    access: Access,
+    hosts: frozenset[str],
+    mark: AIMark = MARK,
+    jobs: str = "",
+    webhook_hosts: Collection[str] = (),
 ) -> Guard:
-    """The doors behind their guard."""
+    """The doors behind their guard. `jobs`: the URL of a job store, "" for the workspace's own;
+    `webhook_hosts`: `host:port` of those who may be called when a job is done."""
     server = Server(ws, name, access, mark)
+    secret = access.secret("webhooks")
+    work = Work(ws, lambda: app, server.models.pinned, secret, jobs, webhook_hosts)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        work.start(asyncio.get_running_loop())
         yield
+        await run_in_threadpool(work.stop)
         await run_in_threadpool(server.models.close)
 
     app = Starlette(
@@ -298,6 +310,7 @@ def build(
             Route("/v1/completions", server.complete, methods=["POST"]),
             Route("/v1/embeddings", server.embed, methods=["POST"]),
             Route("/v1/responses", server.respond, methods=["POST"]),
+            *work.routes(),
             *(Route(path, not_yet, methods=["POST"]) for path in RESERVED),
             Route("/about", server.about),
             Route("/report", server.report),

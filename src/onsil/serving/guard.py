@@ -87,11 +87,11 @@ class Guard:
 
         try:
             owner = self._admit(scope)
+            state = scope["state"] = scope.get("state", {}) | {"owner": owner}
             if scope["path"] in UPLOADS:
-                body, receive = b"", _counted(scope, receive)
+                receive = _counted(scope, receive)
             else:
-                body = await asyncio.wait_for(_whole_body(scope, receive), BODY_SECONDS)
-            scope["state"] = scope.get("state", {}) | {"body": body, "owner": owner}
+                state["body"] = await asyncio.wait_for(_whole_body(scope, receive), BODY_SECONDS)
             await asyncio.wait_for(self.app(scope, receive, sending), SECONDS)
         except Refused as refused:
             if not started:

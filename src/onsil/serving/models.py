@@ -73,6 +73,10 @@ class Models:
         name, version, made = self._resolved(reference)
         return Speaker(name, version, made.digest)
 
+    def pinned(self, reference: str) -> str:
+        """The same model by a name that never means another one. Raises Refused (404)."""
+        return self.named(reference).reference
+
     def writer(self, reference: str) -> Writing:
         """The same model as what goes on writing: of a grown one, its decoder."""
         named, loaded = self._found(reference)

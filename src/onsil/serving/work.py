@@ -1,0 +1,106 @@
+"""Work that outlives its request, for one server: jobs, files, batches, and who does them.
+
+A job's input is the body of a door (`chat.completions`, `responses` …), answered by that door from
+within, so that later and now are one and the same answer. The model is pinned when the job is
+accepted: a new champion answers new jobs. A server works at its own jobs in a thread;
+with `--jobs postgresql://…` several servers share what there is to do.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from onsil.lineage import Workspace
+from onsil.serving.guard import Refused
+from onsil.serving.inprocess import post
+from onsil.serving.jobs import Claimed, NoRetry, Worker, open_store
+from onsil.serving.jobs.answering import BatchHandler
+from onsil.serving.jobs.batches import KIND, Batches
+from onsil.serving.jobs.files import FileStore
+from onsil.serving.jobs.routes import batch_routes, file_routes, job_routes
+from onsil.serving.jobs.webhooks import Webhooks
+
+STORE, FILES = "jobs/jobs.db", "jobs/files"  # in the workspace
+KINDS = {
+    "chat.completions": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+    "responses": "/v1/responses",
+}
+LEASE = 10.0  # seconds until what a killed server was at is taken up again
+LATER = (429, 503)  # statuses that another attempt may change
+
+
+class Work:
+    """`doors`: the application that answers, without guard; `pinned`: a reference as one that never
+    means another model (raises Refused)."""
+
+    def __init__(
+        self,
+        ws: Workspace,
+        doors: Callable[[], ASGIApp],
+        pinned: Callable[[str], str],
+        secret: str,
+        url: str = "",
+        webhook_hosts: Collection[str] = (),
+    ):
+        self.doors, self.pinned, self.hosts = doors, pinned, webhook_hosts
+        self.store = open_store(url or Path(ws.root) / STORE)
+        self.files = FileStore(self.store, Path(ws.root) / FILES)
+        handlers = {kind: partial(self._job, path) for kind, path in KINDS.items()}
+        batches = BatchHandler(self.store, self.files, self._answer, pinned)
+        self.worker = Worker(self.store, handlers | {KIND: batches}, LEASE)
+        self.webhooks = Webhooks(self.store, secret, webhook_hosts)
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def routes(self) -> list[Route]:
+        """/v1/jobs, /v1/files, /v1/batches."""
+        kinds = dict.fromkeys(KINDS, lambda: "")  # the body names its model itself
+        return [
+            *job_routes(self.store, kinds, self.hosts),
+            *file_routes(self.files),
+            *batch_routes(Batches(self.store, self.files)),
+        ]
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Work at what there is, asking the doors on `loop`."""
+        self.loop = loop
+        self.threads = [self.worker.start(), self.webhooks.start()]
+
+    def stop(self) -> None:
+        """Finish or give back what runs."""
+        self.worker.stop()
+        self.webhooks.stop()
+        for thread in self.threads:
+            thread.join()
+
+    def _answer(self, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and body of a door, from a thread of the worker's."""
+        assert self.loop is not None
+        wanted = post(self.doors(), endpoint, body | {"stream": False})
+        reply = asyncio.run_coroutine_threadsafe(wanted, self.loop).result()
+        return reply.status, json.loads(reply.body)
+
+    def _job(self, endpoint: str, claimed: Claimed) -> Any:
+        """The answer of a door. Raises NoRetry for what would be refused again."""
+        body = claimed.payload if isinstance(claimed.payload, dict) else {}
+        found = claimed.checkpoints()
+        if "model" not in found and isinstance(body.get("model"), str):
+            try:
+                claimed.checkpoint("model", self.pinned(body["model"]))
+            except Refused as e:
+                raise NoRetry(e.message) from e
+            found = claimed.checkpoints()
+        status, answer = self._answer(endpoint, body | {"model": found.get("model", "")})
+        if status < 400:
+            return answer
+        message = answer["error"]["message"]
+        if status in LATER:
+            raise RuntimeError(message)
+        raise NoRetry(message)
