@@ -522,7 +522,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk")
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_disk_that_fills_up_and_one_that_may_only_be_read(small_disk):
@@ -548,7 +548,7 @@ def test_a_disk_that_fills_up_and_one_that_may_only_be_read(small_disk):
     made.append(submit(store).id)
     store.close()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(Unavailable, match="readonly|unable to open") as e:
+    with pytest.raises(Unavailable, match=r"readonly|unable to open") as e:
         open_store(small_disk / "jobs.db")
     assert e.value.status == 503
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
