@@ -1,0 +1,130 @@
+"""A deployment file read and served: `onsil serve FILE.py`.
+
+The file makes an `App` and calls it `app`. It is read as a module of its own name, its folder on
+the path, so that processes and actors find its functions again. The doors of a deployment are its
+graphs' alone; around them stands what stands around `onsil serve NAME`: guard, life, keys, budgets,
+log, metrics.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
+
+from onsil.errors import OnsilError, say
+from onsil.graph.functions import module_from_file
+from onsil.graph.running import Placement
+from onsil.serving import tracing
+from onsil.serving.access import Access, key_of, refuse_open_door
+from onsil.serving.app import _broken, _not_found, _refused, health
+from onsil.serving.connection import PatientConnection
+from onsil.serving.deployment import App
+from onsil.serving.guard import Guard, Refused
+from onsil.serving.life import DrainingServer
+from onsil.serving.operations import Operations
+from onsil.serving.run import AFTER, listening, settings_of
+
+
+def read_deployment(file: Path) -> App:
+    """The `app` of a deployment file. Raises OnsilError for a file without one."""
+    name = re.sub(r"\W", "_", file.stem)
+    found = getattr(module_from_file(f"deployment_{name}", file.resolve()), "app", None)
+    if not isinstance(found, App):
+        raise OnsilError(
+            en=(
+                f"{file} has no app.",
+                "A deployment file makes one: app = App().",
+                "Look at examples/serving/ for seven that do.",
+            ),
+            ko=(
+                f"{file}에 app이 없습니다.",
+                "배포 파일에는 app = App()이 있어야 합니다.",
+                "examples/serving/에 있는 일곱 가지 예를 보세요.",
+            ),
+        )
+    return found
+
+
+def doors(app: App, access: Access, hosts: frozenset[str]) -> Guard:
+    """The routes of an opened deployment, behind their guard."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
+        yield
+        await run_in_threadpool(app.close)
+
+    return Guard(
+        Starlette(
+            lifespan=lifespan,
+            routes=[Route("/health", health), *app.routes()],
+            exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found, 500: _broken},
+        ),
+        access,
+        hosts,
+    )
+
+
+def serve_deployment(
+    app: App,
+    placement: Placement,
+    host: str,
+    port: int,
+    tell: Callable[[str], object],
+    **more: Any,
+) -> None:
+    """Serve until told to stop; `more` are the other arguments of `run.settings_of`. Prints the
+    key's place and every path. Raises OnsilError when it cannot begin."""
+    settings = settings_of(host, port, **more)
+    refuse_open_door(settings.host)
+    if settings.tls:
+        settings.tls.checked()
+    key = key_of(app.ws.root, tell)
+    if endpoint := tracing.endpoint_of(settings.traces):
+        tracing.start(endpoint)
+    app.mark = settings.mark
+    with listening(settings.host, settings.port) as listener:
+        port = listener.getsockname()[1]
+        app.open(placement)
+        operations = Operations(app.ws, app.first_model(), settings)
+        guard = doors(app, Access(key, operations.ring), settings.allowed(port))
+
+        async def warm() -> None:
+            await app.ready()
+            operations.life.warm = True
+            address = f"{settings.scheme}://{settings.shown}:{port}"
+            tell(told(app, address, app.ws.root / "key"))
+
+        config = uvicorn.Config(
+            operations.around(guard),
+            http=PatientConnection,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=AFTER,
+            h11_max_incomplete_event_size=64_000,
+            ssl_certfile=str(settings.tls.cert) if settings.tls else None,
+            ssl_keyfile=str(settings.tls.key) if settings.tls else None,
+        )
+        server = DrainingServer(config, operations.life, settings.drain_seconds, warm)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            app.close()
+            operations.close()
+    if server.failure:
+        raise server.failure
+
+
+def told(app: App, address: str, key: Path) -> str:
+    """What is served where."""
+    lines = [f"{address}{path}" for path in app.paths()]
+    end = say("Ctrl-C ends.", "Ctrl-C로 끝냅니다.")
+    head = say(f"Served at {address}  (key: {key})", f"{address} 에서 답합니다 (키: {key})")
+    return "\n".join([head, *lines, end])
