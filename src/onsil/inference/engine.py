@@ -15,6 +15,7 @@ no numbers, a grammar that breaks), and takes nobody with it. Everything is comp
 one thread; `submit`, `cancel` and `close` may be called from any.
 """
 
+import atexit
 import logging
 import threading
 import time
@@ -144,6 +145,7 @@ class Engine:
         self._own: Slots | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close, drain=False)  # a thread inside a kernel must not be torn away
 
     # ── for callers ─────────────────────────────────────────────────────────────────────────────
 
@@ -215,6 +217,7 @@ class Engine:
             for text in everybody:
                 text.stream.cancel()
             self._thread.join()
+        atexit.unregister(self.close)
 
     def _wake(self) -> None:
         with self._changed:
@@ -351,23 +354,19 @@ class Engine:
         if not texts:
             return
         finite = scores_NV.sum(-1).isfinite().tolist()
-        likeliest = scores_NV.argmax(-1).tolist()
-        for text, row, sound, best in zip(texts, scores_NV, finite, likeliest, strict=True):
+        for text, row, sound in zip(texts, scores_NV, finite, strict=True):
             try:
                 if not sound and not bool(row.isfinite().all()):
                     raise ArithmeticError("the model's scores are not finite")
-                self._next(text, row, best)
+                self._next(text, row)
             except Exception as e:
                 self._fail(text, e)
 
-    def _next(self, text: _Text, scores_V: Tensor, best: int) -> None:
+    def _next(self, text: _Text, scores_V: Tensor) -> None:
         """The next token of one text, and what can be shown of it."""
         request, matcher = text.request, text.matcher
-        if matcher is None and request.sampling.plain:
-            token = best
-        else:
-            shifted = text.sampler.shifted(scores_V)
-            token = text.sampler.pick(shifted if matcher is None else matcher.masked(shifted))
+        shifted = text.sampler.shifted(scores_V)
+        token = text.sampler.pick(shifted if matcher is None else matcher.masked(shifted))
         text.written += 1
         self.tokens_written += 1
         if token in request.stop:

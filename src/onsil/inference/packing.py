@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onsil.models.attention import Attention, Linear
+from onsil.models.attention import Attention, Linear, Norm
 from onsil.models.positions import rotate
 from onsil.models.transformer import ACTIVATIONS, MLP, Experts, Transformer
 
@@ -103,6 +103,8 @@ class Packer:
         """The module with everything packed in it; what is not packed is shared, not copied."""
         if type(module) is Linear:
             return self.product(module.weight, module.bias)
+        if isinstance(module, Norm):
+            return PackedNorm(module.layer, module.epsilon, *weights_of(module))
         if isinstance(module, Attention):
             return SlotAttention(module, self)
         if isinstance(module, MLP):
@@ -115,6 +117,33 @@ class Packer:
             for name, child in module._modules.items()
         }
         return other
+
+
+def weights_of(norm: Norm) -> tuple[Tensor, Tensor | None]:
+    """What a norm multiplies by and adds, float32."""
+    bias = None if norm.bias is None else norm.bias.detach().float()
+    return norm.weight.detach().float() + norm.offset, bias
+
+
+class PackedNorm(nn.Module):
+    """As `models.attention.Norm`, the root mean square in one reduction: many rows take a tenth of
+    the time, and few no longer. Every step of it is exact or one row's own, so rows keep their
+    bits in any company."""
+
+    def __init__(self, layer: bool, epsilon: float, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.layer, self.epsilon, self.weight, self.bias = layer, epsilon, weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide, width = x.float(), x.shape[-1:]
+        if not self.layer:
+            root = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            factor = root.square_().div_(width[0]).add_(self.epsilon).rsqrt_()
+            return (wide * factor).mul_(self.weight).type_as(x)
+        if self.weight.dim() == 1:
+            return F.layer_norm(wide, width, self.weight, self.bias, self.epsilon).type_as(x)
+        y = F.layer_norm(wide, width, eps=self.epsilon) * self.weight
+        return (y if self.bias is None else y + self.bias).type_as(x)
 
 
 class PackedMLP(nn.Module):
@@ -179,20 +208,17 @@ class SlotAttention(nn.Module):
         weight = torch.cat([p.weight for p in parts])
         self.qkv = packer.product(weight, torch.cat(biases) if any_bias else None)
         self.o = packer.product(attention.o.weight, attention.o.bias)
-        self.widths = [p.weight.size(0) for p in parts]
+        self.heads = (self.shape.heads, self.shape.kv_heads)
+        self.norm = _joint(attention, self.heads)
 
     def forward(self, x_BRD: Tensor, _source, batch, table, kept) -> Tensor:
         """`batch`: inference.slots.Batch; `kept`: keys and values of this layer, slot G S K."""
         s, inner = self.shape, self.inner
-        q, k, v = self.qkv(x_BRD).split(self.widths, -1)
-        q = inner.heads_of(q, s.heads, inner.q_norm)
-        k = inner.heads_of(k, s.kv_heads, inner.k_norm)
-        v = inner.heads_of(v, s.kv_heads, None)
+        qk, v = self._queries_and_keys(self.qkv(x_BRD))
         rotary = s.rotary_of(self.kind)
         if rotary is not None:
-            tables = batch.rotary(self.kind)
-            q = rotate(q, tables, rotary.interleaved)
-            k = rotate(k, tables, rotary.interleaved)
+            qk = rotate(qk, batch.rotary(self.kind), rotary.interleaved)
+        q, k = qk.split(self.heads, 1)
         keys, values = kept
         keys[batch.slot_R, :, batch.at_R] = k[0].transpose(0, 1).float()
         values[batch.slot_R, :, batch.at_R] = v[0].transpose(0, 1).float()
@@ -213,6 +239,31 @@ class SlotAttention(nn.Module):
                 parts.append(inner.attend(mine, k_BGSK, v_BGSK, view, table))
         y_BHRK = torch.cat(parts, 2) if len(parts) > 1 else parts[0]
         return self.o(y_BHRK.transpose(1, 2).flatten(2).type_as(x_BRD))
+
+    def _queries_and_keys(self, x_BRX: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys as heads of one, normed; values: B H R K each."""
+        heads, inner = sum(self.heads), self.inner
+        x_BRHK = x_BRX.unflatten(-1, (heads + self.heads[1], -1))
+        qk, v = x_BRHK.split((heads, self.heads[1]), 2)
+        if self.norm is not None:
+            qk = self.norm(qk)
+        elif inner.q_norm is not None and inner.k_norm is not None:
+            q, k = (part.flatten(2) for part in qk.split(self.heads, 2))
+            qk = torch.cat((inner.q_norm(q), inner.k_norm(k)), -1).unflatten(-1, (heads, -1))
+        return qk.transpose(1, 2), v.transpose(1, 2)
+
+
+def _joint(attention: Attention, heads: tuple[int, int]) -> PackedNorm | None:
+    """One norm for the heads of queries and of keys, a row of weights for each; None when there is
+    none, or when it is over all heads at once."""
+    norms = (attention.q_norm, attention.k_norm)
+    if attention.shape.qk_norm in ("none", "all") or norms[0] is None or norms[1] is None:
+        return None
+    pairs = [weights_of(norm) for norm in norms if norm is not None]
+    weight = torch.cat([w.expand(h, -1) for (w, _), h in zip(pairs, heads, strict=True)])
+    biases = [b.expand(h, -1) for (_, b), h in zip(pairs, heads, strict=True) if b is not None]
+    bias = torch.cat(biases) if biases else None
+    return PackedNorm(norms[0].layer, norms[0].epsilon, weight, bias)
 
 
 def ready(model: Transformer, grouped: bool = False) -> Transformer:

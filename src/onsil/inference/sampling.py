@@ -7,8 +7,8 @@ changes nothing. Penalties count what was written, not the prompt (as OpenAI def
 
 Log probabilities are the model's own: of the scores before all of this.
 
-The tail is cut without sorting the vocabulary: the likeliest 64 tokens are looked at, then eight
-times as many, until they hold `top_p` of the chance. V is the vocabulary.
+The tail is cut without sorting the vocabulary: the likeliest 64 tokens are looked at, and only if
+they hold less than `top_p` of the chance, all of them. V is the vocabulary.
 """
 
 import math
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 FIRST_LOOK = 64
+BITS = 15  # of a float32 that do not choose its bin
 
 
 class Sampling(NamedTuple):
@@ -33,45 +34,51 @@ class Sampling(NamedTuple):
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
-    def plain(self) -> bool:
-        """Whether the largest score decides, as it came from the model."""
-        return self.temperature == 0.0 and not self.shifts
-
-    @property
     def shifts(self) -> bool:
         return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
+
+
+def likeliest(scores_V: Tensor) -> int:
+    """The first of the largest scores. (numpy finds it in a tenth of torch's time.)"""
+    return int(scores_V.numpy().argmax())
 
 
 def picked(scores_V: Tensor, how: Sampling, generator: torch.Generator) -> int:
     """The next token; bias and penalties are not looked at."""
     if how.temperature == 0.0:
-        return int(scores_V.argmax())
+        return likeliest(scores_V)
     chances = ((scores_V - scores_V.max()) / how.temperature).softmax(-1)
     drawn = torch.rand(1, generator=generator, dtype=torch.float64)
     if how.top_p >= 1.0 and not how.top_k:
-        sums = chances.cumsum(0, dtype=torch.float64)
-        return _at(sums, drawn, len(chances))
-    sums, order = _head(chances, how)
-    kept = int((sums < how.top_p).sum()) + 1 if how.top_p < 1.0 else len(sums)
-    kept = min(kept, how.top_k or kept, len(sums))
-    return int(order[_at(sums[:kept], drawn, kept)])
+        return _at(chances.cumsum(0, dtype=torch.float64), drawn)
+    best, order = chances.topk(min(len(chances), how.top_k or FIRST_LOOK))
+    sums = best.cumsum(0, dtype=torch.float64)
+    if how.top_p >= 1.0:
+        return int(order[_at(sums, drawn)])
+    if how.top_k or sums[-1] >= how.top_p:
+        kept = int((sums < how.top_p).sum()) + 1
+        return int(order[_at(sums[:kept], drawn)])
+    return _at((chances * _nucleus(chances, how.top_p)).cumsum(0, dtype=torch.float64), drawn)
 
 
-def _at(sums: Tensor, drawn: Tensor, kept: int) -> int:
+def _at(sums: Tensor, drawn: Tensor) -> int:
     """Where the drawn share of the last sum falls."""
-    return min(int(torch.searchsorted(sums, drawn * sums[-1], right=True)), kept - 1)
+    return min(int(torch.searchsorted(sums, drawn * sums[-1], right=True)), len(sums) - 1)
 
 
-def _head(chances_V: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
-    """Sums of the largest chances, and whose they are: enough of them for `top_k` or `top_p`."""
-    V = len(chances_V)
-    look = min(V, how.top_k or FIRST_LOOK)
-    while True:
-        best, order = chances_V.topk(look)
-        sums = best.cumsum(0, dtype=torch.float64)
-        if look == V or how.top_k or sums[-1] >= how.top_p:
-            return sums, order
-        look = min(V, look * 8)
+def _nucleus(chances_V: Tensor, top_p: float) -> Tensor:
+    """Which tokens are the likeliest that make up `top_p`. Chances fall into bins by their leading
+    bits, and only the bin in which the border lies is sorted."""
+    bin_V = chances_V.view(torch.int32) >> BITS
+    held = torch.bincount(bin_V, weights=chances_V)
+    above = held.flip(0).cumsum(0).flip(0)  # what lies in a bin and all larger ones
+    border = max(0, int((above >= top_p).sum()) - 1)
+    kept_V = bin_V > border
+    some = (bin_V == border).nonzero()[:, 0]
+    parts, order = chances_V[some].sort(descending=True, stable=True)
+    sums = above[border] - held[border] + parts.cumsum(0, dtype=torch.float64)
+    kept_V[some[order[: int((sums < top_p).sum()) + 1]]] = True
+    return kept_V
 
 
 class Sampler:
@@ -93,7 +100,7 @@ class Sampler:
     def pick(self, scores_V: Tensor) -> int:
         """The next token of scores that are shifted and masked; remembered for the penalties."""
         if self.generator is None:
-            token = int(scores_V.argmax())
+            token = likeliest(scores_V)
         else:
             token = picked(scores_V, self.how, self.generator)
         self.remember(token)
