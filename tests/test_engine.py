@@ -672,3 +672,12 @@ def test_a_learnt_prompt_stands_before_every_text(tmp_path):
         assert served.engine.context == model.shape.context - 5
     finally:
         served.close()
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "engine.md").read_text(encoding="utf-8")
+    code = page.split("```python")[1].split("```")[0]
+    saved(small(), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "engine.md", "exec"), {"__name__": "page"})
+    assert "(1, 64)" in capsys.readouterr().out
