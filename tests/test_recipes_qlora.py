@@ -34,6 +34,7 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setattr(recipe, "sentences", lambda: TOY)
         monkeypatch.setattr(recipe, "EACH", 4)
         monkeypatch.setattr(recipe, "TRAIN", 16)
+    monkeypatch.setattr(qlora.parts, "__defaults__", (8,))
     monkeypatch.setattr(qlora, "TUNING", replace(lora.TUNINGS["LoRA"], epochs=1))
     monkeypatch.setattr(proving, "RESULTS", tmp_path / "proofs.jsonl")
 
@@ -44,7 +45,15 @@ def test_the_recipe_runs_and_says_what_the_base_takes():
     assert row["means"]["LoRA"] - row["means"][f"LoRA less {qlora.MARGIN}"] == pytest.approx(
         qlora.MARGIN, abs=1e-4
     )
-    assert not row["holds"]  # one seed and sixteen sentences prove nothing
+    assert not row["holds"]  # one seed and a few sentences prove nothing
+
+
+def test_what_is_judged_was_neither_judged_nor_chosen_by_before():
+    known, dev, judged = qlora.parts()
+    before = lora.split(TOY, 4, 2)
+    assert len(judged) == 32 and dev == before[1]
+    assert not set(judged) & {*known, *before[1], *before[2]}
+    assert not set(known) & {*before[1], *before[2]}
 
 
 def test_the_merged_model_has_no_packed_weight(monkeypatch):
