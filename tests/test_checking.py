@@ -193,11 +193,13 @@ def test_a_clock_before_the_last_record(ws, monkeypatch):
 
 
 def test_a_database_that_is_damaged_is_refused_here_and_at_the_start(ws):
-    path = ws.root / "jobs.db"
+    path = ws.root / "jobs" / "jobs.db"
+    path.parent.mkdir()
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE t (a TEXT)")
         database.executemany("INSERT INTO t VALUES (?)", [("x" * 500,)] * 200)
     database.close()
+    path.chmod(0o600)
     self_check(ws)
     assert refused(ws) == ""
     data = bytearray(path.read_bytes())

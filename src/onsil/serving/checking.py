@@ -38,6 +38,10 @@ SKEW = 60.0  # seconds a clock may be behind
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".npy", ".dill"}
 PROGRAMS = {".py", ".pyc", ".so", ".sh", ".dll"}
 PICKLE = "a pickle, which can run anything when it is opened", "열면 무엇이든 실행할 수 있는 피클"
+PRIVATE = (
+    "key", "keys.json", "budgets", "logs/requests.jsonl", PREDICTIONS, f"{FOLDER}/{FILE}",
+    "jobs/jobs.db",
+)  # fmt: skip
 REMOTE = ("auto_map", "trust_remote_code", "custom_pipelines")
 
 
@@ -214,15 +218,7 @@ def _reachable(path: Path, bits: int) -> bool:
 def _files(ws: Workspace) -> Iterator[Finding]:
     if os.name != "posix":
         return
-    private = (
-        "key",
-        "keys.json",
-        "budgets",
-        PREDICTIONS,
-        "logs/requests.jsonl",
-        f"{FOLDER}/{FILE}",
-    )
-    for path in (ws.root / name for name in private):
+    for path in (ws.root / name for name in PRIVATE):
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             yield Finding(
                 REFUSE,
@@ -367,7 +363,7 @@ def _machine(ws: Workspace) -> Iterator[Finding]:
 
 
 def _databases(ws: Workspace) -> Iterator[Finding]:
-    for path in sorted([*ws.root.glob("*.sqlite"), *ws.root.glob("*.db")]):
+    for path in sorted([*ws.root.glob("*.db"), *ws.root.glob("*/*.db")]):
         why = _damage(path)
         if why:
             yield Finding(
