@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from starlette.responses import (
     Response,
     StreamingResponse,
 )
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from onsil.errors import say
 from onsil.lineage import Workspace, children, history
@@ -284,9 +284,11 @@ def build(
     mark: AIMark = MARK,
     jobs: str = "",
     webhook_hosts: Collection[str] = (),
+    routes: Sequence[Route] = (),
 ) -> Guard:
     """The doors behind their guard. `jobs`: the URL of a job store, "" for the workspace's own;
-    `webhook_hosts`: `host:port` of those who may be called when a job is done."""
+    `webhook_hosts`: `host:port` of those who may be called when a job is done; `routes`: more of
+    them."""
     server = Server(ws, name, access, mark)
     secret = access.secret("webhooks")
     work = Work(ws, lambda: app, server.models.pinned, secret, jobs, webhook_hosts)
@@ -305,12 +307,13 @@ def build(
             Route("/sign-in", server.sign_in),
             Route("/openapi.json", server.described),
             Route("/v1/models", server.list_models),
-            Route("/v1/models/{id:path}", server.one_model),
+            Route("/v1/models/{id}", server.one_model),
             Route("/v1/chat/completions", server.chat, methods=["POST"]),
             Route("/v1/completions", server.complete, methods=["POST"]),
             Route("/v1/embeddings", server.embed, methods=["POST"]),
             Route("/v1/responses", server.respond, methods=["POST"]),
             *work.routes(),
+            *routes,
             *(Route(path, not_yet, methods=["POST"]) for path in RESERVED),
             Route("/about", server.about),
             Route("/report", server.report),
@@ -343,10 +346,14 @@ async def _broken(request: Request, error: Exception) -> Response:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
+    """No such path (404), or none by that method (405, which says by which)."""
+    path = dict(request.scope) | {"type": "http"}
+    found = (route for route in request.app.routes if route.matches(path)[0] is not Match.NONE)
+    allowed = {method for route in found for method in route.methods or ()}
+    status = 405 if allowed else 404
     return Response(
         Refused(status, f"{request.method} {request.url.path} is not served here.").body(),
         status,
-        headers=getattr(error, "headers", None),  # of 405: what is allowed
-        media_type="application/json",
+        headers={"Allow": ", ".join(sorted(allowed))} if allowed else None,
+        media_type=JSON,
     )

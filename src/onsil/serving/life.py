@@ -47,7 +47,7 @@ class Life:
                 return await app(scope, receive, send)
             if scope["path"] in PROBES:
                 host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
-                return await self._probed(scope["path"], host in hosts, send)
+                return await self._probed(scope, host in hosts, send)
             if self.state != "ready":
                 message = f"The server is {self.state}; come back in a moment."
                 refused = Refused(503, message, "server_error", code=f"server_{self.state}")
@@ -60,10 +60,14 @@ class Life:
 
         return gate
 
-    async def _probed(self, path: str, known: bool, send: Send) -> None:
+    async def _probed(self, scope: Scope, known: bool, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
         if not known:
             refused = Refused(421, "This server does not answer to that host name.")
             return await _say(send, 421, refused.body())
+        if method not in ("GET", "HEAD"):
+            refused = Refused(405, f"{method} {path} is not served here.")
+            return await _say(send, 405, refused.body())
         word = "ok" if path == "/health" else self.state
         body = json.dumps({"status": word}).encode()
         await _say(send, 200 if word in ("ok", "ready") else 503, body)
@@ -76,6 +80,8 @@ async def _say(send: Send, status: int, body: bytes) -> None:
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
     ]
+    if status == 405:
+        headers.append((b"allow", b"GET, HEAD"))
     if status == 503:
         headers += [(b"retry-after", RETRY_AFTER), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,15 +1,24 @@
-"""What this server says of itself: OpenAPI 3.1, made from the classes that check the requests."""
+"""What this server says of itself: OpenAPI 3.1, made from the classes that check the requests.
+
+A table of operations: method, path, what it does, what it takes, what may come back. A test holds
+it against the routes that there are.
+"""
 
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from onsil.serving.feedback import FIELDS as FEEDBACK
+from onsil.serving.feedback import VERDICTS
+from onsil.serving.jobs.batches import ENDPOINTS
+from onsil.serving.jobs.routes import MOST_ATTEMPTS, MOST_LISTED
 from onsil.serving.schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
     ResponseRequest,
 )
+from onsil.serving.work import KINDS
 
 # Doors of OpenAI's that wait for models that hear, speak or draw.
 RESERVED = (
@@ -26,60 +35,55 @@ BODIES = {
     "/v1/responses": ("The last question answered, as items", ResponseRequest),
     "/v1/embeddings": ("Texts as vectors", EmbeddingRequest),
 }
-READ = {
-    "/v1/models": "Every version of the model served here",
-    "/about": "What the page shows of the model",
-    "/openapi.json": "This document",
+OPEN: dict[str, Any] = {"security": []}
+LINE, NOT_BLANK = "^[^\\u0000]*$", "^[^\\u0000]*\\S[^\\u0000]*$"
+JOB = {
+    "type": "object",
+    "required": ["kind", "input"],
+    "additionalProperties": False,
+    "properties": {
+        "kind": {"enum": list(KINDS)},
+        "input": {"type": "object"},
+        "max_attempts": {"type": "integer", "minimum": 1, "maximum": MOST_ATTEMPTS},
+        "expires_in": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 2_592_000},
+        "webhook": {"type": ["string", "null"], "pattern": "^https?://"},
+    },
 }
-TEMPLATE = "#/components/schemas/{model}"
-
-
-def document(models: list[str]) -> dict[str, Any]:
-    """The whole of it; `models` are the references that are served."""
-    _, found = models_json_schema(
-        [(kind, "validation") for _, kind in BODIES.values()], ref_template=TEMPLATE
-    )
-    for schema in found["$defs"].values():
-        if "model" in schema.get("properties", {}):
-            schema["properties"]["model"] = {"type": "string", "enum": models}
-    paths: dict[str, Any] = {
-        "/health": {
-            "get": _operation("Alive", "200", security=[]),
+BATCH = {
+    "type": "object",
+    "required": ["input_file_id", "endpoint", "completion_window"],
+    "additionalProperties": False,
+    "properties": {
+        "input_file_id": {"type": "string"},
+        "endpoint": {"enum": list(ENDPOINTS)},
+        "completion_window": {"enum": ["24h"]},
+        "metadata": {
+            "type": ["object", "null"],
+            "maxProperties": 16,
+            "propertyNames": {"maxLength": 64, "pattern": LINE},
+            "additionalProperties": {"type": "string", "maxLength": 512, "pattern": LINE},
         },
-        "/v1/models/{model}": {
-            "get": _operation("One version", "200", "404")
-            | {
-                "parameters": [
-                    {
-                        "name": "model",
-                        "in": "path",
-                        "required": True,
-                        "schema": {"type": "string", "enum": models},
-                    }
-                ]
-            }
-        },
+    },
+}
+TOLD = {
+    "type": "object",
+    "required": ["request_id", "verdict", "question"],
+    "additionalProperties": False,
+    "properties": {
+        name: {"type": "string", "maxLength": most, "pattern": LINE}
+        for name, most in FEEDBACK.items()
     }
-    for path, summary in READ.items():
-        paths[path] = {"get": _operation(summary, "200")}
-    for path, (summary, kind) in BODIES.items():
-        body = {"application/json": {"schema": {"$ref": TEMPLATE.format(model=kind.__name__)}}}
-        told = _operation(summary, "200", "400", "404", "408", "413", "415", "503")
-        paths[path] = {"post": told | {"requestBody": {"required": True, "content": body}}}
-    for path in RESERVED:
-        paths[path] = {"post": _operation("Reserved", "501")}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "onsil", "version": "1", "description": __doc__},
-        "paths": paths,
-        "components": {
-            "schemas": found["$defs"] | {"Error": ERROR},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
-        "security": [{"key": []}],
+    | {
+        name: {"type": "string", "maxLength": FEEDBACK[name], "pattern": NOT_BLANK}
+        for name in ("request_id", "question")
     }
-
-
+    | {"verdict": {"enum": list(VERDICTS)}},
+}
+FILE = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": ["batch"]}},
+}
 ERROR = {
     "type": "object",
     "required": ["error"],
@@ -97,24 +101,155 @@ ERROR = {
     },
 }
 SAID = {
-    "200": "Done",
-    "400": "A field is wrong, and which",
-    "401": "No key",
-    "404": "No such model",
-    "408": "Too slow",
-    "413": "Too large",
-    "415": "Not JSON",
-    "501": "Not yet",
-    "503": "Too many at once",
+    200: "Done",
+    201: "Kept",
+    202: "Accepted, and on the disk",
+    400: "A field is wrong, and which",
+    401: "No key",
+    403: "Not with this key",
+    404: "No such thing here",
+    405: "Not this method",
+    408: "Too slow",
+    409: "Not as things stand",
+    413: "Too large",
+    415: "Of another kind",
+    429: "The budget of this key is used up",
+    501: "Not yet",
+    503: "Too many at once",
+    507: "The disk is full",
 }
+# What may come back from any door behind the key.
+ALWAYS = (401, 404, 429)
+TEMPLATE = "#/components/schemas/{model}"
 
 
-def _operation(summary: str, *statuses: str, **more: Any) -> dict[str, Any]:
+def document(models: list[str]) -> dict[str, Any]:
+    """The whole of it; `models` are the references that are served."""
+    _, found = models_json_schema(
+        [(kind, "validation") for _, kind in BODIES.values()], ref_template=TEMPLATE
+    )
+    for schema in found["$defs"].values():
+        if "model" in schema.get("properties", {}):
+            schema["properties"]["model"] = {"type": "string", "enum": models}
+    paths: dict[str, Any] = {}
+    for path, method, operation in [*_doors(models), *_work(), *_operations()]:
+        paths.setdefault(path, {})[method] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "onsil", "version": "1", "description": __doc__},
+        "paths": paths,
+        "components": {
+            "schemas": found["$defs"] | {"Error": ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}],
+    }
+
+
+Operations = list[tuple[str, str, dict[str, Any]]]
+
+
+def _doors(models: list[str]) -> Operations:
+    made: Operations = [
+        ("/v1/models", "get", _operation("Every version of the model served here", 200)),
+        (
+            "/v1/models/{id}",
+            "get",
+            _operation("One version", 200, parameters=[_in_path({"enum": models})]),
+        ),
+    ]
+    for path, (summary, kind) in BODIES.items():
+        body = _json({"$ref": TEMPLATE.format(model=kind.__name__)})
+        made.append(
+            (path, "post", _operation(summary, 200, 400, 408, 413, 415, 503, requestBody=body))
+        )
+    made += [(path, "post", _operation("Reserved", 501)) for path in RESERVED]
+    return made
+
+
+def _work() -> Operations:
+    job, file, batch = (_in_path({"type": "string", "minLength": 1, "pattern": LINE}),) * 3
+    refused = (400, 409, 413, 415, 503, 507)
+    made: Operations = [
+        ("/v1/jobs", "post", _operation("A job", 202, *refused, requestBody=_json(JOB))),
+        ("/v1/jobs", "get", _operation("My jobs", 200, 400, parameters=_page("jobs"))),
+        ("/v1/jobs/{id}", "get", _operation("How a job stands", 200, parameters=[job])),
+        ("/v1/jobs/{id}", "delete", _operation("Cancel", 200, 409, parameters=[job])),
+        ("/v1/jobs/{id}/cancel", "post", _operation("Cancel", 200, 409, parameters=[job])),
+        ("/v1/jobs/{id}/retry", "post", _operation("Once more", 202, 409, parameters=[job])),
+        ("/v1/jobs/{id}/events", "get", _operation("As it goes", 200, parameters=[job])),
+        (
+            "/v1/files",
+            "post",
+            _operation(
+                "A file of requests",
+                *(200, 400, 413, 415, 507),
+                requestBody={
+                    "required": True,
+                    "content": {"multipart/form-data": {"schema": FILE}},
+                },
+            ),
+        ),
+        (
+            "/v1/files",
+            "get",
+            _operation(
+                "My files",
+                *(200, 400),
+                parameters=[
+                    *_page("files"),
+                    _query("order", {"enum": ["asc", "desc"]}),
+                    _query("purpose", {"enum": ["batch", "batch_output"]}),
+                ],
+            ),
+        ),
+        ("/v1/files/{id}", "get", _operation("A file", 200, parameters=[file])),
+        ("/v1/files/{id}", "delete", _operation("Forget it", 200, 409, parameters=[file])),
+        ("/v1/files/{id}/content", "get", _operation("Its bytes", 200, parameters=[file])),
+        ("/v1/batches", "post", _operation("A batch", 200, *refused, requestBody=_json(BATCH))),
+        ("/v1/batches", "get", _operation("My batches", 200, 400, parameters=_page("batches"))),
+        ("/v1/batches/{id}", "get", _operation("How it stands", 200, parameters=[batch])),
+        ("/v1/batches/{id}/cancel", "post", _operation("Cancel", 200, 409, parameters=[batch])),
+    ]
+    return made
+
+
+def _operations() -> Operations:
+    feedback = _operation("What somebody thought of it", 201, 400, 413, 415, 507)
+    return [
+        ("/health", "get", _operation("Alive", 200, **OPEN)),
+        ("/ready", "get", _operation("A question would be answered", 200, 503, **OPEN)),
+        ("/about", "get", _operation("What the page shows of the model", 200)),
+        ("/metrics", "get", _operation("For Prometheus", 200)),
+        ("/monitor/data", "get", _operation("How it is used", 200, 403)),
+        ("/v1/feedback", "post", feedback | {"requestBody": _json(TOLD)}),
+        ("/openapi.json", "get", _operation("This document", 200)),
+    ]
+
+
+def _operation(summary: str, *statuses: int, **more: Any) -> dict[str, Any]:
     """One operation: what it does and what may come back; an error always has one form."""
     wrong = {"application/json": {"schema": {"$ref": TEMPLATE.format(model="Error")}}}
-    statuses = (*statuses, "401") if "security" not in more else statuses
+    every = {*statuses} if "security" in more else {*statuses, *ALWAYS}
     answers = {
-        status: {"description": SAID[status]} | ({} if status == "200" else {"content": wrong})
-        for status in sorted(statuses)
+        str(status): {"description": SAID[status]} | ({"content": wrong} if status >= 400 else {})
+        for status in sorted(every)
     }
     return {"summary": summary, "responses": answers} | more
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _in_path(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "id", "in": "path", "required": True, "schema": schema}
+
+
+def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _page(what: str) -> list[dict[str, Any]]:
+    number = {"type": "integer", "minimum": 1, "maximum": MOST_LISTED[what]}
+    return [_query("limit", number), _query("after", {"type": "string"})]

@@ -1,22 +1,21 @@
 """Everything that stands around the doors of one server, put together in one place.
 
-From outside in: the observation of each request (log, metrics, traces), life's gate, the guard,
-whose key it is, its budget, then the doors. `around` wraps a finished guard; the doors know none of
+From outside in: the observation of each request (log, metrics, traces), life's gate, the guard, the
+budget of its key, then the doors. `around` wraps a finished guard; the doors know none of
 this but `request_log.heard`, through which they pass what a speaker says.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from onsil.lineage import Workspace
 from onsil.serving import tracing
-from onsil.serving.access import Access
 from onsil.serving.budgets import Budgets
-from onsil.serving.guard import PUBLIC, Guard, Refused, _session
-from onsil.serving.keys import OWNER, KeyRing
+from onsil.serving.guard import Guard
+from onsil.serving.keys import KeyRing
 from onsil.serving.life import Life
 from onsil.serving.metrics import Metrics
 from onsil.serving.monitoring import Monitoring
@@ -44,7 +43,7 @@ class Operations:
 
     def around(self, guard: Guard) -> ASGIApp:
         """The whole application: `guard` with everything else outside and inside of it."""
-        guard.app = owned(self.budgets.around(beside(self.routes(), guard.app)), guard.access)
+        guard.app = self.budgets.around(guard.app)
         sinks: list[Callable[[Observation], Any]] = [
             self.metrics,
             self._log,
@@ -62,46 +61,3 @@ class Operations:
         self.monitoring.close()
         self.budgets.counts.close()
         tracing.stop()
-
-
-def owned(app: ASGIApp, access: Access) -> ASGIApp:
-    """`app` told whose request it is, in `scope["state"]["owner"]`: the id of the key; the page's
-    visitors come by the owner's link and are the owner. Raises Refused (401) for a key that was
-    taken away since the guard let it in."""
-
-    async def telling(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PUBLIC:
-            headers = dict(scope["headers"])
-            key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")[2].strip()
-            owner = access.owner_of(key)
-            if owner is None and access.session_fits(_session(_cookies(headers))):
-                owner = OWNER
-            if owner is None:
-                raise Refused(
-                    401, "A key is needed: Authorization: Bearer KEY.", "authentication_error"
-                )
-            scope["state"]["owner"] = owner
-        await app(scope, receive, send)
-
-    return telling
-
-
-def _cookies(headers: dict[bytes, bytes]) -> str:
-    return headers.get(b"cookie", b"").decode("latin-1")
-
-
-def beside(routes: list[Route], app: ASGIApp) -> ASGIApp:
-    """`app` with some routes more, which come first."""
-
-    async def choosing(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            for route in routes:
-                match, found = route.matches(scope)
-                if match is Match.PARTIAL:
-                    raise Refused(405, f"{scope['path']} does not take {scope['method']}.")
-                if match is Match.FULL:
-                    scope.update(found)
-                    return await route.handle(scope, receive, send)
-        await app(scope, receive, send)
-
-    return choosing

@@ -98,7 +98,9 @@ def _serve(
         tracing.start(endpoint)
     operations = Operations(ws, name, settings)
     access = Access(key, operations.ring)
-    guard = build(ws, name, access, settings.allowed(port), settings.mark)
+    guard = build(
+        ws, name, access, settings.allowed(port), settings.mark, routes=operations.routes()
+    )
     doors = guard.app
 
     async def warm() -> None:
@@ -177,7 +179,7 @@ def listening(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(128)
+        listener.listen(1024)
     except OSError as e:
         listener.close()
         raise OnsilError(

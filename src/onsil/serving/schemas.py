@@ -35,6 +35,12 @@ def _unable(value: Any) -> None:
         raise ValueError("This server cannot do that; leave the field out")
 
 
+def _not_kept(value: bool) -> bool:
+    if value:
+        raise ValueError("Nothing is kept between calls; leave it out or say false")
+    return value
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -48,6 +54,7 @@ Text = Annotated[
     str, AfterValidator(_readable), Field(json_schema_extra={"pattern": "^[^\\u0000]*$"})
 ]
 WHOLE = BeforeValidator(_whole)
+Given = Annotated[Text, Field(min_length=1)]
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Short = Annotated[Text, Field(max_length=512)]
 Identifier = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -222,12 +229,10 @@ class ChatRequest(Drawing):
     def _whole(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
-        if isinstance(self.tool_choice, NamedTool):
-            named = self.tool_choice.function.name
-            if named not in {tool.function.name for tool in self.tools or []}:
-                raise ValueError(f"tool_choice names {named!r}, which is not among tools")
-        elif self.tool_choice == "required" and not self.tools:
-            raise ValueError("tool_choice is required and there are no tools")
+        choice = self.tool_choice
+        named = choice.function.name if isinstance(choice, NamedTool) else None
+        offered = {tool.function.name for tool in self.tools or []}
+        _offered(choice == "required", named, offered)
         return self
 
     @property
@@ -237,11 +242,13 @@ class ChatRequest(Drawing):
 
 # ── completions, embeddings ─────────────────────────────────────────────────────────────────────
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31), WHOLE]], Field(max_length=100_000)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=2**31), WHOLE]], Field(min_length=1, max_length=100_000)
+]
 
 
 class CompletionRequest(Drawing):
-    prompt: Text | TokenIds
+    prompt: Given | TokenIds
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     echo: Unable = None
     best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
@@ -250,7 +257,7 @@ class CompletionRequest(Drawing):
 
 class EmbeddingRequest(Strict):
     model: Name
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
+    input: Given | Annotated[list[Given], Field(min_length=1, max_length=MOST_INPUTS)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Unable = None
     user: Short | None = None
@@ -322,7 +329,7 @@ InputItem = InputMessage | InputCall | InputOutput
 
 class ResponseRequest(Strict):
     model: Name
-    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=MOST_MESSAGES)]
+    input: Given | Annotated[list[InputItem], Field(min_length=1, max_length=MOST_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS), WHOLE] | None = None
     temperature: float | None = Field(None, ge=0, le=2)
@@ -334,7 +341,9 @@ class ResponseRequest(Strict):
     text: ResponseText | None = None
     metadata: Metadata | None = None
     stream: bool | None = None
-    store: Literal[False] | None = None
+    store: Annotated[bool, AfterValidator(_not_kept), WithJsonSchema({"const": False})] | None = (
+        None
+    )
     stream_options: StreamOptions | None = None
     truncation: Literal["disabled"] | None = None
     safety_identifier: Short | None = None
@@ -352,6 +361,20 @@ class ResponseRequest(Strict):
     prompt_cache_retention: Unable = None
     reasoning: Unable = None
     service_tier: Unable = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ResponseRequest":
+        named = self.tool_choice.name if isinstance(self.tool_choice, NamedFunctionTool) else None
+        _offered(self.tool_choice == "required", named, {tool.name for tool in self.tools or []})
+        return self
+
+
+def _offered(required: bool, named: str | None, tools: set[str]) -> None:
+    """Raises ValueError when a tool has to be called that was not offered."""
+    if named is not None and named not in tools:
+        raise ValueError(f"tool_choice names {named!r}, which is not among tools")
+    if required and not tools:
+        raise ValueError("tool_choice is required and there are no tools")
 
 
 R = TypeVar("R", bound=BaseModel)
