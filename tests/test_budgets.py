@@ -183,7 +183,12 @@ def test_threads_do_not_lose_counts(ws):
             b.charge(kim, 1)
 
     threads = [threading.Thread(target=charge) for _ in range(4)]
-    [t.start() for t in threads], [t.join() for t in threads]
+    often = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        [t.start() for t in threads], [t.join() for t in threads]
+    finally:
+        sys.setswitchinterval(often)
     assert b.admit(kim).tokens[1] == 98_000
 
 
