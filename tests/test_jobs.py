@@ -34,6 +34,7 @@ from onsil.serving.jobs import (
     open_store,
 )
 from onsil.serving.jobs import store as module
+from onsil.serving.jobs.sqlite import SQLite
 
 A_DAY = 86_400.0
 
@@ -62,6 +63,14 @@ def taken(store: JobStore, lease: float = 30.0, worker: str = "w1") -> Job:
     job = store.claim(["work"], worker, lease)
     assert job is not None
     return job
+
+
+def pragma(store: JobStore, text: str) -> Any:
+    """A setting of the connection that writes, as the disk would have it."""
+    database = store.database
+    assert isinstance(database, SQLite)
+    rows = database._writer.execute(f"pragma {text}").fetchall()
+    return next(iter(rows[0].values())) if rows else None
 
 
 def states(store: JobStore, job: Job) -> list[str]:
@@ -498,17 +507,13 @@ def test_many_units_are_read_in_pages(store, monkeypatch):
 def test_a_full_store_refuses_and_keeps_what_it_has(tmp_path):
     store = open_store(tmp_path / "jobs.db")
     safe = submit(store, "safe")
-    with store.database.transaction() as run:
-        pages = run("pragma page_count")[0]["page_count"]
-    with store.database.reading() as run:
-        run(f"pragma max_page_count = {pages + 4}")
+    pragma(store, f"max_page_count = {pragma(store, 'page_count') + 4}")
     with pytest.raises(Full, match="no room left") as e:
         for _ in range(100):
             submit(store, "x" * 10_000)
     assert e.value.status == 507
     assert store.get("kim", safe.id).payload == "safe"
-    with store.database.reading() as run:
-        run("pragma max_page_count = 1000000")
+    pragma(store, "max_page_count = 1000000")
     assert submit(store, "y" * 100_000).state == "ready"
     store.close()
 
@@ -538,13 +543,11 @@ def test_a_disk_that_fills_up_and_one_that_may_only_be_read(small_disk):
     assert isinstance(e.value, Full | Unavailable)
     filler.unlink()
     made.append(submit(store).id)
-    with store.database.reading() as run:
-        run("pragma query_only = on")
+    pragma(store, "query_only = on")
     with pytest.raises(Unavailable, match="readonly"):
         submit(store)
     assert store.get("kim", made[0]).payload == 0
-    with store.database.reading() as run:
-        run("pragma query_only = off")
+    pragma(store, "query_only = off")
     made.append(submit(store).id)
     store.close()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -613,21 +616,62 @@ def _closed(store: JobStore, job: Job) -> bool:
         return False
 
 
-def test_accepting_waits_for_the_disk(tmp_path):
-    """Every commit of ours is one fsync or more; counted from outside."""
+def counted(tmp_path: Path, program: str) -> int:
+    """How often a program waited for the disk after it said `open`; counted from outside."""
     if (strace := shutil.which("strace")) is None:
         pytest.skip("needs strace to count what reaches the disk")
-    program = (
-        "import sys\nfrom onsil.serving.jobs import open_store\n"
-        "store = open_store(sys.argv[1])\nprint('open', flush=True)\n"
-        "for n in range(20):\n    store.submit('k', None, 'w', n, fingerprint='')\n"
-    )
     log = tmp_path / "calls"
     trace = [strace, "-f", "-qq", "-o", str(log), "-e", "trace=fsync,fdatasync,write"]
-    child = [sys.executable, "-c", program, str(tmp_path / "jobs.db")]
+    first = "import sys, threading\nfrom onsil.serving.jobs import open_store\n"
+    first += "store = open_store(sys.argv[1])\nprint('open', flush=True)\n"
+    first += "submit = lambda n: store.submit('k', None, 'w', n, fingerprint='')\n"
+    child = [sys.executable, "-c", first + program, str(tmp_path / "jobs.db")]
     subprocess.run([*trace, *child], check=True, capture_output=True)
     after = log.read_text().partition("open")[2]
-    assert len([line for line in after.splitlines() if "sync(" in line]) >= 20
+    return len([row for row in after.splitlines() if "sync(" in row])
+
+
+def test_accepting_waits_for_the_disk(tmp_path):
+    assert counted(tmp_path, "for n in range(20): submit(n)") >= 20
+
+
+def test_callers_that_come_together_wait_for_the_disk_once(tmp_path):
+    program = (
+        "def many(): [submit(n) for n in range(20)]\n"
+        "threads = [threading.Thread(target=many) for _ in range(8)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "assert store.counts() == {'ready': 160}\n"
+    )
+    assert 20 <= counted(tmp_path, program) <= 120
+
+
+def test_who_fails_in_a_group_fails_alone_and_nobody_is_told_wrong(tmp_path):
+    """Small and large jobs at once on a disk that is nearly full: what was accepted is exactly what
+    is there."""
+    store = open_store(tmp_path / "jobs.db")
+    pragma(store, f"max_page_count = {pragma(store, 'page_count') + 60}")
+    accepted, refused = list[str](), list[str]()
+
+    def many(place: int) -> None:
+        for n in range(40):
+            key = f"{place}-{n}"
+            try:
+                submit(store, "x" * (20_000 if n % 4 == 0 else 10), key=key)
+                accepted.append(key)
+            except Full:
+                refused.append(key)
+
+    threads = [threading.Thread(target=many, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    there = {job.key for job in store.listed("kim", ["work"], limit=1000)}
+    assert refused and there == {*accepted} and len(there) == len(accepted)
+    pragma(store, "max_page_count = 1000000")
+    assert submit(store).state == "ready"
+    store.close()
 
 
 def test_the_files_of_a_store_are_its_owners_alone(tmp_path):

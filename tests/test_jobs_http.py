@@ -16,6 +16,7 @@ import postgres
 import pytest
 import uvicorn
 from jobs_child import application, handlers
+from test_jobs import pragma
 
 from onsil.serving.guard import Refused
 from onsil.serving.jobs import Claimed, JobStore, Worker, open_store
@@ -227,17 +228,14 @@ def test_a_store_that_cannot_write_is_said_and_loses_nothing(tmp_path):
     app = application(store, FileStore(store, tmp_path / "files"))
     door = httpx.Client(transport=_InThread(app), base_url="http://here")
     safe = door.post("/v1/jobs", json={"kind": "work", "input": "safe"}).json()["id"]
-    with store.database.reading() as run:
-        run(f"pragma max_page_count = {run('pragma page_count')[0]['page_count']}")
+    pragma(store, f"max_page_count = {pragma(store, 'page_count')}")
     full = door.post("/v1/jobs", json={"kind": "work", "input": "x" * 100_000})
     assert full.status_code == 507 and error_of(full)["code"] == "store_full"
-    with store.database.reading() as run:
-        run("pragma max_page_count = 100000")
-        run("pragma query_only = on")
+    pragma(store, "max_page_count = 100000")
+    pragma(store, "query_only = on")
     unwritable = door.post("/v1/jobs", json={"kind": "work", "input": 1})
     assert unwritable.status_code == 503 and error_of(unwritable)["type"] == "server_error"
-    with store.database.reading() as run:
-        run("pragma query_only = off")
+    pragma(store, "query_only = off")
     assert door.get(f"/v1/jobs/{safe}").json()["status"] == "ready"
     assert door.post("/v1/jobs", json={"kind": "work", "input": 1}).status_code == 202
     store.close()

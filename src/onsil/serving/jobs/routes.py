@@ -229,8 +229,8 @@ async def _events(store: JobStore, job: Job, seen: int) -> AsyncIterator[str]:
     progress, silent = -1, 0.0
     while True:
         try:
-            steps = await run_in_threadpool(store.events, job.owner, job.id, seen)
             job = await run_in_threadpool(store.get, job.owner, job.id)
+            steps = await run_in_threadpool(store.events, job.owner, job.id, seen)
         except StoreError as e:
             yield f"event: error\ndata: {Refused(e.status, e.en[0]).body().decode()}\n\n"
             return

@@ -1,9 +1,15 @@
 """Jobs in one SQLite file: what a single machine needs, and nothing to install.
 
 Write-ahead log, `synchronous=FULL`: a commit returns when the log is on the disk, which is what
-lets a door answer 202. One connection a process, taken in turns under a lock, because SQLite has
-one writer anyway and its own waiting (sleep and try again) is unfair among threads; between
-processes it waits up to `BUSY` seconds. Every file of the store is its owner's alone.
+lets a door answer 202. A process has one connection that writes and one that reads, each taken in
+turns, because SQLite has one writer anyway and its own waiting (sleep and try again) is unfair
+among threads; between processes it waits up to `BUSY` seconds. Every file of the store is its
+owner's alone.
+
+The disk is waited for once by all who come together (*group commit*, DeWitt et al. 1984): whoever
+is done with its statements while another waits for its turn leaves the commit to that one, and
+returns when it has happened. Each has a savepoint of its own, so that what one undoes is undone for
+it alone; when the commit itself fails, it fails for all.
 """
 
 import os
@@ -20,7 +26,16 @@ from onsil.serving.jobs.job import damaged, full, unavailable
 from onsil.serving.jobs.schema import Run, migrate
 
 BUSY, GLANCE = 30.0, 0.05  # seconds: to wait for another writer, between looks for new work
+MOST_TOGETHER, PATIENCE = 32, 1.0  # transactions in one commit; seconds to wait for it to begin
 WORDS = {"serial": "integer primary key autoincrement", "real": "real", "whole": "integer"}
+
+
+class _Group:
+    """The transactions that one commit is for."""
+
+    def __init__(self) -> None:
+        self.size, self.over = 0, threading.Event()
+        self.error: sqlite3.Error | None = None
 
 
 class SQLite:
@@ -30,65 +45,127 @@ class SQLite:
     skip_locked = ""
 
     def __init__(self, path: Path):
-        self.path = path
-        self._lock, self._news = threading.Lock(), threading.Event()
+        self.path, self._open = path, list[sqlite3.Connection]()
+        self._writing, self._looking = threading.Lock(), threading.Lock()
+        self._counting, self._queued = threading.Lock(), 0
+        self._group: _Group | None = None
+        self._news = threading.Event()
         before = os.umask(0o077)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._faults():
-                self._connection = sqlite3.connect(
-                    path, timeout=BUSY, isolation_level=None, check_same_thread=False
-                )
-                self._connection.row_factory = _named
-                self._connection.create_function("epoch", 0, lambda: time.time())
-                self._connection.create_function("steady", 0, lambda: time.monotonic())
-                self._open()
+                self._writer = self._connected()
+                self._prepare()
+                self._reader = self._connected()
         except (OSError, OnsilError):
             self.close()
             raise
         finally:
             os.umask(before)
 
-    def _open(self) -> None:
-        found = self._connection.execute("pragma quick_check(1)").fetchone()
-        if found["quick_check"] != "ok":
-            raise damaged(str(self.path), found["quick_check"])
-        self._connection.execute("pragma journal_mode=wal")
-        self._connection.execute("pragma synchronous=full")
+    def _connected(self) -> sqlite3.Connection:
+        made = sqlite3.connect(
+            self.path, timeout=BUSY, isolation_level=None, check_same_thread=False
+        )
+        self._open.append(made)
+        made.row_factory = _named
+        made.create_function("epoch", 0, lambda: time.time())
+        made.create_function("steady", 0, lambda: time.monotonic())
+        return made
+
+    def _prepare(self) -> None:
+        found = self._writer.execute("pragma quick_check(1)").fetchone()["quick_check"]
+        if found != "ok":
+            raise damaged(str(self.path), found)
+        self._writer.execute("pragma journal_mode=wal")
+        self._writer.execute("pragma synchronous=full")
         with self.transaction() as run:
             migrate(run, WORDS)
         self._seen = self._version()
 
     def close(self) -> None:
-        if connection := self.__dict__.get("_connection"):
+        for connection in self._open:
             connection.close()
 
     @contextmanager
     def transaction(self) -> Iterator[Run]:
         """`run(sql, *values) -> rows`; committed, and on the disk, when the block is left, undone
         when it raises."""
-        with self._lock, self._faults():
-            self._connection.execute("begin immediate")
-            try:
-                yield self._run
-                self._connection.execute("commit")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("rollback")
-                raise
+        with self._faults():
+            with self._turn():
+                if self._group is None:
+                    self._run("begin immediate")
+                    self._group = _Group()
+                group = self._group
+                try:
+                    self._run("savepoint own")
+                    yield self._run
+                    self._run("release own")
+                    group.size += 1
+                except BaseException as e:
+                    self._undo(group, e)
+                    raise
+                finally:
+                    if self._queued == 0 or group.size >= MOST_TOGETHER:
+                        self._end(group)
+            while not group.over.wait(PATIENCE):  # who was to commit was interrupted in the queue
+                with self._writing:
+                    self._end(group)
+            if group.error is not None:
+                raise group.error
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Alone among the threads; while somebody waits here, a commit can be left to them."""
+        with self._counting:
+            self._queued += 1
+        try:
+            self._writing.acquire()
+        finally:
+            with self._counting:
+                self._queued -= 1
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    def _undo(self, group: _Group, error: BaseException) -> None:
+        """Take back one transaction; SQLite may have taken back the whole group by itself, and then
+        it is over."""
+        if self._writer.in_transaction:
+            self._run("rollback to own")
+            self._run("release own")
+        elif isinstance(error, sqlite3.Error):
+            self._group, group.error = None, error
+            group.over.set()
+
+    def _end(self, group: _Group) -> None:
+        """Commit for all of a group."""
+        if group.over.is_set():
+            return
+        self._group = None
+        try:
+            if self._writer.in_transaction:
+                self._run("commit" if group.size else "rollback")
+        except sqlite3.Error as e:
+            group.error = e
+            if self._writer.in_transaction:
+                self._run("rollback")
+        finally:
+            group.over.set()
 
     @contextmanager
     def reading(self) -> Iterator[Run]:
-        """The same for looking only; waits for no writer of another process."""
-        with self._lock, self._faults():
-            self._connection.execute("begin")
+        """The same for looking only, at what was committed; waits for no writer."""
+        with self._looking, self._faults():
+            self._reader.execute("begin")
             try:
-                yield self._run
+                yield lambda sql, *values: self._reader.execute(sql, values).fetchall()
             finally:
-                self._connection.execute("rollback")
+                self._reader.execute("rollback")
 
     def _run(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        return self._connection.execute(sql, values).fetchall()
+        return self._writer.execute(sql, values).fetchall()
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -125,8 +202,8 @@ class SQLite:
 
     def _version(self) -> int:
         """Changes when another process has written."""
-        with self._lock, self._faults():
-            return self._connection.execute("pragma data_version").fetchone()["data_version"]
+        with self._writing, self._faults():
+            return self._writer.execute("pragma data_version").fetchone()["data_version"]
 
 
 def _named(cursor: sqlite3.Cursor, row: tuple) -> dict[str, Any]:
