@@ -153,6 +153,20 @@ def test_a_product_that_feels_company_is_found_out():
     assert not packing.steady(Moody(weight, None, torch.float32), 32, torch.float32)
 
 
+def test_a_long_prompt_is_the_same_bits_read_at_once_or_in_parts():
+    ids = list(ids_of(SENTENCE) * 20)[:333]
+    slots = Slots(small(), 2, 1024)
+
+    def last(cut: int) -> torch.Tensor:
+        scores = torch.empty(0)
+        for at in range(0, len(ids), cut):
+            part = ids[at : at + cut]
+            scores = slots.step([Part(1, at, part, len(ids), at + len(part) == len(ids))])
+        return scores
+
+    assert torch.equal(last(16), last(512)) and torch.equal(last(16), last(64))
+
+
 def a_request(draw: random.Random) -> Request:
     text = SENTENCE * draw.randrange(0, 8) + SENTENCE[: draw.randrange(5, 40)]
     how = draw.choice(
@@ -208,7 +222,9 @@ def test_a_beginning_is_found_again_by_its_caller_alone(engine_of):
     assert cold == warm == strange
     second = engine.submit(request)
     assert told(second) == cold
-    assert second.cached == (len(request.ids) - 1) // PAGE * PAGE and other.cached == 0
+    assert second.cached == (len(request.ids) - 1) // PAGE * PAGE
+    stranger = engine.submit(replace(request, salt="c"))
+    assert told(stranger) == cold and stranger.cached == other.cached == 0
     longer = engine.submit(replace(request, ids=(*request.ids, 5)))
     told(longer)
     assert longer.cached >= second.cached
