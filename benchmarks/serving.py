@@ -114,9 +114,8 @@ def llama(home: Path, threads: int, peer: Path) -> Iterator[tuple[str, str, psut
 
 def bare(home: Path) -> None:
     """The engine without a server, in a process of its own: a line in, a run, a line out."""
-    from onsil.inference.loading import load_engine
-
     from onsil.inference.engine import Request
+    from onsil.inference.loading import load_engine
     from onsil.inference.sampling import Sampling
 
     engine = load_engine(home / "model", SLOTS).engine
@@ -277,7 +276,7 @@ def open_loop(side: str, place: tuple, threads: int) -> None:
     append(row | {"goodput": round(good, 3), "promise_s": [FIRST, GAP]})
 
 
-def append(row: dict[str, Any]) -> None:
+def append(row: dict[str, Any], results: Path = RESULTS) -> None:
     import torch
 
     commit = subprocess.run(
@@ -286,7 +285,7 @@ def append(row: dict[str, Any]) -> None:
     about = {"commit": commit, "cpu": platform.processor() or platform.machine()}
     about |= {"cores": os.cpu_count(), "torch": torch.__version__, "seed": SEED}
     print(json.dumps(row, ensure_ascii=False, indent=1))
-    with RESULTS.open("a", encoding="utf-8") as f:
+    with results.open("a", encoding="utf-8") as f:
         f.write(json.dumps(row | about, ensure_ascii=False) + "\n")
 
 
