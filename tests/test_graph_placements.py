@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from graph_steps import (
     bang,
     broken,
@@ -25,7 +26,7 @@ from graph_steps import (
     upper,
     where,
 )
-from served import grow_small
+from served import grow_small, make_pen
 from test_graph import outcomes, running
 
 from onsil.errors import OnsilError
@@ -34,6 +35,7 @@ from onsil.graph import (
     Died,
     Failed,
     Failure,
+    Late,
     NotReady,
     cache,
     compile,
@@ -46,6 +48,7 @@ from onsil.graph import (
 from onsil.graph import workers as graph_workers
 from onsil.graph.models import preparation
 from onsil.lineage import Workspace
+from onsil.models.checkpoint import load, save
 
 HERE = ("inline", "pool", "process")
 GRAPH = (
@@ -387,3 +390,75 @@ def test_the_preparation_of_a_grown_model_is_the_tokenizer_of_its_record(grown):
     made = ws.resolve("desk")[2]
     record = ws.record(made.key)
     assert record and record["arguments"]["tokenizer"]["artifact"] == preparation(made.path)
+
+
+# ── a model that writes ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def pen(tmp_path_factory) -> Workspace:
+    """`pen`, shaken until it writes something by itself: its layers are 30 times as loud."""
+    ws = Workspace(make_pen(tmp_path_factory.mktemp("pen")))
+    made, copy = ws.resolve("pen")[2], ws.root / "work" / "copy"
+    shutil.copytree(made.path, copy)
+    writer = load(copy)[0]
+    with torch.no_grad():
+        for parameter in writer.blocks.parameters():
+            parameter.mul_(30)
+    save(writer, copy, {})
+    ws.register("pen", ws.keep(copy, ""))
+    return ws
+
+
+@running
+async def test_a_model_that_writes_gives_the_same_text_everywhere(pen):
+    graph = prep("pen") >> model("pen", limit=12)
+    asked = ({"question": QUESTION}, {"messages": [{"role": "user", "content": QUESTION}]})
+    made = []
+    for placement in ("inline", "process"):
+        with contextlib.closing(compile(graph, placement, pen)) as run:
+            await run.ready()
+            made += [(await run(value)).value for value in asked]
+    assert all(m == made[0] for m in made) and made[0]["text"]
+    assert made[0]["finish"] == "length" and made[0]["model"]["name"] == "pen"
+    with contextlib.closing(compile(model("pen", limit=3), ws=pen)) as run:
+        short = (await run(asked[0])).value["text"]
+    assert made[0]["text"].startswith(short) and len(short) < len(made[0]["text"])
+
+
+@pytest.mark.parametrize(
+    "value", [{}, {"messages": []}, {"messages": [1]}, {"messages": [{"role": "user"}]}, "text"]
+)
+def test_a_model_that_writes_refuses_what_is_no_chat(pen, value):
+    @running
+    async def test() -> None:
+        for node in (model("pen"), prep("pen")):
+            with (
+                contextlib.closing(compile(node, ws=pen)) as run,
+                pytest.raises(BadInput),
+            ):
+                await run(value)
+
+    test()
+
+
+@running
+async def test_the_slot_of_a_caller_who_has_gone_is_free(pen):
+    node = model("pen", limit=400)
+    with contextlib.closing(compile(node, ws=pen)) as run:
+        await run.ready()
+        engine = run.ground.models.loaded(run.pinned()["pen"]).engine
+        for gone in ("late", "cancelled"):
+            asked = asyncio.create_task(
+                run({"question": "?"}, deadline=time.monotonic() + (0.3 if gone == "late" else 60))
+            )
+            while not engine.running and not asked.done():
+                await asyncio.sleep(0.005)
+            if gone == "cancelled":
+                asked.cancel()
+            with pytest.raises((Late, asyncio.CancelledError)):
+                await asked
+            until = time.monotonic() + 5
+            while engine.running or run.works[node].running:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.005)

@@ -13,6 +13,7 @@ from graph_steps import broken, killed_again, killed_once, noted, refuse, upper,
 from served import grow_small
 from test_graph import outcomes, running
 from test_graph_placements import GRAPH, QUESTION
+from test_patterns import FILES, answers
 
 from onsil.errors import OnsilError
 from onsil.graph import BadInput, Died, Failed, Late, compile, model, par, prep, step
@@ -57,6 +58,13 @@ async def test_models_on_ray_answer_as_they_do_here(ws):
             await run.ready()
             made.append(json.dumps([(await run(value)).value for value in asked]))
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("file", [FILES[n] for n in (0, 2, 3, 5, 6)], ids=lambda f: f.stem)
+def test_the_patterns_on_ray_give_the_golden_bytes(file, ws, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    monkeypatch.chdir(tmp_path)
+    assert asyncio.run(answers(file, "ray")) == asyncio.run(answers(FILES[0]))
 
 
 @running

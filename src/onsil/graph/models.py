@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from onsil.errors import OnsilError
-from onsil.graph.failures import BadInput, NotReady
-from onsil.graph.request import Pin
+from onsil.graph.failures import BadInput, Busy, Failed, Late, NotReady
+from onsil.graph.request import NEVER, Pin, caller, step_deadline
 from onsil.graph.values import Json
 from onsil.lineage import Workspace
 from onsil.lineage.spelling import file_digest
@@ -42,7 +42,7 @@ class Models:
         name, version, made = self.ws.resolve(reference)
         return Pin(name, version, made.digest)
 
-    def loaded(self, pin: Pin) -> "Quoting":
+    def loaded(self, pin: Pin) -> "Quoting | Writing":
         """The model of a pin, ready to be asked. Raises NotReady when it is damaged."""
         with self._lock:
             found = self._loaded.pop(pin.digest, None) or self._load(pin)
@@ -52,10 +52,11 @@ class Models:
             old.close()
         return found
 
-    def _load(self, pin: Pin) -> "Quoting":
+    def _load(self, pin: Pin) -> "Quoting | Writing":
         try:
             folder = self.ws.whole(self.ws.artifact(pin.digest))
-            return Quoting(folder, self.made_with(pin))
+            kind = Quoting if (folder / "model.json").is_file() else Writing
+            return kind(folder, self.made_with(pin))
         except OnsilError as e:
             raise NotReady(e.en[0]) from e
 
@@ -90,7 +91,11 @@ class Quoting:
 
         self.answerer, self.preparation = Answerer(folder), made_with
 
-    def ask(self, value: Json, pin: Pin) -> dict[str, Json]:
+    def warm(self) -> None:
+        """A first answer."""
+        self.answerer.ask("?")
+
+    def ask(self, value: Json, pin: Pin, limit: int) -> dict[str, Json]:
         """The answer to a question. Raises BadInput for a value without one."""
         answer = self.answerer.ask(question_of(value))
         cited = [
@@ -108,20 +113,93 @@ class Quoting:
         """Nothing to end: it is memory alone."""
 
 
+class Writing:
+    """A model that goes on writing, greedily, so that the same question is the same answer."""
+
+    def __init__(self, folder: Path, made_with: str):
+        from onsil.inference.engine import Engine
+        from onsil.inference.loading import load_engine
+
+        self.preparation, self.served = made_with, load_engine(folder)
+        if not isinstance(self.served.engine, Engine):
+            self.served.close()
+            raise NotReady("This model makes vectors and cannot write an answer.")
+        self.engine = self.served.engine
+
+    def warm(self) -> None:
+        """A first token."""
+        self._written(self._ids([{"role": "user", "content": "?"}]), 1)
+
+    def ask(self, value: Json, pin: Pin, limit: int) -> dict[str, Json]:
+        """What it writes after a chat, `limit` tokens at most. Raises BadInput for a value without
+        messages, Busy, and Late when the step's time is over."""
+        text, reason = self._written(self._ids(messages_of(value)), limit)
+        return {
+            "text": text,
+            "answered": True,
+            "citations": [],
+            "confidence": None,
+            "finish": reason,
+            "model": pin._asdict(),
+        }
+
+    def _ids(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        """A chat by the model's template; of one without, the last text is gone on from."""
+        prompts = self.served.prompts
+        try:
+            return (
+                prompts.chat(messages) if prompts.chats else prompts.text(messages[-1]["content"])
+            )
+        except OnsilError as e:
+            raise BadInput(" ".join(e.en)) from e
+
+    def _written(self, ids: tuple[int, ...], limit: int) -> tuple[str, str]:
+        from onsil.inference import engine
+
+        until = step_deadline.get()
+        deadline = None if until == NEVER else until
+        stop = self.served.prompts.stop
+        try:
+            stream = self.engine.submit(engine.Request(ids, limit, stop=stop, deadline=deadline))
+        except engine.Busy as e:
+            raise Busy("The model has as many texts as it can take.", retry_after=1) from e
+        except OnsilError as e:
+            raise BadInput(" ".join(e.en)) from e
+        caller.get().when_gone(stream.cancel)
+        pieces = list(stream)
+        reason = pieces[-1].reason
+        if reason == "deadline":
+            raise Late("The answer was not written in time.")
+        if reason not in ("stop", "length"):
+            raise Failed(f"The model broke off ({reason}).")
+        return "".join(piece.text for piece in pieces), reason
+
+    def close(self) -> None:
+        """End the engine."""
+        self.served.close(drain=False)
+
+
 class Preparing:
     """The tokenizer of a model folder, without the model."""
 
     def __init__(self, folder: Path):
         from onsil.tokenizer import load_tokenizer
 
-        self.preparation = preparation(folder)
+        self.preparation, self.grown = preparation(folder), (folder / "model.json").is_file()
         self.tokenizer = load_tokenizer(_parts(folder))
 
     def prepare(self, value: Json) -> dict[str, Json]:
-        """The question tidied, its number of tokens, the digest of what counted them."""
-        question = question_of(value)
+        """The question tidied (for a model that writes: the messages), its number of tokens, the
+        digest of what counted them."""
+        if self.grown:
+            question = question_of(value)
+            told: dict[str, Json] = {"question": question}
+        else:
+            messages = messages_of(value)
+            question = "\n".join(message["content"] for message in messages)
+            told = {"messages": messages}
         tokens = len(self.tokenizer.encode(question).ids)
-        return {"question": question, "tokens": tokens, "prep": self.preparation}
+        return told | {"tokens": tokens, "prep": self.preparation}
 
 
 def preparation(folder: Path) -> str:
@@ -150,6 +228,22 @@ def question_of(value: Json) -> str:
         length = f"{len(question):,} characters; at most {LONGEST_QUESTION:,} are read"
         raise BadInput(f"The question has {length}.")
     return question
+
+
+def messages_of(value: Json) -> list[dict[str, str]]:
+    """The chat in a value: `messages` with a role and text each, or `question` as a user's."""
+    if isinstance(value, dict) and "messages" not in value:
+        return [{"role": "user", "content": question_of(value)}]
+    messages = value.get("messages") if isinstance(value, dict) else None
+    if not isinstance(messages, list) or not messages:
+        raise BadInput("A model takes an object with question or messages.")
+    for message in messages:
+        texts = isinstance(message, dict) and all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        )
+        if not texts:
+            raise BadInput("Every message is an object with role and content as text.")
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
 def _last_said(messages: Json) -> Json:

@@ -54,8 +54,8 @@ def ray_cluster() -> Any:
             ),
         ) from e
     if not ray.is_initialized():
-        alone = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-        ray.init(log_to_driver=False, **alone)
+        dashboard = None if os.environ.get("RAY_ADDRESS") else False
+        ray.init(log_to_driver=False, include_dashboard=dashboard)
     return ray
 
 

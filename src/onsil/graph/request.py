@@ -7,6 +7,7 @@ under way does not make it half of one model and half of another.
 """
 
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,30 @@ from typing import Any, NamedTuple
 from onsil.graph.values import Json
 
 NEVER = float("inf")
+
+
+class Caller:
+    """Whoever waits for a call in a thread, which cannot be ended from outside."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._then: list[Callable[[], object]] = []
+
+    def when_gone(self, fn: Callable[[], object]) -> None:
+        """Call `fn`, perhaps twice, when nobody waits any more."""
+        self._then.append(fn)
+        if self.gone:
+            fn()
+
+    def go(self) -> None:
+        """Nobody waits any more."""
+        self.gone = True
+        for fn in list(self._then):
+            fn()
+
+
 step_deadline: ContextVar[float] = ContextVar("step_deadline", default=NEVER)
+caller: ContextVar[Caller] = ContextVar("caller")
 
 
 class Pin(NamedTuple):

@@ -278,8 +278,9 @@ def leaf_run(leaf: Leaf, work: Work) -> Run:
 
     async def limited(value: Json, pin: Pin | None, until: float) -> Json:
         token = step_deadline.set(until)
+        scope = asyncio.timeout(until - monotonic())
         try:
-            async with asyncio.timeout(until - monotonic()) as scope:
+            async with scope:
                 return await call(value, pin)
         except TimeoutError as e:
             if scope.expired():

@@ -20,7 +20,7 @@ from onsil.graph.failures import Failed, Failure
 from onsil.graph.functions import address_of, function_at
 from onsil.graph.models import Models, Preparing, check_preparation
 from onsil.graph.nodes import Leaf, Model, Prep, Step, is_async
-from onsil.graph.request import Pin
+from onsil.graph.request import Caller, Pin, caller
 from onsil.graph.values import Json, NotPlain
 
 
@@ -49,7 +49,8 @@ class Threads:
     async def call(self, fn: Callable[..., Any], *arguments: Any) -> Any:
         """`fn(*arguments)` in a thread that sees this call's deadline."""
         self.running += 1
-        here = contextvars.copy_context()
+        here, waiting = contextvars.copy_context(), Caller()
+        here.run(caller.set, waiting)
         loop = asyncio.get_running_loop()
         thread = self._pool.submit(here.run, fn, *arguments)
         thread.add_done_callback(lambda _: _tell(loop, self._ended))
@@ -57,6 +58,7 @@ class Threads:
         try:
             return await asyncio.shield(doing)
         except asyncio.CancelledError:
+            waiting.go()
             if not thread.cancel() and self.patient:
                 await asyncio.wait([doing])
             doing.add_done_callback(_dropped)
@@ -140,13 +142,14 @@ class Asking:
     def _asked(self, value: Json, pin: Pin) -> Json:
         model = self.models.loaded(pin)
         check_preparation(value, model.preparation, pin)
-        return model.ask(value, pin)
+        return model.ask(value, pin, self.limit)
 
     async def load(self, pin: Pin | None) -> str | None:
         """Ready after a warm answer."""
         assert pin is not None
-        await self.call({"question": "?"}, pin)
-        return (await self.threads.call(self.models.loaded, pin)).preparation
+        model = await self.threads.call(self.models.loaded, pin)
+        await self.threads.call(model.warm)
+        return model.preparation
 
     def close(self) -> None:
         self.threads.close()
