@@ -39,6 +39,9 @@ def units(claimed: Claimed) -> dict[str, Any]:
     return {"n": claimed.payload["n"]}
 
 
+HANDLERS = {"work": units}
+
+
 def echo(endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
     """What answers a batch's lines: an echo, and some refusals. `slow` seconds where asked."""
     time.sleep(body.get("slow", 0))
@@ -135,7 +138,7 @@ def main() -> None:
     if given.without == "commit":
         hasty(store)
     if given.mode == "worker":
-        work(store, {"work": units}, float(given.more), 1)
+        work(store, HANDLERS, float(given.more), 1)
     else:
         serve(store, Path(given.more))
 

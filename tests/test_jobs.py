@@ -1,6 +1,7 @@
 """What the job store promises, on SQLite and on PostgreSQL: each promise a test."""
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -684,3 +685,11 @@ def test_the_files_of_a_store_are_its_owners_alone(tmp_path):
     with sqlite3.connect(tmp_path / "deep" / "jobs.db") as plain:
         assert plain.execute("pragma journal_mode").fetchone() == ("wal",)
     plain.close()
+
+
+def test_the_page_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parents[1] / "docs" / "jobs.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], str(page), "exec"), {})

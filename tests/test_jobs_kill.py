@@ -350,15 +350,17 @@ def test_a_batch_goes_on_where_its_server_was_killed(url, tmp_path):
 def test_a_worker_ends_well_at_sigterm(url):
     store = open_store(url)
     job = store.submit("kim", None, "work", {"n": 1, "seconds": 3.0}, fingerprint="")
-    child = start("worker", url, "30")
-    end = time.monotonic() + 10
+    module = [sys.executable, "-m", "onsil.serving.jobs", "--store", url]
+    paths = os.pathsep.join([*sys.path, str(CHILD.parent)])
+    child = subprocess.Popen(
+        [*module, "--handlers", "jobs_child:HANDLERS"], env=os.environ | {"PYTHONPATH": paths}
+    )
+    end = time.monotonic() + 20
     while store.get("kim", job.id).progress == 0:
         assert time.monotonic() < end
         time.sleep(0.02)
     child.terminate()
     assert child.wait(15) == 0
-    assert child.stdout is not None
-    child.stdout.close()
     found = store.get("kim", job.id)
     assert (found.state, found.attempts) == ("ready", 0) and found.progress in (1, 2)
     store.close()

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import signal
 from collections.abc import Mapping
+from typing import Any
 
 from onsil.serving.jobs.opening import open_store
 from onsil.serving.jobs.store import JobStore
@@ -34,9 +35,9 @@ def main() -> None:
     reader.add_argument("--threads", type=int, default=1)
     given = reader.parse_args()
     module, _, name = given.handlers.partition(":")
-    found = getattr(importlib.import_module(module), name)
+    found: Any = getattr(importlib.import_module(module), name)
     store = open_store(given.store)
-    work(store, found(store) if callable(found) else found, given.lease, given.threads)
+    work(store, found if isinstance(found, Mapping) else found(store), given.lease, given.threads)
 
 
 if __name__ == "__main__":

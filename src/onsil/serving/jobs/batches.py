@@ -106,7 +106,8 @@ class Batches:
             errors = [{"code": "failed", "message": message, "param": None, "line": None}]
         status = _status(job, bool(validated), bool(errors), bool(finalizing))
         over = None if job.finished is None else int(job.finished)
-        ended = {name: None for name in ("completed", "failed", "expired", "cancelled")}
+        names = ("completed", "failed", "expired", "cancelled")
+        ended: dict[str, int | None] = dict.fromkeys(names)
         if status in ended:
             ended[status] = over
         return {

@@ -47,8 +47,8 @@ class Postgres:
                 ),
             ) from e
         self._psycopg, self._url = psycopg, url
-        self._idle: list[psycopg.Connection[Any]] = []
-        self._ears: psycopg.Connection[Any] | None = None
+        self._idle: list[Any] = []
+        self._ears: Any = None
         self._lock = threading.Lock()
         try:
             self._open()
@@ -85,9 +85,8 @@ class Postgres:
         undone when it raises."""
         with self._faults():
             with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                connection = self._connect()
+                kept = self._idle.pop() if self._idle else None
+            connection = kept or self._connect()
 
             def run(sql: str, *values: Any) -> list[dict[str, Any]]:
                 found = connection.execute(spelled(sql), values)
