@@ -20,6 +20,7 @@ from onsil.lineage import (
     history,
     verify,
 )
+from onsil.serving import commands
 
 app = typer.Typer(
     name="onsil",
@@ -159,16 +160,7 @@ def chat(name: Name) -> None:
         sys.stdout.write("\n")
 
 
-@app.command()
-def serve(
-    name: Name,
-    host: Annotated[str, typer.Option(help="address to listen on · 주소")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one · 0이면 빈 포트")] = 8000,
-) -> None:
-    """A page and an OpenAI-style API for a model, on this machine. · 웹 화면과 API."""
-    from onsil.serving.run import serve as run_server
-
-    run_server(Workspace.find(), name, host, port, typer.echo)
+commands.register(app)
 
 
 @app.command()

@@ -7,7 +7,7 @@ log, metrics.
 """
 
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ def read_deployment(file: Path) -> App:
     return found
 
 
-def doors(app: App, access: Access, hosts: frozenset[str]) -> Guard:
-    """The routes of an opened deployment, behind their guard."""
+def doors(app: App, access: Access, hosts: frozenset[str], routes: Sequence[Route] = ()) -> Guard:
+    """The routes of an opened deployment, and those of who runs it, behind their guard."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
@@ -62,7 +62,7 @@ def doors(app: App, access: Access, hosts: frozenset[str]) -> Guard:
     return Guard(
         Starlette(
             lifespan=lifespan,
-            routes=[Route("/health", health), *app.routes()],
+            routes=[Route("/health", health), *app.routes(), *routes],
             exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found, 500: _broken},
         ),
         access,
@@ -92,7 +92,8 @@ def serve_deployment(
         port = listener.getsockname()[1]
         app.open(placement)
         operations = Operations(app.ws, app.first_model(), settings)
-        guard = doors(app, Access(key, operations.ring), settings.allowed(port))
+        access = Access(key, operations.ring)
+        guard = doors(app, access, settings.allowed(port), operations.routes())
 
         async def warm() -> None:
             await app.ready()

@@ -39,6 +39,8 @@ def settings_of(
     ai_notice: bool = True,
     log_predictions: bool = False,
     traces: str = "",
+    jobs: str = "",
+    webhook_hosts: tuple[str, ...] = (),
 ) -> Settings:
     """Settings from what the command line said. Raises OnsilError for one TLS file without the
     other."""
@@ -57,9 +59,8 @@ def settings_of(
         )
     tls = TLSFiles(tls_cert, tls_key) if tls_cert and tls_key else None
     mark = AIMark(ai_notice)
-    return Settings(
-        host, port, hostnames, tls, drain_seconds, mark, log_predictions, traces
-    )  # fmt: skip
+    rest = log_predictions, traces, jobs, webhook_hosts
+    return Settings(host, port, hostnames, tls, drain_seconds, mark, *rest)
 
 
 def serve(
@@ -99,7 +100,10 @@ def _serve(
     operations = Operations(ws, name, settings)
     access = Access(key, operations.ring)
     guard = build(
-        ws, name, access, settings.allowed(port), settings.mark, routes=operations.routes()
+        *(ws, name, access, settings.allowed(port), settings.mark),
+        jobs=settings.jobs,
+        webhook_hosts=settings.webhook_hosts,
+        routes=operations.routes(),
     )
     doors = guard.app
 

@@ -10,7 +10,9 @@ from onsil.serving.tls import TLSFiles
 @dataclass(frozen=True)
 class Settings:
     """`hostnames`: names others reach this machine by, beside the address itself; `drain_seconds`:
-    how long what runs may go on after SIGTERM; `traces`: an OTLP/HTTP endpoint, "" for none."""
+    how long what runs may go on after SIGTERM; `traces`: an OTLP/HTTP endpoint, "" for none;
+    `jobs`: the URL of a job store, "" for the workspace's own; `webhook_hosts`: `host:port` of
+    those who may be told when a job is done."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -20,6 +22,8 @@ class Settings:
     mark: AIMark = field(default_factory=AIMark)
     log_predictions: bool = False
     traces: str = ""
+    jobs: str = ""
+    webhook_hosts: tuple[str, ...] = ()
 
     @property
     def public(self) -> bool:

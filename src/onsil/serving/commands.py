@@ -1,0 +1,153 @@
+"""The commands about serving: parse, call one verb, print."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onsil.errors import say
+from onsil.lineage import Workspace
+
+Name = Annotated[str, typer.Argument(help="model: desk, desk@v3 · 모델 이름")]
+keys = typer.Typer(help="Keys for others, with budgets. · 다른 사람의 키와 한도.")
+
+
+def serve(
+    name: Annotated[str, typer.Argument(help="model, or a file serve.py · 모델 또는 파일")],
+    host: Annotated[str, typer.Option(help="address to listen on · 주소")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one · 0이면 빈 포트")] = 8000,
+    check: Annotated[
+        bool, typer.Option("--check", help="only look whether it is safe · 점검만")
+    ] = False,
+    hostname: Annotated[
+        list[str] | None, typer.Option(help="a name others use for this machine · 서버 이름")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM · 인증서")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM · 인증서의 키")] = None,
+    drain_seconds: Annotated[
+        float, typer.Option(help="for what runs, when told to stop · 종료 대기(초)")
+    ] = 20.0,
+    jobs: Annotated[str, typer.Option(help="postgresql://… to share jobs · 작업 저장소 주소")] = "",
+    webhook_host: Annotated[
+        list[str] | None, typer.Option(help="host:port that may be told · 알림을 받을 곳")
+    ] = None,
+    log_predictions: Annotated[
+        bool, typer.Option("--log-predictions", help="keep questions, masked · 질문 기록")
+    ] = False,
+    ai_notice: Annotated[
+        bool, typer.Option("--ai-notice/--no-ai-notice", help="say that AI wrote it · AI 표시")
+    ] = True,
+    traces: Annotated[str, typer.Option(help="an OTLP address · 추적 수집 주소")] = "",
+) -> None:
+    """A page and an OpenAI-style API for a model, on this machine. · 웹 화면과 API."""
+    told = {
+        "hostnames": tuple(hostname or ()),
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "drain_seconds": drain_seconds,
+        "log_predictions": log_predictions,
+        "ai_notice": ai_notice,
+        "traces": traces,
+    }
+    if name.endswith(".py"):
+        from onsil.serving.deployed import read_deployment, serve_deployment
+
+        serve_deployment(read_deployment(Path(name)), "inline", host, port, typer.echo, **told)
+        return
+    ws = Workspace.find()
+    more = {"jobs": jobs, "webhook_hosts": tuple(webhook_host or ())}
+    if check:
+        from onsil.serving import checking
+        from onsil.serving.run import settings_of
+
+        settings = settings_of(host, port, **told, **more)
+        raise typer.Exit(checking.told(checking.check(ws, name, settings), typer.echo))
+    from onsil.serving.run import serve as run_server
+
+    run_server(ws, name, host, port, typer.echo, **told, **more)
+
+
+@keys.callback(invoke_without_command=True)
+def list_keys(context: typer.Context) -> None:
+    """Who has a key, and its limits. · 키 목록."""
+    if context.invoked_subcommand is not None:
+        return
+    from onsil.serving.keys import list_keys as found
+
+    for key in found(Workspace.find().root):
+        made = time.strftime("%Y-%m-%d", time.localtime(key.made))
+        limits = f"{key.requests_per_minute or '–'}/min  {key.tokens_per_day or '–'} tokens/day"
+        typer.echo(f"{key.name:20} {made}  {limits}")
+
+
+@keys.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="whose it is · 이름")],
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="none: no limit · 분당 요청")
+    ] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(help="none: no limit · 하루 토큰")] = None,
+) -> None:
+    """Make a key; it is shown this once. · 키를 만듭니다(한 번만 보입니다)."""
+    from onsil.serving.keys import add_key as add
+
+    typer.echo(add(Workspace.find().root, name, requests_per_minute, tokens_per_day))
+
+
+@keys.command("remove")
+def remove_key(name: Annotated[str, typer.Argument(help="whose it is · 이름")]) -> None:
+    """Take a key away, from the next request on. · 키를 없앱니다."""
+    from onsil.serving.keys import remove_key as remove
+
+    remove(Workspace.find().root, name)
+
+
+def replay(
+    request: Annotated[str, typer.Argument(help="its x-request-id · 요청 번호")],
+    name: Annotated[str, typer.Option(help="the model it was asked of · 모델 이름")],
+) -> None:
+    """Ask a logged request again of the same model. · 기록된 질문을 그 모델에 다시 묻습니다."""
+    from onsil.serving.access import Access
+    from onsil.serving.app import build
+    from onsil.serving.monitoring import replay as again
+
+    ws = Workspace.find()
+    doors = build(ws, name, Access("-" * 32), frozenset()).app
+    found = asyncio.run(again(ws, request, doors))
+    made = f"{found.model} ({found.digest[:12]})"
+    if found.same:
+        typer.echo(say(f"The same bytes from {made}.", f"{made}의 답이 그대로입니다."))
+        return
+    typer.echo(say(f"Another answer from {made}:", f"{made}의 답이 달라졌습니다:"))
+    typer.echo(f"- {found.before}\n+ {found.now}")
+    raise typer.Exit(1)
+
+
+def feedback(
+    name: Name,
+    adopt: Annotated[
+        list[str] | None, typer.Option(help="make lessons of these · 학습 자료로 쓸 의견")
+    ] = None,
+    adopt_all: Annotated[bool, typer.Option("--adopt-all", help="of all of it · 전부")] = False,
+) -> None:
+    """What people said of answers; on your word it becomes lessons. · 답에 대한 의견."""
+    from onsil.serving import feedback as said
+
+    ws = Workspace.find()
+    if adopt or adopt_all:
+        version, counts = said.adopt(ws, name, None if adopt_all else adopt)
+        typer.echo(f"{version}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+        return
+    for row in said.read_feedback(ws.root):
+        correct = f" → {row['correct']}" if row.get("correct") else ""
+        typer.echo(f"{row['id']}  {row['verdict']:4}  {row['question']}{correct}")
+
+
+def register(app: typer.Typer) -> None:
+    """Give the program these commands."""
+    app.command("serve")(serve)
+    app.command("replay")(replay)
+    app.command("feedback")(feedback)
+    app.add_typer(keys, name="keys")
