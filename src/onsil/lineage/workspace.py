@@ -64,6 +64,7 @@ class Workspace:
 
     def __init__(self, root: str | Path, say: Callable[[str], None] | None = None):
         self.root, self.say = Path(root), say
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is in it is private
         for part in ("objects", "records", "names", "work", "locks"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
         marker = self.root / "format"
