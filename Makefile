@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH  := torch==2.13.0
 BIN    := .venv/bin
 
-.PHONY: grow test test-all lint
+.PHONY: grow test test-all soak lint
 .DELETE_ON_ERROR:
 
 .venv/installed: pyproject.toml
@@ -33,3 +33,6 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m ''
+
+soak: .venv/installed-dev
+	$(BIN)/python benchmarks/soak.py
