@@ -203,9 +203,9 @@ def between_tokens(served, length: int) -> dict[str, float]:
 
 
 def cost_of_same_bits(served) -> dict[str, float]:
-    """What a step would save if a row might be alone, and if attention took all requests at once
-    (texts of one length, which is its best case): shares of the step's time."""
-    from onsil.inference import packing
+    """What a step would save if every product took a row alone, and if attention took all requests
+    at once (texts of one length, which is its best case): shares of the step's time."""
+    from onsil.inference.packing import Packed
     from onsil.inference.slots import Part
 
     slots = served.engine.runner
@@ -222,13 +222,14 @@ def cost_of_same_bits(served) -> dict[str, float]:
             found.append(time.thread_time() - start)
         return statistics.median(found)
 
-    import onsil.inference.slots as home
-
     one = [Part(0, 256, [5], 256)]
     two = seconds(one)
-    home.LEAST = 1
+    products = [m for m in slots.model.modules() if isinstance(m, Packed) and not m.alone]
+    for product in products:
+        product.alone = True
     alone = seconds(one)
-    home.LEAST = packing.LEAST
+    for product in products:
+        product.alone = False
     eight = seconds([Part(slot, 256, [5], 256) for slot in range(8)])
     s = slots.model.shape
     q = torch.randn(8, s.heads, 1, s.head_width)

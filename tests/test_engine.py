@@ -134,9 +134,15 @@ def test_frequencies_that_grow_with_the_text_grow_the_same_way(tmp_path):
     model = load(tmp_path)[0].eval()
     model.shape = replace(model.shape, context=64)
     prompt = [random.Random(1).randrange(3, 90) for _ in range(37)]
+    for block in model.blocks:
+        for part in (block.attention.q, block.attention.k):
+            part.weight.data *= 8  # or the model would not feel where a token stands
     slots = Slots(model, 5, 64)
     alone = scores_of(slots, prompt, 64, 0.0, 0)
     assert alone.argmax(-1).tolist() == list(written(model, prompt, limit=10))
+    with torch.no_grad():
+        whole = model(torch.tensor([prompt]))[0, -1]
+    assert torch.allclose(alone[0], whole, atol=1e-4)
     assert torch.equal(alone, scores_of(slots, prompt, 16, 0.9, 1))
     assert slots.page(1, 0, 16) is None
 
@@ -151,6 +157,17 @@ def test_a_product_that_feels_company_is_found_out():
     weight = torch.randn(48, 32)
     assert packing.steady(packing.Packed(weight, None, torch.float32), 32, torch.float32)
     assert not packing.steady(Moody(weight, None, torch.float32), 32, torch.float32)
+
+
+@pytest.mark.parametrize("width", [64, 2048])
+def test_one_row_alone_is_the_same_row(width):
+    """Of an input wider than 1,024 oneDNN makes a dot product when it comes alone."""
+    packer = packing.Packer(torch.float32)
+    x = torch.randn(9, width)
+    for activation in ("none", "silu", "gelu"):
+        product = packer.product(torch.randn(96, width), None, activation)
+        assert all(torch.equal(product(x[i : i + 1]), product(x)[i : i + 1]) for i in range(9))
+        assert isinstance(product, packing.Packed)
 
 
 def test_a_long_prompt_is_the_same_bits_read_at_once_or_in_parts():

@@ -11,9 +11,10 @@ And one thing makes it irreproducible: BLAS libraries choose the kernel by the n
 row computed alone and the same row beside others differ in the last bits. Measured (MKL, float32):
 1, 2–3 and 4 or more rows are three different sums. oneDNN's packed product gives one row the same
 bits in any company of two or more, in all sizes and fusions tried; one row alone may go another way
-(a dot product, for inputs wider than 1,024). So a batch never has less than two rows (`LEAST`), and
-every packed product is tried when it is made (`steady`). Where it does not hold, or where there is
-no oneDNN, rows are worked through in groups of exactly `GROUP`, which is the same by construction.
+(a dot product, for inputs wider than 1,024). So every packed product is tried when it is made
+(`steady`), and one that does not hold for a row alone is given that row twice. Where it does not
+hold at all, or where there is no oneDNN, rows are worked through in groups of exactly `GROUP`,
+which is the same by construction.
 
 Letters as in models/transformer.py; R are the rows of a step, of any requests.
 """
@@ -28,7 +29,7 @@ from onsil.models.attention import Attention, Linear, Norm
 from onsil.models.positions import rotate
 from onsil.models.transformer import ACTIVATIONS, MLP, Experts, Transformer
 
-LEAST, GROUP = 2, 16
+GROUP = 16
 TRIED = (2, 3, 4, 5, 8, 15, 16, 17, 33)
 # Our names of activations as oneDNN's: (name, algorithm).
 FUSED = {
@@ -49,8 +50,15 @@ class Packed(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(plain, 8)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.name, self.algorithm = FUSED[activation]
+        self.alone = True  # whether one row may come alone
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        if not self.alone and x.numel() == x.size(-1):
+            twice = None if other is None else torch.cat((other, other), -2)
+            return self.product(torch.cat((x, x), -2), twice)[..., :1, :]
+        return self.product(x, other)
+
+    def product(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise
         if other is not None:
             return product.binary(x, other, self.weight, self.bias, "mul")
@@ -74,28 +82,34 @@ class Grouped(nn.Module):
         return y if other is None else y * other
 
 
-def steady(product: nn.Module, width: int, dtype: torch.dtype) -> bool:
-    """Whether a row comes out the same in any company of `LEAST` rows or more."""
+def steady(
+    product: nn.Module, width: int, dtype: torch.dtype, tried: tuple[int, ...] = TRIED
+) -> bool:
+    """Whether the first and the last rows come out the same in companies of so many."""
     x = torch.randn(max(TRIED), width, generator=torch.Generator().manual_seed(0)).to(dtype)
     whole = product(x)
-    return all(torch.equal(product(x[:n]), whole[:n]) for n in TRIED)
+    places = [at for n in tried for at in (slice(n), slice(-n, None))]
+    return all(torch.equal(product(x[at]), whole[at]) for at in places)
 
 
 class Packer:
-    """Makes products; remembers which sizes and fusions are steady."""
+    """Makes products; remembers of each size and fusion whether it is steady, and for one row."""
 
     def __init__(self, dtype: torch.dtype, grouped: bool = False):
         self.dtype = dtype
         self.grouped = grouped or not torch.backends.mkldnn.is_available()
-        self.known: dict[tuple, bool] = {}
+        self.known: dict[tuple, tuple[bool, bool]] = {}
 
     def product(self, weight: Tensor, bias: Tensor | None = None, activation="none") -> nn.Module:
         if not self.grouped:
             made = Packed(weight, bias, self.dtype, activation)
             what = (*weight.shape, bias is None, activation)
             if what not in self.known:
-                self.known[what] = steady(made, weight.size(1), self.dtype)
-            if self.known[what]:
+                width = weight.size(1)
+                one = steady(made, width, self.dtype, (1,))
+                self.known[what] = (steady(made, width, self.dtype), one)
+            steadily, made.alone = self.known[what]
+            if steadily:
                 return made
         return Grouped(weight, bias, self.dtype, activation)
 
@@ -162,7 +176,7 @@ class PackedMLP(nn.Module):
 
 
 class PackedExperts(nn.Module):
-    """As `models.transformer.Experts`; an expert that one row goes to reads it twice."""
+    """As `models.transformer.Experts`, each expert packed."""
 
     def __init__(self, experts: Experts, packer: Packer):
         super().__init__()
@@ -185,8 +199,8 @@ class PackedExperts(nn.Module):
         for number, (gate, up, down) in enumerate(self.experts):
             row, place = (chosen == number).nonzero(as_tuple=True)
             if len(row):
-                some = x_RD[row if len(row) >= LEAST else row.expand(LEAST)]
-                made = down(up(some, gate(some)))[: len(row)]
+                some = x_RD[row]
+                made = down(up(some, gate(some)))
                 told[row] += made * weight[row, place, None].type_as(made)
         return told.view_as(x_BRD)
 

@@ -10,7 +10,7 @@ hide them between the steps of others; the blocks are ours, for the bits.)
 
 What it costs, on one core: attention in single calls instead of one for the batch, 24 against 14 µs
 a request and layer at 100 keys and nothing from 700 on, since a batch of different lengths would
-have to be padded; one row more for a request that is alone, 0 to 3 %.
+have to be padded.
 
 Letters as in models/transformer.py; R are the rows of a step.
 """
@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from onsil.inference.packing import LEAST, ready
+from onsil.inference.packing import ready
 from onsil.inference.reading import unit
 from onsil.models.adapters import SoftPrompt
 from onsil.models.attention import Cache, View
@@ -170,7 +170,7 @@ class Slots:
         """The same model with memory of its own, for one text: to embed beside the engine."""
         other = copy.copy(self)
         other.soft_PD = None
-        other._make(self.model, 0, self.capacity)
+        other._make(self.model, 1, self.capacity)
         return other
 
     def _make(self, packed: Transformer, slots: int, capacity: int) -> None:
@@ -178,7 +178,7 @@ class Slots:
         self.slots, self.capacity = slots, min(capacity, s.context)
         self.vocabulary = s.vocabulary
         self.places = torch.arange(self.capacity + 1)[None]
-        size = (slots + 1, s.kv_heads, self.capacity, s.head_width)  # the last slot is for nobody
+        size = (slots, s.kv_heads, self.capacity, s.head_width)
         self.layers = [((torch.empty(size), torch.empty(size)), None) for _ in range(s.depth)]
         self.bytes_per_token = 2 * 4 * s.depth * s.kv_heads * s.head_width
         self.tables: dict[Rotary, tuple[Tensor, Tensor]] = {}
@@ -201,8 +201,7 @@ class Slots:
         asked = [end - 1 for part, end in zip(parts, ends, strict=True) if part.asks]
         if not asked:
             return torch.empty(0, self.model.shape.vocabulary)
-        some = asked if len(asked) >= LEAST else asked * LEAST
-        scores = self.model.logits(hidden_RD[some])[: len(asked)]
+        scores = self.model.logits(hidden_RD[asked])
         if self.cap:
             scores = torch.stack([self.cap * torch.tanh(row / self.cap) for row in scores])
         return scores
@@ -212,9 +211,6 @@ class Slots:
         ends = []
         for part in parts:
             ends.append(len(part.ids) + (ends[-1] if ends else 0))
-        if len(ids) < LEAST:
-            empty = [0] * (LEAST - len(ids))
-            parts, ids = [*parts, Part(self.slots, 0, empty, 0)], ids + empty
         batch, kept = Batch(self, parts), _Kept(self.layers)
         if self.soft_PD is None:
             return self.model.encode(torch.tensor([ids]), cache=kept, views=batch)[0], ends
@@ -245,11 +241,11 @@ class Slots:
 
     @torch.inference_mode()
     def embed(self, ids: list[int]) -> Tensor:
-        """The mean of the last hidden states of a text, D, of length one. Uses the last slot."""
+        """The mean of the last hidden states of a text, D, of length one. Uses the first slot."""
         total = torch.zeros(self.model.shape.width, dtype=torch.float64)
         for start in range(0, len(ids), GULP):
             part = ids[start : start + GULP]
-            hidden, ends = self._hidden([Part(self.slots, start, part, len(ids), False)])
+            hidden, ends = self._hidden([Part(0, start, part, len(ids), False)])
             total += hidden[: ends[0]].double().sum(0)
         return unit(total)
 
