@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,9 @@ async def test_a_step_in_a_process_runs_there_and_fails_as_it_would_here():
     with contextlib.closing(compile(where, "process")) as run:
         pid = (await run(1)).value
         assert pid != os.getpid() and (await run(1)).value == pid
+        for meant_for_the_parent in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, meant_for_the_parent)
+        assert (await run(1)).value == pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

@@ -22,6 +22,7 @@ from test_graph import running
 
 from onsil.errors import OnsilError
 from onsil.graph import BadInput, Open, model, shadow, step
+from onsil.graph.failures import KINDS
 from onsil.lineage import Workspace
 from onsil.serving.access import Access
 from onsil.serving.deployed import doors, read_deployment
@@ -266,6 +267,9 @@ def test_what_cannot_be_deployed_is_refused(app, here):
     app.serve("/a", model("desk"))
     with pytest.raises(OnsilError, match="'/a' is there twice"):
         app.jobs("/a", model("desk"))
+    for path in ("ask", "/health"):
+        with pytest.raises(OnsilError, match=f"'{path}' cannot be the path"):
+            app.serve(path, model("desk"))
     for times in ({}, {"every": 60, "cron": "* * * * *"}):
         with pytest.raises(OnsilError, match="has every="):
             app.batch("n", model("desk"), list, here, **times)
@@ -516,3 +520,25 @@ def test_a_deployment_is_a_server_like_any_other(home, here):
         process.terminate()
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0 and not errors, errors
+
+
+# ── the page ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_prints_what_it_says(here, capsys):
+    text = (EXAMPLES.parents[1] / "docs" / "patterns.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 4
+    scope: dict[str, Any] = {"__name__": "page"}
+    for block in blocks:
+        exec(block, scope)
+    told = re.findall(r"^print\(.*\)  # (.+)$", "".join(blocks), re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == told and len(told) == 5
+
+
+def test_the_page_knows_every_word_and_every_failure():
+    text = (EXAMPLES.parents[1] / "docs" / "patterns.md").read_text(encoding="utf-8")
+    words = ("step", "model", "prep", "par", "route", "cache", "breaker", "shadow", "canary")
+    assert all(re.search(rf"^\| .*`{word}\(", text, re.MULTILINE) for word in words)
+    assert all(f"`{kind.__name__}`" in text for kind in KINDS.values())
+    assert all(file.stem.split("_", 1)[1].split("_")[0] in text for file in FILES)

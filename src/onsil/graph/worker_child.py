@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import time
 from typing import Any
@@ -81,6 +82,10 @@ async def serve(line: socket.socket) -> None:
 
 
 def main(number: int) -> None:
-    """The life of a child; `number` is that of its open socket."""
+    """The life of a child; `number` is that of its open socket. A signal to the whole group (Ctrl-C,
+    a service that is stopped) is the parent's to obey: it may still want answers."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    os.set_inheritable(number, False)
     asyncio.run(serve(socket.socket(fileno=number)))
     os._exit(0)  # a function that still runs in a thread does not keep the process

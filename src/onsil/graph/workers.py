@@ -71,14 +71,19 @@ class Worker:
             self.dropped.add(number)
         with contextlib.suppress(Died):
             self._send({"id": number, "cancel": True})
-            timer = threading.Timer(GRACE, self._overran, (number,))
-            timer.daemon = True
-            timer.start()
+
+    def overran(self, number: int) -> None:
+        """The grace of a dropped call is over: when it has not ended, no more calls come here."""
+        with self.lock:
+            self.retired = self.retired or number in self.dropped
+        self._end_if_retired()
 
     def close(self) -> None:
         """End the child at once."""
         self.process.kill()
         self.process.wait()
+        with contextlib.suppress(OSError):  # the other end may have closed it
+            self.line.shutdown(socket.SHUT_RDWR)  # though a grandchild may hold it open
         self.reader.join()
         self.line.close()
 
@@ -98,11 +103,6 @@ class Worker:
                 self.line.sendall(line)
         except OSError as e:
             raise _died(self.process) from e
-
-    def _overran(self, number: int) -> None:
-        with self.lock:
-            self.retired = self.retired or number in self.dropped
-        self._end_if_retired()
 
     def _end_if_retired(self) -> None:
         with self.lock:
@@ -162,6 +162,7 @@ class InProcess:
             return await asyncio.wrap_future(answer)
         except asyncio.CancelledError:
             worker.drop(number)
+            asyncio.get_running_loop().call_later(GRACE, worker.overran, number)
             raise
 
     def _current(self) -> Worker:

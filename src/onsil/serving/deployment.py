@@ -52,6 +52,7 @@ from onsil.serving.rows import Scheduled, ScheduledBatch, Sink, Source
 from onsil.serving.schedules import Every, Scheduler, cron_times
 
 JOBS = "jobs"  # the folder in the workspace: jobs.db and files
+TAKEN = ("/health", "/ready", "/sign-in", "/comparisons", "/metrics", "/monitor")
 THREADS = 4  # that work at the jobs of one path
 LEASE = 10.0  # seconds until a batch whose worker was killed is taken up again
 ROW_SECONDS = 600.0  # for one row of a batch
@@ -104,7 +105,7 @@ class App:
 
     def serve(self, path: str, node: Node, *, timeout: float = 60.0) -> None:
         """POST `path`: a JSON object in, the graph's answer out, within `timeout` seconds."""
-        self._new(path)
+        self._new(path, path)
         self._served.append(Served(path, node, timeout))
 
     def jobs(
@@ -120,7 +121,7 @@ class App:
         however often it is sent); GET `path`/{id} for its result. A failed attempt is repeated up
         to `retries` times, bad input never. A worker that gives no sign for `lease` seconds is
         taken over from; one attempt has `timeout` seconds."""
-        self._new(path)
+        self._new(path, path)
         self._queued.append(Queued(path, node, retries, lease, timeout))
 
     def batch(
@@ -157,7 +158,21 @@ class App:
         self._new(name)
         self._scheduled.append(Scheduled(name, node, source, sink, times, at_once))
 
-    def _new(self, name: str) -> None:
+    def _new(self, name: str, path: str = "/") -> None:
+        """Raises OnsilError for a name that is taken and a path that cannot be served."""
+        if not path.startswith("/") or path in TAKEN:
+            raise OnsilError(
+                en=(
+                    f"{path!r} cannot be the path of a graph.",
+                    f"A path begins with / and is none of {', '.join(TAKEN)}.",
+                    "Choose another one, like /v1/ask.",
+                ),
+                ko=(
+                    f"{path!r}은(는) 그래프의 경로로 쓸 수 없습니다.",
+                    f"경로는 /로 시작하고 {', '.join(TAKEN)}이(가) 아니어야 합니다.",
+                    "/v1/ask 같은 다른 경로를 쓰세요.",
+                ),
+            )
         known = [*(s.path for s in self._served), *(q.path for q in self._queued)]
         if name in (*known, *(s.name for s in self._scheduled)):
             raise OnsilError(
