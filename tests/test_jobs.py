@@ -375,11 +375,12 @@ def test_a_lease_is_kept_while_its_job_runs(store, url):
 def test_an_idle_worker_hears_of_a_job_at_once(store, url):
     other = open_store(url)
     with working(store, lambda claimed: None, wait=1.0):
-        time.sleep(0.3)
-        began = time.monotonic()
-        job = submit(other)
-        until(lambda: other.get("kim", job.id).closed)
-        assert time.monotonic() - began < 0.5
+        for near in (other, store):
+            time.sleep(0.3)
+            began = time.monotonic()
+            job = submit(near)
+            until(lambda job=job: other.get("kim", job.id).closed)
+            assert time.monotonic() - began < 0.5
     other.close()
 
 
@@ -672,6 +673,46 @@ def test_who_fails_in_a_group_fails_alone_and_nobody_is_told_wrong(tmp_path):
     assert refused and there == {*accepted} and len(there) == len(accepted)
     pragma(store, "max_page_count = 1000000")
     assert submit(store).state == "ready"
+    store.close()
+
+
+def test_a_group_that_the_disk_refuses_is_refused_as_a_whole(tmp_path):
+    """SQLite takes back everything when it runs out of room in the middle: whoever left the commit
+    to others is told so, and whoever comes after begins anew."""
+    store = open_store(tmp_path / "jobs.db")
+    database = store.database
+    assert isinstance(database, SQLite)
+    for number in range(5):
+        pragma(store, f"max_page_count = {pragma(store, 'page_count') + 2}")
+        told: dict[str, bool] = {}
+
+        def ask(key: str, told: dict[str, bool] = told) -> None:
+            try:
+                submit(store, key=key)
+                told[key] = True
+            except Full:
+                told[key] = False
+
+        def fill() -> None:  # one plain row: SQLite cannot take back less than everything
+            with pytest.raises(Full), database.transaction() as run:
+                values = "('x', 0, 'x', 0, 0, ?)"
+                columns = "(job, at, state, attempt, fence, error)"
+                run(f"insert into events {columns} values {values}", "x" * 100_000)
+
+        threads = [
+            threading.Thread(target=ask, args=(f"{number} before",)),
+            threading.Thread(target=fill),
+            threading.Thread(target=ask, args=(f"{number} after",)),
+        ]
+        with pytest.raises(ZeroDivisionError), database.transaction():
+            for queued, thread in enumerate(threads, 1):
+                thread.start()
+                until(lambda queued=queued: database._queued == queued)
+            raise ZeroDivisionError
+        for thread in threads:
+            thread.join()
+        there = {job.key for job in store.listed("kim", ["work"], limit=1000)}
+        assert told == {key: key in there for key in told} and len(told) == 2
     store.close()
 
 
