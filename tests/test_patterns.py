@@ -451,7 +451,7 @@ def rows():
     return ({"n": n, "question": "숙박비는 하루에 얼마까지 지급하나요?"} for n in range(30))
 
 app = App()
-app.batch("rows", slowly >> model("desk"), rows, Path("out"), every=10**9, at_once=2)
+app.batch("rows", slowly >> model("desk"), rows, Path("out"), every=10**12, at_once=2)
 """
 RUN = """
 import asyncio, sys

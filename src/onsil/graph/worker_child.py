@@ -82,8 +82,8 @@ async def serve(line: socket.socket) -> None:
 
 
 def main(number: int) -> None:
-    """The life of a child; `number` is that of its open socket. A signal to the whole group (Ctrl-C,
-    a service that is stopped) is the parent's to obey: it may still want answers."""
+    """The life of a child; `number` is that of its open socket. A signal to the whole group, as by
+    Ctrl-C, is the parent's to obey: it may still want answers."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     os.set_inheritable(number, False)
