@@ -1,13 +1,13 @@
 """Half an hour of everything at once, and whether the server is the same afterwards.
 
     python benchmarks/soak.py                    30 minutes, four callers, a row of results
-    python benchmarks/soak.py --minutes 1        proves that it runs
+    python benchmarks/soak.py --minutes 1        proves that it runs; too short for a verdict
     python benchmarks/soak.py --minutes 1 --leak proves that a leak is found
 
 A real server of a tiny model that writes (random weights) is asked for chats, streams, streams that
 are abandoned in the middle, completions, vectors, jobs, metrics, and for what is no request at all,
 drawn by a seed. Its resident memory and open descriptors are read from /proc once a second. After
-the warm-up, a fifth of the run, each is fitted by a line; the interval of its slope comes from
+the warm-up, a third of the run, in which caches with bounds fill up, each is fitted by a line; the interval of its slope comes from
 drawing blocks of the run anew (moving-block bootstrap, Künsch 1989), because neighbouring samples
 are not independent. It fails when the low end of the interval means more growth over the measured
 time than `ALLOWED`, when an answer has a status it must not have, or when the server does not drain
@@ -36,7 +36,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "soak.jsonl"
-CALLERS, WARM, SEED, ROUNDS = 4, 0.2, 1, 1_000
+CALLERS, WARM, SEED, ROUNDS = 4, 1 / 3, 1, 1_000
 ALLOWED = {"rss": 0.02, "descriptors": 3.0}  # share of the memory; descriptors
 QUESTION = "쓰지 않은 연차는 며칠까지 이월되나요?"
 LEAK = """

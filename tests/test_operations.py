@@ -185,7 +185,8 @@ def test_another_host_name_is_refused_by_the_probes_too():
 
     gate = Life().around(nobody, frozenset({"here:1"}))
     for path in ("/health", "/ready"):
-        scope = {"type": "http", "path": path, "headers": [(b"host", b"evil.example")]}
+        named = [(b"host", b"evil.example")]
+        scope = {"type": "http", "method": "GET", "path": path, "headers": named}
         asyncio.run(gate(scope, None, send))
     assert [m["status"] for m in sent if "status" in m] == [421, 421]
 
@@ -614,13 +615,14 @@ def test_a_slope_is_seen_and_wandering_is_not_taken_for_one(soak):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leak", [False, True])
-def test_the_soak_runs_and_a_planted_leak_is_found(soak, tmp_path, leak):
+def test_the_soak_runs_and_a_planted_leak_is_found(soak, tmp_path, monkeypatch, leak):
+    """Without what fills its bounded caches for longer than a minute (schemas, shapes of chats)."""
+    short = [row for row in soak.TRAFFIC if row[0].__name__ not in ("chat", "schema")]
+    monkeypatch.setattr(soak, "TRAFFIC", short)
     found = soak.soak(tmp_path / "ws", 1, leak)
     grown = " ".join(found["against"])
-    assert found["requests"] > 100 and {a.split()[0] for a in found["answers"]} >= {
-        "chat",
-        "stream",
-    }
+    asked = {answer.split()[0] for answer in found["answers"]}
+    assert found["requests"] > 100 and asked >= {"stream", "abandoned", "vectors", "job"}
     assert ("descriptors grow" in grown and "memory grows" in grown) == leak, found
     assert leak or "ended" not in grown
 
