@@ -7,8 +7,8 @@ the labels; it is made once for all seeds, and it sees no more labels than the s
 with the same labels at the end:
 
     pre-train, distil, tune    PD
-    pre-train, tune            PF; its pre-training goes on for as many passes as the others distil
-    distil, tune               KD from noise; as many passes of distilling as PD has of both
+    pre-train, tune            PF; it reads as many sentences more as PD distils
+    distil, tune               KD from noise; it distils as many sentences more as PD reads
 
 All have their answers from the mean of what every token says. Rates were chosen on other sentences
 (docs/log.md); the tuning rate of each arm is its own best of three.
@@ -215,11 +215,13 @@ def arms_of(known: Known, sizes: Sizes) -> dict[str, Callable[[int], list[float]
         tune(judge, known, sizes, rate, seed)
         return right(judge, known)
 
-    both = sizes.reading_passes + sizes.distil_passes
+    share = sizes.reading / sizes.transfer
+    more_reading = sizes.reading_passes + round(sizes.distil_passes / share)
+    more_distilling = sizes.distil_passes + round(sizes.reading_passes * share)
     return {
         "PD": lambda seed: student(seed, sizes.reading_passes, sizes.distil_passes, sizes.pd_rate),
-        "PF": lambda seed: student(seed, both, 0, sizes.pf_rate),
-        "KD from noise": lambda seed: student(seed, 0, both, sizes.kd_rate),
+        "PF": lambda seed: student(seed, more_reading, 0, sizes.pf_rate),
+        "KD from noise": lambda seed: student(seed, 0, more_distilling, sizes.kd_rate),
         "teacher": lambda seed: right(teacher(), known),
     }
 
