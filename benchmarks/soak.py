@@ -7,11 +7,12 @@
 A real server of a tiny model that writes (random weights) is asked for chats, streams, streams that
 are abandoned in the middle, completions, vectors, jobs, metrics, and for what is no request at all,
 drawn by a seed. Its resident memory and open descriptors are read from /proc once a second. After
-the warm-up, a third of the run, in which caches with bounds fill up, each is fitted by a line; the interval of its slope comes from
-drawing blocks of the run anew (moving-block bootstrap, Künsch 1989), because neighbouring samples
-are not independent. It fails when the low end of the interval means more growth over the measured
-time than `ALLOWED`, when an answer has a status it must not have, or when the server does not drain
-and end with 0 afterwards. Descriptors are of connections too, so each caller keeps one or none.
+the warm-up, a third of the run, in which caches with bounds fill up, each is fitted by a line; the
+interval of its slope comes from drawing blocks of the run anew (moving-block bootstrap, Künsch
+1989), because neighbouring samples are not independent. It fails when the low end of the interval
+means more growth over the measured time than `ALLOWED`, when an answer has a status it must not
+have, or when the server does not drain and end with 0 afterwards. Descriptors are of connections
+too, so each caller keeps one or none.
 
 Left out: load. `serving.py` measures speed; here nobody hurries.
 """
