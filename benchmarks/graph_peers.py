@@ -54,6 +54,7 @@ async def ray_serve(requests: int) -> dict:
     from ray import serve
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    serve.start(proxy_location="Disabled")  # asked by handles, no HTTP
     light = {"ray_actor_options": {"num_cpus": 0.1}}
 
     @serve.deployment(**light)
