@@ -183,12 +183,10 @@ class PackedExperts(nn.Module):
         s = self.shape = experts.shape
         self.router = packer.product(experts.router.weight)
         each = zip(experts.gate, experts.up, experts.down, strict=True)
-        self.experts = nn.ModuleList(
-            nn.ModuleList(
-                (packer.product(g, None, s.activation), packer.product(u), packer.product(d))
-            )
+        self.experts = [
+            (packer.product(g, None, s.activation), packer.product(u), packer.product(d))
             for g, u, d in each
-        )
+        ]
 
     def forward(self, x_BRD: Tensor) -> Tensor:
         s, x_RD = self.shape, x_BRD.flatten(0, -2)

@@ -17,7 +17,7 @@ Letters as in models/transformer.py; R are the rows of a step.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -211,7 +211,7 @@ class Slots:
         ends = []
         for part in parts:
             ends.append(len(part.ids) + (ends[-1] if ends else 0))
-        batch, kept = Batch(self, parts), _Kept(self.layers)
+        batch, kept = Batch(self, parts), cast(Cache, _Kept(self.layers))
         if self.soft_PD is None:
             return self.model.encode(torch.tensor([ids]), cache=kept, views=batch)[0], ends
         assert self.model.embedding is not None
@@ -252,6 +252,8 @@ class Slots:
 
 @dataclass
 class _Kept:
+    """What `Transformer.encode` hands each layer: for one whose attention is `SlotAttention`."""
+
     layers: list
 
 
