@@ -637,6 +637,28 @@ def test_accepting_waits_for_the_disk(tmp_path):
     assert counted(tmp_path, "for n in range(20): submit(n)") >= 20
 
 
+def test_accepting_waits_for_the_servers_disk_whatever_the_server_says():
+    import psycopg
+
+    url = postgres.shared().fresh()
+    with psycopg.connect(url, autocommit=True) as plain:
+        plain.execute("do $$ begin execute format('alter database %I set synchronous_commit = off',"
+                      " current_database()); end $$")  # fmt: skip
+
+    def waits() -> int:
+        with psycopg.connect(url) as plain:
+            row = plain.execute("select wal_sync from pg_stat_wal").fetchone()
+            assert row is not None
+            return row[0]
+
+    open_store(url).close()
+    before, store = waits(), open_store(url)
+    for n in range(20):
+        submit(store, n)
+    store.close()
+    until(lambda: waits() - before >= 20)
+
+
 def test_callers_that_come_together_wait_for_the_disk_once(tmp_path):
     program = (
         "def many(): [submit(n) for n in range(20)]\n"

@@ -6,13 +6,14 @@ woken by `listen`/`notify`. `synchronous_commit` is switched on for our sessions
 says, because 202 promises a job that survives the server's crash.
 """
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from onsil.errors import OnsilError
-from onsil.serving.jobs.job import damaged, full, unavailable
+from onsil.serving.jobs.job import StoreError, damaged, full, unavailable
 from onsil.serving.jobs.schema import Run, migrate
 
 KEPT, CHANNEL = 4, "onsil_jobs"
@@ -21,6 +22,7 @@ WORDS = {
     "real": "double precision",
     "whole": "bigint",
 }
+log = logging.getLogger("onsil.serving.jobs")
 CLOCK = "extract(epoch from clock_timestamp())::float8"
 
 
@@ -83,18 +85,23 @@ class Postgres:
     def transaction(self) -> Iterator[Run]:
         """`run(sql, *values) -> rows`; committed, and on the server's disk, when the block is left,
         undone when it raises."""
-        with self._faults():
-            with self._lock:
-                kept = self._idle.pop() if self._idle else None
-            connection = kept or self._connect()
+        with self._lent() as connection, connection.transaction():
 
             def run(sql: str, *values: Any) -> list[dict[str, Any]]:
                 found = connection.execute(spelled(sql), values)
                 return found.fetchall() if found.description else []
 
+            yield run
+
+    @contextmanager
+    def _lent(self) -> Iterator[Any]:
+        """A connection, for a moment."""
+        with self._faults():
+            with self._lock:
+                kept = self._idle.pop() if self._idle else None
+            connection = kept or self._connect()
             try:
-                with connection.transaction():
-                    yield run
+                yield connection
             finally:
                 self._give_back(connection)
 
@@ -136,9 +143,14 @@ class Postgres:
         """Wait until nobody else is in a transaction that asked for the same name."""
         run("select pg_advisory_xact_lock(hashtext(?))", f"onsil jobs {name}")
 
-    def tell(self, run: Run) -> None:
-        """Wake who waits, on every machine, when this transaction commits."""
-        run("select pg_notify(?, '')", CHANNEL)
+    def tell(self) -> None:
+        """Wake who waits, on every machine; called after the commit, because commits that notify go
+        one by one through PostgreSQL, each with its wait for the disk."""
+        try:
+            with self._lent() as connection:
+                connection.execute(f"notify {CHANNEL}")
+        except StoreError as e:  # who waits looks by itself before long
+            log.warning("%s", e.en[0])
 
     def wait(self, seconds: float) -> None:
         """Until something may have changed, at most `seconds`; for one thread at a time."""

@@ -185,7 +185,7 @@ class SQLite:
     def alone(self, run: Run, name: str) -> None:
         """Nobody else is in a transaction that asked for the same name; here, nobody is in any."""
 
-    def tell(self, run: Run) -> None:
+    def tell(self) -> None:
         """Wake who waits in this process; other processes look for themselves."""
         self._news.set()
 

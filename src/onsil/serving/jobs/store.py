@@ -58,7 +58,7 @@ class Database(Protocol):
     def transaction(self) -> AbstractContextManager[Run]: ...
     def reading(self) -> AbstractContextManager[Run]: ...
     def alone(self, run: Run, name: str) -> None: ...
-    def tell(self, run: Run) -> None: ...
+    def tell(self) -> None: ...
     def wait(self, seconds: float) -> None: ...
     def close(self) -> None: ...
 
@@ -102,11 +102,11 @@ class JobStore:
             )
             if made:
                 _note(run, identity, READY, 0, 0)
-                self.database.tell(run)
             else:
                 made = run(
                     f"select {COLUMNS}, {ERROR} from jobs where owner = ? and key = ?", owner, key
                 )
+        self.database.tell()
         job = _job(made[0])
         if (job.kind, job.fingerprint) != (kind, fingerprint):
             raise Conflict(
@@ -202,8 +202,9 @@ class JobStore:
                     ),
                 )
             _note(run, job, READY, 0, changed[0]["fence"])
-            self.database.tell(run)
-            return self._read(run, owner, job)
+            again = self._read(run, owner, job)
+        self.database.tell()
+        return again
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
@@ -368,7 +369,7 @@ class JobStore:
             if not back:
                 raise Lost(job)
             _note(run, job, READY, back[0]["attempts"], fence)
-            self.database.tell(run)
+        self.database.tell()
 
     def sweep(self) -> int:
         """Close what expired while it waited, whoever would have worked at it; how many."""
