@@ -32,6 +32,7 @@ from onsil.graph import (
 )
 from onsil.graph.failures import KINDS, read_failure
 from onsil.graph.policies import in_share
+from onsil.graph.request import caller
 from onsil.graph.running import Running
 from onsil.graph.values import NotPlain, plain
 
@@ -215,6 +216,25 @@ async def test_a_thread_whose_caller_has_gone_still_counts():
         while run.works[stuck].running:
             await asyncio.sleep(0.01)
         assert (await run(1)).value is True
+
+
+@running
+async def test_a_thread_can_hear_that_its_caller_has_gone():
+    heard: list[bool] = []
+
+    def listen(value: Any) -> None:
+        gone = threading.Event()
+        caller.get().when_gone(gone.set)
+        heard.append(gone.wait(20))
+
+    node = step(listen, on="pool", timeout=0.05)
+    with contextlib.closing(compile(node)) as run:
+        with pytest.raises(Late):
+            await run(1)
+        start = time.monotonic()
+        while run.works[node].running:
+            await asyncio.sleep(0.005)
+        assert heard == [True] and time.monotonic() - start < 5
 
 
 @running
