@@ -473,6 +473,7 @@ async def test_an_answer_is_remembered_by_its_input():
         again = await run({"b": 2, "a": 1})
         assert again.value == {"n": 1} and outcomes(again.trace) == [("count", "cached")]
         again.value["n"] = "spoilt"
+        assert (await run({"a": 1, "b": 2})).value == {"n": 1}
         assert [(await run(q)).value["n"] for q in ("x", "y", "y", {"a": 1, "b": 2})] == [
             2,
             3,
