@@ -126,7 +126,6 @@ def test_a_loaded_model_writes_and_is_not_asked(tmp_path):
         ("ask", "seed", "연차?"),
         ("chat", "seed"),
         ("report", "seed"),
-        ("serve", "seed"),
     ):
         said = run(*refused)
         assert said.returncode == 1 and "was not grown from documents" in said.stderr, refused
