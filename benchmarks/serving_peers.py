@@ -55,13 +55,17 @@ def main(folder: Path, out: str) -> None:
     theta = told.get("rope_theta") or told["rope_parameters"]["rope_theta"]
     writer.add_rope_freq_base(theta)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    # Prompts are ids: the words only have to be as many as there are rows, each another one.
-    size = told["vocab_size"]
+    # Prompts are ids: how the peer would cut a text does not matter here.
+    words = json.loads((folder / "tokenizer.json").read_text())
+    size, vocabulary = told["vocab_size"], dict(words["model"]["vocab"])
+    vocabulary |= {token["content"]: token["id"] for token in words["added_tokens"]}
+    texts = {number: text for text, number in vocabulary.items()}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in words["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([f"[{n}]" for n in range(size)])
+    writer.add_token_list([texts.get(n, f"[unused {n}]") for n in range(size)])
     writer.add_token_types([gguf.TokenType.NORMAL] * size)
-    writer.add_token_merges([])
+    writer.add_token_merges(merges)
     writer.add_eos_token_id(told.get("eos_token_id") or 0)
     writer.add_add_bos_token(False)
     for name, tensor in load_file(folder / "model.safetensors").items():

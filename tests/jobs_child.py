@@ -42,7 +42,7 @@ def units(claimed: Claimed) -> dict[str, Any]:
 HANDLERS = {"work": units}
 
 
-def echo(endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+def echo(owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
     """What answers a batch's lines: an echo, and some refusals. `slow` seconds where asked."""
     time.sleep(body.get("slow", 0))
     if body.get("input") == "refuse":

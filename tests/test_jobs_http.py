@@ -173,7 +173,7 @@ def test_events_come_while_a_job_runs_and_go_on_behind_the_last(door, store, tmp
     place = door.post("/v1/jobs", json=body).headers["location"]
     with working(store, handlers(store, tmp_path)), door.stream("GET", f"{place}/events") as s:
         text = "".join(s.iter_text())
-    assert "event: running" in text and text.rstrip().endswith('"progress": 3}')
+    assert all(part in text for part in ("event: running", '"progress": 3}', "event: done"))
     assert text.count("event: progress") >= 2
     last = [row for row in text.splitlines() if row.startswith("id: ")][-2].removeprefix("id: ")
     rest = door.get(f"{place}/events", headers={"Last-Event-ID": last}).text
@@ -463,7 +463,7 @@ def test_a_line_that_ends_its_worker_is_answered_with_an_error(store, files):
     class Died(BaseException):
         pass
 
-    def answer(endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+    def answer(owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
         asked.append(body["input"])
         if body["input"] == "text 2":
             raise Died
@@ -489,7 +489,7 @@ def test_a_busy_server_is_asked_again_and_a_coroutine_may_answer(store, files, m
     body = {"input_file_id": "file-in", "endpoint": "/v1/embeddings", "completion_window": "24h"}
     made = batches.create("kim", None, body)
 
-    async def answer(endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+    async def answer(owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
         nonlocal tries
         tries += 1
         if tries == 1:

@@ -14,6 +14,8 @@ import pytest
 from openai_forms import conforms
 from served import make_pen, server
 
+from onsil.serving.keys import add_key
+
 CHAT = {
     "model": "pen",
     "messages": [{"role": "user", "content": "휴가"}],
@@ -76,6 +78,20 @@ def test_a_job_is_answered_as_the_door_would_and_only_once(home):
             made = client.post("/v1/jobs", json=bad).json()
             assert "temperature" in until(lambda: finished(client, made["id"]))["error"]["message"]
             assert client.post("/v1/jobs", json={"kind": "x", "input": 1}).status_code == 400
+
+
+def test_what_is_done_later_is_on_the_same_budget(home):
+    key = add_key(home, "kim", tokens_per_day=10)
+    with (
+        server(home, name="pen") as (address, _),
+        httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}) as client,
+    ):
+        made = client.post("/v1/jobs", json={"kind": "chat.completions", "input": CHAT}).json()
+        mine = {"Authorization": f"Bearer {key_of(home)}"}
+        look = f"/v1/jobs/{made['id']}"
+        assert client.get(look, headers=mine).status_code == 404  # kim's alone
+        refused = lambda: client.get("/v1/models").status_code == 429 or None  # noqa: E731
+        assert until(refused)
 
 
 def test_the_official_client_runs_a_batch(home):

@@ -211,7 +211,13 @@ class Server:
             return Response(_signed_out(), 401, media_type="text/html; charset=utf-8")
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
-            COOKIE, session, SESSION_SECONDS, httponly=True, samesite="strict", path="/"
+            COOKIE,
+            session,
+            SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            path="/",
+            secure=request.url.scheme == "https",
         )
         return answer
 
@@ -285,13 +291,17 @@ def build(
     jobs: str = "",
     webhook_hosts: Collection[str] = (),
     routes: Sequence[Route] = (),
+    watch: Callable[[str, Callable[[], float | None]], None] = lambda name, value: None,
 ) -> Guard:
     """The doors behind their guard. `jobs`: the URL of a job store, "" for the workspace's own;
     `webhook_hosts`: `host:port` of those who may be called when a job is done; `routes`: more of
-    them."""
+    them; `watch`: who is given gauges to read."""
     server = Server(ws, name, access, mark)
     secret = access.secret("webhooks")
-    work = Work(ws, lambda: app, server.models.pinned, secret, jobs, webhook_hosts)
+    work = Work(ws, lambda: guard.app, server.models.pinned, secret, jobs, webhook_hosts)
+
+    watch("onsil.queue.depth", server.models.waiting)
+    watch("onsil.slots", server.models.places)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -323,7 +333,8 @@ def build(
         ],
         exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found, 500: _broken},
     )
-    return Guard(app, access, hosts)
+    guard = Guard(app, access, hosts)
+    return guard
 
 
 async def not_yet(request: Request) -> Response:

@@ -1,6 +1,6 @@
 """A request without a network: the server asks itself, to be warm and to replay what it said.
 
-It comes in behind the guard, as the workspace's owner.
+It comes in behind the guard, as the workspace's owner or as whoever is named.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Reply:
         return "" if self.status < 400 else self.json["error"]["message"]
 
 
-async def post(app: ASGIApp, path: str, body: dict[str, Any]) -> Reply:
+async def post(app: ASGIApp, path: str, body: dict[str, Any], owner: str = OWNER) -> Reply:
     """POST `body` to a route of `app`. Raises what the application raises."""
     text, seen = json.dumps(body).encode(), Observation("inside", "POST", path)
     scope = {
@@ -48,7 +48,7 @@ async def post(app: ASGIApp, path: str, body: dict[str, Any]) -> Reply:
         "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
         "client": None,
         "server": None,
-        "state": {"body": text, "owner": OWNER, "observation": seen},
+        "state": {"body": text, "owner": owner, "observation": seen},
     }
     parts: list[bytes] = []
     status = 0

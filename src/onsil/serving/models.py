@@ -122,6 +122,19 @@ class Models:
             for version, entry in self.ws.versions(self.name).items()
         ]
 
+    def waiting(self) -> int:
+        """Texts that wait for a slot, over all engines that run."""
+        return sum(served.engine.waiting for served in self._written())
+
+    def places(self) -> int:
+        """Slots of all engines that run."""
+        return sum(served.engine.slots for served in self._written())
+
+    def _written(self) -> list[Any]:
+        with self._lock:
+            found = [loaded.__dict__.get("writing") for loaded in self._loaded.values()]
+        return [served for served in found if served is not None and served.kind != "encoder"]
+
     def close(self) -> None:
         """End the engines; what they are writing is finished first."""
         with self._lock:

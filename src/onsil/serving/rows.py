@@ -116,7 +116,7 @@ class ScheduledBatch:
         """What the graph's references mean when the run begins, as text."""
         return canonical(self.graph.pinned())
 
-    def _answer(self, endpoint: str, body: dict[str, Any]) -> tuple[int, Json]:
+    def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Json]:
         pins = {reference: Pin(*pin) for reference, pin in json.loads(body["model"]).items()}
         try:
             return 200, self.ask(body["input"], pins).value

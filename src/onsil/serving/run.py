@@ -104,6 +104,7 @@ def _serve(
         jobs=settings.jobs,
         webhook_hosts=settings.webhook_hosts,
         routes=operations.routes(),
+        watch=operations.metrics.watch,
     )
     doors = guard.app
 

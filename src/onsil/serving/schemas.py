@@ -180,7 +180,7 @@ class SchemaFormat(Strict):
 
 
 # Of chat, what cannot be said of one field alone.
-TOGETHER = [
+TOGETHER: Any = [
     {
         "if": {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "number"}}},
         "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},

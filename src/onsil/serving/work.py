@@ -38,7 +38,7 @@ LATER = (429, 503)  # statuses that another attempt may change
 
 
 class Work:
-    """`doors`: the application that answers, without guard; `pinned`: a reference as one that never
+    """`doors`: what stands behind the guard; `pinned`: a reference as one that never
     means another model (raises Refused)."""
 
     def __init__(
@@ -80,10 +80,10 @@ class Work:
         for thread in self.threads:
             thread.join()
 
-    def _answer(self, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """Status and body of a door, from a thread of the worker's."""
+    def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and body of a door, from a thread of the worker's; on the owner's budget."""
         assert self.loop is not None
-        wanted = post(self.doors(), endpoint, body | {"stream": False})
+        wanted = post(self.doors(), endpoint, body | {"stream": False}, owner)
         reply = asyncio.run_coroutine_threadsafe(wanted, self.loop).result()
         return reply.status, json.loads(reply.body)
 
@@ -97,7 +97,9 @@ class Work:
             except Refused as e:
                 raise NoRetry(e.message) from e
             found = claimed.checkpoints()
-        status, answer = self._answer(endpoint, body | {"model": found.get("model", "")})
+        status, answer = self._answer(
+            claimed.owner, endpoint, body | {"model": found.get("model", "")}
+        )
         if status < 400:
             return answer
         message = answer["error"]["message"]

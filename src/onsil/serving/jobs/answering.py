@@ -38,13 +38,13 @@ MOST_LINES, MOST_ERRORS, TRIES = 50_000, 20, 3
 PATIENCE = 600.0  # seconds that a line is asked again while the server says it is busy
 BUSY = (429, 503)
 
-Answer = Callable[[str, dict[str, Any]], tuple[int, Json] | Awaitable[tuple[int, Json]]]
+Answer = Callable[[str, str, dict[str, Any]], tuple[int, Json] | Awaitable[tuple[int, Json]]]
 Resolve = Callable[[str], str]
 
 
 class BatchHandler:
-    """The handler of kind `batch`. `answer(endpoint, body)` gives a status and a body (or raises
-    Refused) and may be a coroutine function; it is called from several threads. `resolve` turns a
+    """The handler of kind `batch`. `answer(owner, endpoint, body)` gives a status and a body (or
+    raises Refused) and may be a coroutine function; several threads call it. `resolve` turns a
     model's reference into one that never means another model; `at_once` lines are in the making at
     any time."""
 
@@ -166,15 +166,15 @@ class BatchHandler:
         """One line's answer; a busy server is asked again for a while."""
         until, pause = time.monotonic() + PATIENCE, 0.5
         while True:
-            status, body = self._answered(claimed.payload["endpoint"], line.body)
+            status, body = self._answered(claimed, line.body)
             if status not in BUSY or time.monotonic() + pause > until or claimed.cancelled():
                 return answered(line, status, body)
             time.sleep(pause)
             pause = min(30.0, pause * 2)
 
-    def _answered(self, endpoint: str, body: dict[str, Any]) -> tuple[int, Json]:
+    def _answered(self, claimed: Claimed, body: dict[str, Any]) -> tuple[int, Json]:
         try:
-            found = self._answer(endpoint, body)
+            found = self._answer(claimed.owner, claimed.payload["endpoint"], body)
             return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
         except Refused as refused:
             return refused.status, json.loads(refused.body())
