@@ -331,7 +331,7 @@ def build(
             Route("/page.css", page_file("page.css", "text/css; charset=utf-8")),
             Route("/page.js", page_file("page.js", "text/javascript; charset=utf-8")),
         ],
-        exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found, 500: _broken},
+        exception_handlers=HANDLERS,
     )
     guard = Guard(app, access, hosts)
     return guard
@@ -368,3 +368,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
         headers={"Allow": ", ".join(sorted(allowed))} if allowed else None,
         media_type=JSON,
     )
+
+
+# What becomes of every refusal, also in a deployment.
+HANDLERS: Any = {Refused: _refused, 404: _not_found, 405: _not_found, 500: _broken}

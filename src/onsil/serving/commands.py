@@ -3,14 +3,15 @@
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from onsil.errors import say
+from onsil.errors import OnsilError, say
 from onsil.lineage import Workspace
 
 Name = Annotated[str, typer.Argument(help="model: desk, desk@v3 · 모델 이름")]
+PLACEMENTS = ("inline", "pool", "process", "ray")
 keys = typer.Typer(help="Keys for others, with budgets. · 다른 사람의 키와 한도.")
 
 
@@ -40,6 +41,9 @@ def serve(
         bool, typer.Option("--ai-notice/--no-ai-notice", help="say that AI wrote it · AI 표시")
     ] = True,
     traces: Annotated[str, typer.Option(help="an OTLP address · 추적 수집 주소")] = "",
+    placement: Annotated[
+        str, typer.Option(help="of serve.py: inline, pool, process, ray · 배치 방식")
+    ] = "inline",
 ) -> None:
     """A page and an OpenAI-style API for a model, on this machine. · 웹 화면과 API."""
     told = {
@@ -52,10 +56,10 @@ def serve(
         "traces": traces,
     }
     if name.endswith(".py"):
-        from onsil.serving.deployed import read_deployment, serve_deployment
+        from onsil.serving.deployed import read_deployment
 
-        serve_deployment(read_deployment(Path(name)), "inline", host, port, typer.echo, **told)
-        return
+        made = read_deployment(Path(name))
+        return made.run(placed(placement), host, port, tell=typer.echo, **told)
     ws = Workspace.find()
     more = {"jobs": jobs, "webhook_hosts": tuple(webhook_host or ())}
     if check:
@@ -67,6 +71,25 @@ def serve(
     from onsil.serving.run import serve as run_server
 
     run_server(ws, name, host, port, typer.echo, **told, **more)
+
+
+def placed(name: str) -> Any:
+    """A placement by its name. Raises OnsilError for any other word."""
+    if name in PLACEMENTS:
+        return name
+    known = ", ".join(PLACEMENTS)
+    raise OnsilError(
+        en=(
+            f"--placement {name} is none.",
+            "It says where the steps of a deployment run.",
+            f"Take one of {known}.",
+        ),
+        ko=(
+            f"--placement {name}은(는) 없는 방식입니다.",
+            "배포 파일의 단계를 어디에서 실행할지 정하는 값입니다.",
+            f"다음 가운데 하나를 지정해 주세요: {known}.",
+        ),
+    )
 
 
 @keys.callback(invoke_without_command=True)

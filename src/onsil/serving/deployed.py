@@ -22,10 +22,10 @@ from onsil.graph.functions import module_from_file
 from onsil.graph.running import Placement
 from onsil.serving import tracing
 from onsil.serving.access import Access, key_of, refuse_open_door
-from onsil.serving.app import _broken, _not_found, _refused, health
+from onsil.serving.app import HANDLERS, health
 from onsil.serving.connection import PatientConnection
 from onsil.serving.deployment import App
-from onsil.serving.guard import Guard, Refused
+from onsil.serving.guard import Guard
 from onsil.serving.life import DrainingServer
 from onsil.serving.operations import Operations
 from onsil.serving.run import AFTER, listening, settings_of
@@ -63,7 +63,7 @@ def doors(app: App, access: Access, hosts: frozenset[str], routes: Sequence[Rout
         Starlette(
             lifespan=lifespan,
             routes=[Route("/health", health), *app.routes(), *routes],
-            exception_handlers={Refused: _refused, 404: _not_found, 405: _not_found, 500: _broken},
+            exception_handlers=HANDLERS,
         ),
         access,
         hosts,
