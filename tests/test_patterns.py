@@ -25,6 +25,7 @@ from onsil.graph import BadInput, Open, model, shadow, step
 from onsil.graph.failures import KINDS
 from onsil.lineage import Workspace
 from onsil.serving.access import Access
+from onsil.serving.commands import placed
 from onsil.serving.deployed import doors, read_deployment
 from onsil.serving.deployment import App
 from onsil.serving.schedules import Every, Scheduler, cron_times
@@ -278,6 +279,10 @@ def test_what_cannot_be_deployed_is_refused(app, here):
     (here / "serve.py").write_text("app = 1\n")
     with pytest.raises(OnsilError, match=r"serve\.py has no app"):
         read_deployment(here / "serve.py")
+    with pytest.raises(OnsilError, match=r"no file .*gone\.py"):
+        read_deployment(here / "gone.py")
+    with pytest.raises(OnsilError, match="--placement moon"):
+        placed("moon")
 
 
 # ── jobs and batches ────────────────────────────────────────────────────────────────────────────

@@ -32,7 +32,20 @@ from onsil.serving.run import AFTER, listening, settings_of
 
 
 def read_deployment(file: Path) -> App:
-    """The `app` of a deployment file. Raises OnsilError for a file without one."""
+    """The `app` of a deployment file. Raises OnsilError for a file without one, or no file."""
+    if not file.is_file():
+        raise OnsilError(
+            en=(
+                f"There is no file {file}.",
+                "A name that ends in .py is a deployment; what to serve stands in it.",
+                "Give the path of one (examples/serving/ has seven), or the name of a model.",
+            ),
+            ko=(
+                f"{file} 파일이 없습니다.",
+                ".py로 끝나는 이름은 배포 파일이고, 무엇을 서빙할지 그 안에 적습니다.",
+                "배포 파일의 경로(examples/serving/에 일곱 가지)나 모델 이름을 지정해 주세요.",
+            ),
+        )
     name = re.sub(r"\W", "_", file.stem)
     found = getattr(module_from_file(f"deployment_{name}", file.resolve()), "app", None)
     if not isinstance(found, App):
