@@ -18,7 +18,7 @@ from onsil.serving.keys import OWNER
 
 PUBLIC = ("/health", "/sign-in")
 LARGEST_BODY, DEEPEST = 1_000_000, 64
-UPLOADS, LARGEST_FILE = ("/v1/files",), 200_000_000  # bodies that are read as they come
+UPLOADS, LARGEST_FILE = ("/v1/files",), 101_000_000  # bodies that are read as they come
 BODY_SECONDS, SECONDS = 30.0, 600.0  # for a body to arrive, for an answer to leave
 LARGEST_HEADERS = 32_000
 HEADERS = {
