@@ -6,11 +6,9 @@
 Korean movie reviews of $ONSIL_DATA, from nothing: a tokenizer; an encoder that guesses hidden words
 and whether two runs of reviews are of one movie (Devlin et al. 2019); judges tuned on it for NSMC
 (split by movie), KorSTS, 3i4K (own split, by hash), KLUE NLI and STS (five folds of the published
-dev slices, by premise). For NSMC a judge can go on and learn what it and the linear model together
-think of the reviews without a label (`taught`: one round of co-training, after Blum & Mitchell
-1998; soft targets after Hinton et al. 2015). None of these numbers is comparable with a published
-table: other splits, other sizes. Beside each stands the same net never pretrained, a linear model
-over hashed character 1–5-grams, and the commonest answer.
+dev slices, by premise). None of these numbers is comparable with a published table: other splits,
+other sizes. Beside each stands the same net never pretrained, a linear model over hashed character
+1–5-grams, and the commonest answer.
 
 A cell is one figure. HOME is a workspace: what is made is never made again, a killed stage goes on
 from its last checkpoint, and a cell whose row is written is skipped. Choices are made on NSMC's
@@ -52,18 +50,14 @@ from onsil.models.transformer import Transformer
 from onsil.models.weights import stable_bytes
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.template import NO_TARGET
-from onsil.tokenizer.train import CLS, MASK, SEP, SPECIALS, specials_of
+from onsil.tokenizer.train import CLS, MASK, SEP, SPECIALS
 from onsil.tokenizer.train import train as train_words
 from onsil.training.judging import (
     Judging,
     cases_of,
     cut_words,
     cuts_of,
-    disturbed,
-    fitting,
     judge,
-    scores_of,
-    steps_by_length,
     tune,
 )
 from onsil.training.loop import report_progress, train
@@ -312,73 +306,20 @@ def tuned(
     tokens = sum(len(case.ids) for case in cases) * judging.epochs
     for step in report_progress(loop, steps, run.say, f"{task} {fold}", tokens):
         clock.note(step.number)
-    keep_judge(stack, head, out, run)
+    state = {f"stack.{name}": p.detach() for name, p in stack.state_dict().items()}
+    state |= {f"head.{name}": p.detach() for name, p in head.state_dict().items()}
+    (out / "judge.safetensors").write_bytes(stable_bytes(state, {"onsil": canonical(run.ancestry)}))
     return {"core_s": clock.spent(), "rows": len(learnt), "steps": steps, "tokens": tokens}
 
 
-def judge_of(made: Path, names: tuple[str, ...]) -> tuple[Transformer, Head]:
-    """The stack and head that `tuned` or `taught` left."""
+def said_of(encoder: Path, made: Path, held: list[dict], names: tuple[str, ...]) -> Tensor:
+    """What a tuned judge says of rows."""
     stack, head = new_head(noise(0), "token", names)
     state = load_file(made / "judge.safetensors")
     for part, module in (("stack.", stack), ("head.", head)):
         own = {n.removeprefix(part): t for n, t in state.items() if n.startswith(part)}
         module.load_state_dict(own)
-    return stack, head
-
-
-def said_of(encoder: Path, made: Path, held: list[dict], names: tuple[str, ...]) -> Tensor:
-    """What a tuned judge says of rows."""
-    return judge(*judge_of(made, names), cases_of(held, load_tokenizer(encoder), names, CONTEXT))
-
-
-def keep_judge(stack: Transformer, head: Head, out: Path, run: Run) -> None:
-    state = {f"stack.{name}": p.detach() for name, p in stack.state_dict().items()}
-    state |= {f"head.{name}": p.detach() for name, p in head.state_dict().items()}
-    (out / "judge.safetensors").write_bytes(stable_bytes(state, {"onsil": canonical(run.ancestry)}))
-
-
-def opinions(encoder: Path, made: Path, learnt: list[dict], unread: list[dict], names) -> Tensor:
-    """What to learn of each row: its label, and of the unlabelled ones the mean of what the judge
-    and the linear model say, as shares."""
-    labels = torch.tensor([names.index(row["label"]) for row in learnt])
-    said = [said_of(encoder, made, unread, names), linear(learnt, unread, names)]
-    mean = sum(scores.float().log_softmax(-1) for scores in said) / 2
-    return torch.cat([F.one_hot(labels, len(names)).float(), torch.softmax(mean, -1)])
-
-
-@stage(version=1)
-def taught(
-    *, encoder: Artifact, judge: Artifact, judging: Judging, data: str, out: Path, run: Run
-) -> dict:
-    """judge.safetensors: NSMC's judge after it has read all reviews, with a label and without."""
-    torch.set_num_threads(1)
-    clock = Clock(run.scratch)
-    learnt, _ = split_rows("nsmc", 0, False)
-    names, words = names_of("nsmc", learnt), load_tokenizer(encoder.path)
-    known = {row["text"] for row in learnt}
-    unread = [t for movie in movies() for t in movie if t not in known]
-    rest = [{"text": text, "label": names[0]} for text in unread]
-    told = opinions(encoder.path, judge.path, learnt, rest, names)
-    cases = cases_of([*learnt, *rest], words, names, CONTEXT)
-    stack, head = judge_of(judge.path, names)
-    cuts, special, limit = cuts_of(words), specials_of(words), stack.shape.context
-    sizes = [len(case.ids) for case in cases]
-    steps = steps_by_length(sizes, judging.batch_tokens, judging.epochs, judging.seed)
-
-    def loss_of(k: int) -> tuple[Tensor, int]:
-        read = [disturbed(cases[i], judging, cuts, special, f"{k}-{i}") for i in steps[k]]
-        said = scores_of(stack, head, [fitting(case, limit) for case in read]).log_softmax(-1)
-        return -(told[steps[k]] * said).sum(), len(read)
-
-    weights = dict(stack.named_parameters())
-    weights |= {f"judge.{name}": p for name, p in head.named_parameters()}
-    loop = train(
-        weights, loss_of, len(steps), judging.rate, run.scratch, recipe=judging.recipe, data=data
-    )
-    for step in report_progress(loop, len(steps), run.say, "taught", sum(sizes)):
-        clock.note(step.number)
-    keep_judge(stack, head, out, run)
-    return {"core_s": clock.spent(), "rows": len(cases), "steps": len(steps)}
+    return judge(stack, head, cases_of(held, load_tokenizer(encoder), names, CONTEXT))
 
 
 class Clock:
@@ -414,8 +355,6 @@ def figures(task: str, scores: Tensor, held: list[dict], names: tuple[str, ...])
 CHEAP = {"commonest": commonest, "linear": linear}
 ENCODERS = {"pretrained": 1.0, "never pretrained": 1.0}
 ENCODERS |= {"pretrained, a tenth of the rows": 0.1, "never pretrained, a tenth of the rows": 0.1}
-TAUGHT, TEACHING = "pretrained, taught", replace(NSMC, epochs=1)
-ENCODERS |= {TAUGHT: 1.0}
 TASKS = {task: [*CHEAP, *ENCODERS] for task in ("nsmc", "nsmc-test")}
 TASKS |= {
     task: [*CHEAP, "pretrained", "never pretrained"]
@@ -447,10 +386,6 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
         )  # fmt: skip
         spent["pretraining"] = notes_of(ws, encoder)["core_s"]
         spent["tuning"] += notes_of(ws, made)["core_s"]
-        if what == TAUGHT:
-            both = digest(*REVIEWS)
-            made = taught(ws, encoder=encoder, judge=made, judging=TEACHING, data=both, **say)
-            spent["teaching"] = notes_of(ws, made)["core_s"]
         scores.append(said_of(encoder.path, made.path, out, names))
         tuning_rows += notes_of(ws, made)["rows"]
     row: dict = {"task": task, "cell": what, "held out": "inner" if inner else "outer"}

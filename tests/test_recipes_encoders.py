@@ -111,24 +111,6 @@ def test_the_linear_model_learns_and_the_split_is_by_movie(small, tmp_path):
                 assert not {r["group"] for r in learnt} & {r["group"] for r in held}
 
 
-def test_what_is_taught_has_labels_as_they_are_and_for_the_rest_what_both_say(small, tmp_path):
-    ws = Workspace(tmp_path / "home")
-    learnt, held = small.split_rows("nsmc", 0, False)
-    names = small.names_of("nsmc", learnt)
-    encoder = small.pretrain_reviews(ws, data="toy", steps=2, seed=0)
-    quick = small.JUDGING["nsmc"]
-    made = small.tuned(
-        ws, encoder=encoder, task="nsmc", fold=0, inner=False, share=1.0, judging=quick, data="toy"
-    )
-    told = small.opinions(encoder.path, made.path, learnt, held, names)
-    assert told.sum(1).numpy() == pytest.approx(1.0, abs=1e-5)
-    labels = [names.index(row["label"]) for row in learnt]
-    assert told[: len(learnt)].tolist() == [[1.0 - k, float(k)] for k in labels]
-    rest = told[len(learnt) :]
-    shares = small.said_of(encoder.path, made.path, held, names).float().softmax(-1)
-    assert 0 < float((rest - shares).abs().max()) < 1  # the linear model has its say
-
-
 def test_what_was_made_is_not_made_again(small, tmp_path, monkeypatch, capsys):
     given = ["encoders.py", str(tmp_path / "home"), "nsmc", "--steps", "4"]
     monkeypatch.setattr(sys, "argv", given)
