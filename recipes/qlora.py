@@ -4,10 +4,10 @@
 
 Every matrix of the blocks is packed (nf4, magnitudes in a byte too, 0.52 bytes a weight); the same
 adapter and the same chats as LoRA's. Two things are claimed: it beats the packed base, and it loses
-less to LoRA on the whole base than LoRA's own seeds differ among themselves. That margin, and the
-rate of each, were chosen on other sentences and seeds (`python recipes/qlora.py choose`): the best
-of three rates by the mean of three seeds. What was learnt beside the rounded base is then merged
-into the base as it was: that is another model, and has its own score.
+less than five points to LoRA on the whole base, a third of what LoRA's own seeds differ among
+themselves. That difference, and the rate of each, are from other sentences and seeds (`python
+recipes/qlora.py choose`): the best of three rates by the mean of three seeds. What was learnt
+beside the rounded base is then merged into the base as it was: another model, with its own score.
 """
 
 import random
@@ -79,7 +79,7 @@ def beside_and_merged(
 
 
 def choose(seeds: Sequence[int] = (DEV_SEED, DEV_SEED + 1, DEV_SEED + 2)) -> None:
-    """Try the rates for both; and how far apart LoRA's seeds are at its best: the margin."""
+    """Try the rates for both; and how far apart LoRA's seeds are at its best."""
     known, dev, _ = parts()
 
     def share(name: str, rate: float, seed: int) -> float:
