@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
@@ -23,12 +22,10 @@ from onsil.graph.running import Placement
 from onsil.serving import tracing
 from onsil.serving.access import Access, key_of, refuse_open_door
 from onsil.serving.app import HANDLERS, health
-from onsil.serving.connection import PatientConnection
 from onsil.serving.deployment import App
 from onsil.serving.guard import Guard
-from onsil.serving.life import DrainingServer
 from onsil.serving.operations import Operations
-from onsil.serving.run import AFTER, listening, settings_of
+from onsil.serving.run import listening, run, settings_of
 
 
 def read_deployment(file: Path) -> App:
@@ -114,26 +111,11 @@ def serve_deployment(
             address = f"{settings.scheme}://{settings.shown}:{port}"
             tell(told(app, address, app.ws.root / "key"))
 
-        config = uvicorn.Config(
-            operations.around(guard),
-            http=PatientConnection,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=AFTER,
-            h11_max_incomplete_event_size=64_000,
-            ssl_certfile=str(settings.tls.cert) if settings.tls else None,
-            ssl_keyfile=str(settings.tls.key) if settings.tls else None,
-        )
-        server = DrainingServer(config, operations.life, settings.drain_seconds, warm)
         try:
-            server.run(sockets=[listener])
+            run(operations.around(guard), settings, operations.life, warm, listener)
         finally:
             app.close()
             operations.close()
-    if server.failure:
-        raise server.failure
 
 
 def told(app: App, address: str, key: Path) -> str:

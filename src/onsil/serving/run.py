@@ -6,9 +6,9 @@ when a first question was answered: whoever reads the address can use it.
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
@@ -18,6 +18,9 @@ from onsil.serving.access import Access, key_of, refuse_open_door
 from onsil.serving.ai_mark import AIMark
 from onsil.serving.settings import Settings
 from onsil.serving.tls import TLSFiles
+
+if TYPE_CHECKING:
+    from onsil.serving.life import Life
 
 # What is asked to be warm, until something answers: a model may chat, write or measure.
 FIRST = (
@@ -86,12 +89,8 @@ def _serve(
     listener: socket.socket,
     tell: Callable[[str], object],
 ) -> None:
-    import uvicorn
-
     from onsil.serving import tracing
     from onsil.serving.app import build
-    from onsil.serving.connection import PatientConnection
-    from onsil.serving.life import DrainingServer
     from onsil.serving.operations import Operations
 
     port = listener.getsockname()[1]
@@ -113,8 +112,27 @@ def _serve(
         operations.life.warm = True
         tell(_told(ws, settings, port, reference, access.new_code()))
 
+    try:
+        run(operations.around(guard), settings, operations.life, warm, listener)
+    finally:
+        operations.close()
+
+
+def run(
+    app: ASGIApp,
+    settings: Settings,
+    life: "Life",
+    warm: Callable[[], Coroutine[Any, Any, None]],
+    listener: socket.socket,
+) -> None:
+    """Uvicorn as every server here has it, until it is told to stop. Raises what `warm` raised."""
+    import uvicorn
+
+    from onsil.serving.connection import PatientConnection
+    from onsil.serving.life import DrainingServer
+
     config = uvicorn.Config(
-        operations.around(guard),
+        app,
         http=PatientConnection,
         log_level="warning",
         access_log=False,
@@ -125,11 +143,8 @@ def _serve(
         ssl_certfile=str(settings.tls.cert) if settings.tls else None,
         ssl_keyfile=str(settings.tls.key) if settings.tls else None,
     )
-    server = DrainingServer(config, operations.life, settings.drain_seconds, warm)
-    try:
-        server.run(sockets=[listener])
-    finally:
-        operations.close()
+    server = DrainingServer(config, life, settings.drain_seconds, warm)
+    server.run(sockets=[listener])
     if server.failure:
         raise server.failure
 
