@@ -30,11 +30,6 @@ CHROMIUM = shutil.which("chromium")
 DOOR = "/v1/chat/completions"
 QUESTION = "쓰지 않은 연차는 며칠까지 이월되나요?"
 PRIVATE = "제 주민등록번호는 900101-1234568이고 번호는 010-1234-5678인데 연차는 며칠 이월되나요?"
-SERVE = """
-from onsil.serving import run
-plain = run.serve
-run.serve = lambda *a, **k: plain(*a, **k, log_predictions=True)
-"""
 
 
 def body(question: str = QUESTION, **changed) -> dict:
@@ -70,7 +65,7 @@ def test_by_default_not_a_word_is_kept(home):
 
 
 def test_asked_to_it_keeps_questions_masked_and_replays_them_byte_for_byte(ws):
-    with server(ws.root, first=SERVE) as (address, _):
+    with server(ws.root, "--log-predictions") as (address, _):
         key = authorised(ws.root)
         for name, question in (("plain", QUESTION), ("private", PRIVATE)):
             headers = key | {"x-request-id": name}
@@ -323,7 +318,7 @@ def browser():
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 def test_the_page_shows_it_in_both_languages_light_and_dark_and_asks_nobody_else(ws, browser):
     many(ws)
-    with server(ws.root, first=SERVE) as (address, link):
+    with server(ws.root, "--log-predictions") as (address, link):
         context = browser.new_context(locale="ko-KR")
         page = context.new_page()
         asked, told = [], []
