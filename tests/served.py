@@ -1,12 +1,16 @@
 """A tiny real model behind a real server, for the tests of the doors. Not a test itself."""
 
+import atexit
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from test_grow import PLAN, onsil
@@ -29,16 +33,25 @@ DOCUMENTS = {
 }
 
 
-def grow_small(folder: Path) -> Path:
-    """A workspace with `desk`, grown in seconds."""
-    documents, home, plan = folder / "docs", folder / "ws", folder / "plan.json"
+@cache
+def _grown() -> Path:
+    """A folder with documents and a workspace grown from them, once for all tests of a run."""
+    folder = Path(tempfile.mkdtemp(prefix="onsil-served-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    documents, plan = folder / "docs", folder / "plan.json"
     documents.mkdir()
     for name, text in DOCUMENTS.items():
         (documents / name).write_text(text)
     plan.write_text(json.dumps(PLAN | {"decoder_epochs": 1, "encoder_epochs": 1}))
-    command = onsil(home, "grow", str(documents), "--name", "desk", "--plan", str(plan))
+    command = onsil(folder / "ws", "grow", str(documents), "--name", "desk", "--plan", str(plan))
     subprocess.run(command, check=True, capture_output=True)
-    return home
+    return folder
+
+
+def grow_small(folder: Path) -> Path:
+    """A workspace of one's own with `desk`, grown in seconds the first time and copied after."""
+    shutil.copytree(_grown(), folder, dirs_exist_ok=True)
+    return folder / "ws"
 
 
 @stage(version=1)
