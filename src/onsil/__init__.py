@@ -10,6 +10,10 @@ import os
 # Two OpenMP threads that spin while waiting are ten times slower than one on a busy machine;
 # this must be set before torch is imported (docs/log.md, "threads").
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# oneDNN compiles a kernel for each number of rows it meets, half a megabyte each, and two caches
+# keep 1,024 of them: one holds what the other lets go (docs/log.md, "Kernels that are kept").
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 __version__ = "0.1.0"
 

@@ -8,9 +8,9 @@ the code with `torch.autograd.graph.saved_tensors_hooks` and written down as a f
 the test counts again. Documents are taken to be as long as the context; shorter ones need less.
 
 In bfloat16 another part grows with the documents: oneDNN compiles kernels for every length of a
-document that it meets, and two caches keep them, torch's and its own, 1,024 kernels each unless
-`LRU_CACHE_CAPACITY` and `ONEDNN_PRIMITIVE_CACHE_CAPACITY` say otherwise. Measured: about 2 MB a
-length in each cache, six kernels a length; with a hundred lengths that is more than a small model.
+document that it meets, and two caches keep them, torch's and its own, as many kernels each as
+`LRU_CACHE_CAPACITY` and `ONEDNN_PRIMITIVE_CACHE_CAPACITY` say (1,024 where nothing does; importing
+onsil says 64 and 256). Measured: about 2 MB a length in each cache, six kernels a length.
 
 Left out: what the process holds already (text, tokens, the trigram), which the plan measures, and
 the allocator's own slack. The test holds a measured peak to between two thirds and one and a half
