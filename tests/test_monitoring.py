@@ -221,7 +221,7 @@ def test_feedback_that_cannot_be_meant_is_named(changed, named):
 def test_the_last_word_of_a_person_counts_and_identifiers_are_masked(tmp_path):
     keep(tmp_path, "kim-1", said(correct="010-1234-5678"))
     keep(tmp_path, "kim-1", said(verdict="good"))
-    keep(tmp_path, "lee-1", said(correct="hong@example.com"))
+    keep(tmp_path, "lee-1", said(correct="hong@example.com", question="줄\u2028바꿈\x85"))
     path = tmp_path / "feedback" / "feedback.jsonl"
     with path.open("a") as f:
         f.write('{"cut')

@@ -29,7 +29,15 @@ from onsil.serving import tracing
 from onsil.serving.ai_mark import AIMark
 from onsil.serving.life import DrainingServer, Life
 from onsil.serving.metrics import GAUGES, MODELS, TABLE, Metrics
-from onsil.serving.request_log import JsonLines, Observation, declared, line, observed, read_lines
+from onsil.serving.request_log import (
+    JsonLines,
+    Observation,
+    append_whole,
+    declared,
+    line,
+    observed,
+    read_lines,
+)
 from onsil.serving.run import settings_of
 from onsil.serving.tls import TLSFiles
 
@@ -358,6 +366,11 @@ def test_a_client_that_hangs_up_leaves_a_line_that_says_so():
     assert line(seen[0])["cut"] is True and seen[0].first_byte is not None
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_line_says_whether_there_was_an_answer(answered):
+    assert line(Observation("", "POST", DOOR, answered=answered))["answered"] is answered
+
+
 def test_there_are_as_many_routes_as_declarations():
     def of(path: str, **found: str) -> str:
         return declared({"path": path, "endpoint": 1, "path_params": found})
@@ -385,20 +398,36 @@ def test_a_log_that_cannot_be_written_costs_lines_and_nothing_else(tmp_path):
     lines = JsonLines(path, waiting=4)
     path.mkdir()  # a folder stands where the file should
     lines.append(lambda: {"n": 1})
+    lines.append(lambda: {"n": 1 / 0})
     lines.flush()
-    assert lines.dropped == 1
+    assert lines.dropped == 2
     path.rmdir()
     blocked = threading.Event()
     lines.append(lambda: {"waited": blocked.wait(10)})
     time.sleep(0.1)
     for n in range(10):
         lines.append(lambda n=n: {"n": n})  # never waits
-    assert lines.dropped == 7
+    assert lines.dropped == 8
     blocked.set()
     lines.close()
     with path.open("a") as f:
         f.write('{"cut sho')
     assert [r.get("n") for r in read_lines(path)] == [None, 0, 1, 2, 3]
+
+
+def test_a_disk_that_fills_up_leaves_no_half_a_line(tmp_path):
+    import resource
+
+    path, limits = tmp_path / "x.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert append_whole(path, b'{"n": 1}\n', 1000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            append_whole(path, b'{"n": 2}\n', 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert append_whole(path, b'{"n": 3}\n', 1000)
+    assert list(read_lines(path)) == [{"n": 1}, {"n": 3}]
 
 
 # -- metrics --------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from onsil.lineage.spelling import file_digest, write_atomically
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.passages import Passage, passages_of, reading_text
 from onsil.serving.guard import Refused
+from onsil.serving.request_log import append_whole, read_lines
 
 FOLDER, FILE = "feedback", "feedback.jsonl"
 LARGEST = 16_000_000  # bytes; then somebody has to read it
@@ -67,14 +68,8 @@ def keep(home: Path, owner: str, fields: dict[str, str]) -> str:
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with _alone:
-            file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                if os.fstat(file).st_size + len(text) > LARGEST:
-                    raise Refused(507, "There is no room for more feedback.", "server_error")
-                os.write(file, text)
-                os.fsync(file)
-            finally:
-                os.close(file)
+            if not append_whole(path, text, LARGEST, durable=True):
+                raise Refused(507, "There is no room for more feedback.", "server_error")
     except OSError as e:
         raise Refused(507, f"The feedback could not be kept: {e.strerror}.", "server_error") from e
     return row["id"]
@@ -83,15 +78,9 @@ def keep(home: Path, owner: str, fields: dict[str, str]) -> str:
 def read_feedback(home: Path) -> list[dict[str, Any]]:
     """What was said, oldest first; of one person about one answer the last word only."""
     path = home / FOLDER / FILE
-    if not path.exists():
-        return []
     last: dict[tuple[str, str], dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(text)
-            about = row["owner"], row["request_id"]
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by a crash
+    for row in read_lines(path, kept=0):
+        about = row["owner"], row["request_id"]
         last.pop(about, None)
         last[about] = row
     return list(last.values())

@@ -9,6 +9,7 @@ never holds up an answer: what cannot be written is counted as dropped.
 Left out: questions and answers. They are kept only on purpose, by `monitoring.py`.
 """
 
+import errno
 import json
 import logging
 import os
@@ -190,8 +191,7 @@ def line(seen: Observation) -> Row:
         "finish": seen.finish,
         "cut": bool(seen.status) and not seen.ended,
     }
-    always = ("status", "cut")
-    return {k: v for k, v in known.items() if v not in ("", None, 0) or k in always}
+    return {k: v for k, v in known.items() if v or v is False or k == "status"}
 
 
 class JsonLines:
@@ -226,33 +226,35 @@ class JsonLines:
         done.wait(seconds)
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
-        self._lines.put(None)
-        self._thread.join(5)
+        """Write what is left and end the thread; a disk that hangs is waited for 5 seconds."""
+        try:
+            self._lines.put(None, timeout=5)
+        except queue.Full:
+            log.error("%s hangs; %s lines are lost", self.path, self._lines.qsize())
+        else:
+            self._thread.join(5)
 
     def _write(self) -> None:
+        failing = False
         while (row := self._lines.get()) is not None:
             if isinstance(row, threading.Event):
                 row.set()
                 continue
             try:
                 self._append((json.dumps(row(), ensure_ascii=False) + "\n").encode())
-            except (OSError, ValueError) as e:  # a full disk; text that is no UTF-8
-                if not self.dropped:
-                    log.error("%s cannot be written to: %s", self.path, e)
+                failing = False
+            except Exception as e:  # a full disk, half a surrogate pair: the thread goes on
+                if not failing:
+                    log.error("%s cannot be written to: %s: %s", self.path, type(e).__name__, e)
+                failing = True
                 self.dropped += 1
 
     def _append(self, text: bytes) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        file = os.open(self.path, flags, 0o600)
-        try:
-            if os.fstat(file).st_size + len(text) > self.largest:
-                os.close(file)
-                self._rotate()
-                file = os.open(self.path, flags, 0o600)
-            os.write(file, text)
-        finally:
-            os.close(file)
+        if append_whole(self.path, text, self.largest):
+            return
+        self._rotate()
+        if not append_whole(self.path, text, self.largest):
+            raise ValueError(f"a line of {len(text):,} bytes is larger than a whole file")
 
     def _rotate(self) -> None:
         for n in range(self.kept, 0, -1):
@@ -260,6 +262,25 @@ class JsonLines:
             newer = self.path.with_name(f"{self.path.name}.{n - 1}") if n > 1 else self.path
             if newer.exists():
                 os.replace(newer, older)
+
+
+def append_whole(path: Path, text: bytes, largest: int, durable: bool = False) -> bool:
+    """Append all of `text` or nothing of it to a file for its owner's eyes (mode 0600), on the disk
+    before this returns if `durable`. False where the file would grow past `largest` bytes. Raises
+    OSError."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(file).st_size
+        if size + len(text) > largest:
+            return False
+        if os.write(file, text) < len(text):  # the disk filled up meanwhile
+            os.ftruncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if durable:
+            os.fsync(file)
+        return True
+    finally:
+        os.close(file)
 
 
 def read_lines(path: Path, kept: int = KEPT) -> Iterator[Row]:
