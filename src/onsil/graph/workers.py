@@ -9,13 +9,15 @@ and the old one is killed as soon as no other call waits for it. A child that di
 with it (Died); the next call starts another.
 
 The child is a new interpreter, not a fork: a fork of a process with threads and torch in it may
-hang. It ends when this process does, because its line ends.
+hang. It ends when this process does, because its line ends. Two threads here read and write the
+line, so that a child that no longer reads holds up nobody but itself.
 """
 
 import asyncio
 import contextlib
 import itertools
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -51,16 +53,23 @@ class Worker:
         self.dropped: set[int] = set()  # cancelled, not ended yet
         self.retired = self.gone = False
         self.lock = threading.Lock()
+        self.outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.started = self._expect(0)
-        self.reader = threading.Thread(target=self._read, name="onsil-worker", daemon=True)
-        self.reader.start()
-        self._send(work)
+        self.threads = [
+            threading.Thread(target=target, name="onsil-worker", daemon=True)
+            for target in (self._read, self._write)
+        ]
+        for thread in self.threads:
+            thread.start()
+        self.outgoing.put(packed(work))
 
     def call(self, message: dict[str, Any]) -> tuple[int, Future[Any]]:
-        """Send a call: its number and the future of its value. Raises Died when it cannot."""
+        """Send a call: its number and the future of its value. Raises Died when the child has
+        ended, ValueError for a message that cannot be sent."""
         number = next(self.numbers)
+        line = packed(message | {"id": number})
         answer = self._expect(number)
-        self._send(message | {"id": number})
+        self.outgoing.put(line)
         return number, answer
 
     def drop(self, number: int) -> None:
@@ -69,8 +78,7 @@ class Worker:
             if number not in self.waiting:
                 return
             self.dropped.add(number)
-        with contextlib.suppress(Died):
-            self._send({"id": number, "cancel": True})
+        self.outgoing.put(packed({"id": number, "cancel": True}))
 
     def overran(self, number: int) -> None:
         """The grace of a dropped call is over: when it has not ended, no more calls come here."""
@@ -84,7 +92,9 @@ class Worker:
         self.process.wait()
         with contextlib.suppress(OSError):  # the other end may have closed it
             self.line.shutdown(socket.SHUT_RDWR)  # though a grandchild may hold it open
-        self.reader.join()
+        self.outgoing.put(None)
+        for thread in self.threads:
+            thread.join()
         self.line.close()
 
     def _expect(self, number: int) -> Future[Any]:
@@ -95,14 +105,6 @@ class Worker:
                 raise _died(self.process)
             self.waiting[number] = answer
         return answer
-
-    def _send(self, message: dict[str, Any]) -> None:
-        line = packed(message)
-        try:
-            with self.lock:
-                self.line.sendall(line)
-        except OSError as e:
-            raise _died(self.process) from e
 
     def _end_if_retired(self) -> None:
         with self.lock:
@@ -121,6 +123,11 @@ class Worker:
         self.process.wait()
         for number, answer in left.items():
             answer.set_exception(_died(self.process) if number else _not_started(self.process))
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # the child has gone; whoever reads tells it
+            while (line := self.outgoing.get()) is not None:
+                self.line.sendall(line)
 
     def _settle(self, message: dict[str, Any]) -> None:
         with self.lock:
