@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def refuse(value: Any) -> Any:
 @step
 def broken(value: Any) -> Any:
     raise ValueError("secret words")
+
+
+@step
+def leave(value: Any) -> Any:
+    sys.exit(3)
+
+
+@step
+async def give_up(value: Any) -> Any:
+    raise asyncio.CancelledError
 
 
 @step

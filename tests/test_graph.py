@@ -1,4 +1,4 @@
-"""The graph in one process: shapes, limits, one deadline, and what stands around a node."""
+"""The graph in one process: shapes, limits, one deadline."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,11 @@ from onsil.graph import (
     BadInput,
     Busy,
     Failed,
-    Failure,
     Late,
     Node,
     NoQuorum,
-    Open,
     breaker,
     cache,
-    canary,
     compile,
     par,
     remaining,
@@ -31,9 +28,7 @@ from onsil.graph import (
     step,
 )
 from onsil.graph.failures import KINDS, read_failure
-from onsil.graph.policies import in_share
 from onsil.graph.request import caller
-from onsil.graph.running import Running
 from onsil.graph.values import NotPlain, plain
 
 
@@ -154,8 +149,30 @@ async def test_an_exception_is_a_failure_that_keeps_its_words_to_itself():
         await run("a")
     failure = raised.value
     assert failure.step == "broken" and "secret" not in str(failure)
-    assert "secret words" in failure.detail and isinstance(failure.__cause__, ValueError)
+    assert "secret words" in failure.detail and "test_graph.py" in failure.detail
+    assert isinstance(failure.__cause__, ValueError)
     assert outcomes(failure.trace) == [("upper", "ok"), ("broken", "failed")]
+
+
+@pytest.mark.parametrize("on", ["inline", "pool"])
+@pytest.mark.parametrize("end", [SystemExit, asyncio.CancelledError])
+def test_a_step_that_ends_itself_ends_nobody_else(end, on):
+    def leave(value: Any) -> Any:
+        raise end
+
+    async def leave_too(value: Any) -> Any:
+        await asyncio.sleep(0)
+        raise end
+
+    @running
+    async def test() -> None:
+        for fn in (leave, leave_too):
+            with pytest.raises(Failed, match=end.__name__):
+                await asked(step(fn, on=on), 1)
+        votes = await asked(par(step(leave, on=on), upper, quorum=1), "a")
+        assert votes["voted"] == ["upper"]
+
+    test()
 
 
 def test_failures_travel_as_json():
@@ -225,16 +242,15 @@ async def test_a_thread_can_hear_that_its_caller_has_gone():
     def listen(value: Any) -> None:
         gone = threading.Event()
         caller.get().when_gone(gone.set)
-        heard.append(gone.wait(20))
+        heard.append(gone.wait(60))
 
     node = step(listen, on="pool", timeout=0.05)
     with contextlib.closing(compile(node)) as run:
         with pytest.raises(Late):
             await run(1)
-        start = time.monotonic()
         while run.works[node].running:
             await asyncio.sleep(0.005)
-        assert heard == [True] and time.monotonic() - start < 5
+        assert heard == [True]
 
 
 @running
@@ -310,10 +326,10 @@ async def test_a_step_gets_what_the_steps_before_it_left():
         left.append(remaining())
         return value
 
-    graph = step(look) >> step(look, timeout=0.5) >> step(look_here, on="pool") >> step(look_here)
-    await asked(graph, 1, deadline=time.monotonic() + 2)
-    assert 1.8 < left[0] <= 2 and 0.4 < left[1] <= 0.5
-    assert 1.5 < left[2] <= 1.8 and left[3] <= left[2]
+    graph = step(look) >> step(look, timeout=500) >> step(look_here, on="pool") >> step(look_here)
+    await asked(graph, 1, deadline=time.monotonic() + 1000)
+    assert 900 < left[0] <= 1000 and 400 < left[1] <= 500
+    assert 900 < left[3] <= left[2] <= left[0] - 0.2
     left.clear()
     await asked(step(look_here), 1)
     assert left == [float("inf")]
@@ -322,12 +338,10 @@ async def test_a_step_gets_what_the_steps_before_it_left():
 @running
 async def test_the_deadline_ends_the_run_and_names_the_step():
     ended: list[str] = []
-    graph = waiting(0.05, "first") >> waiting(5, "second", ended) >> waiting(0, "third")
-    start = time.monotonic()
+    graph = waiting(0, "first") >> waiting(600, "second", ended) >> waiting(0, "third")
     with contextlib.closing(compile(graph)) as run, pytest.raises(Late) as raised:
-        await run(1, deadline=start + 0.2)
-    assert 0.15 < time.monotonic() - start < 1 and ended == ["second"]
-    assert raised.value.step == "second"
+        await run(1, deadline=time.monotonic() + 0.3)
+    assert ended == ["second"] and raised.value.step == "second"
     assert outcomes(raised.value.trace) == [("first", "ok"), ("second", "late")]
 
 
@@ -350,15 +364,15 @@ async def test_a_step_past_its_own_timeout_is_late_and_may_be_tried_again():
 
     async def first_slow(value: Any) -> Any:
         calls.append(1)
-        await asyncio.sleep(5 if len(calls) == 1 else 0)
+        await asyncio.sleep(600 if len(calls) == 1 else 0)
         return "done"
 
-    once = step(first_slow, timeout=0.05)
+    once = step(first_slow, timeout=0.3)
     with pytest.raises(Late) as raised:
         await asked(once, 1)
     assert raised.value.step == "first_slow"
     calls.clear()
-    assert await asked(step(first_slow, timeout=0.05, idempotent=True, retries=1), 1) == "done"
+    assert await asked(step(first_slow, timeout=0.3, idempotent=True, retries=1), 1) == "done"
 
 
 # ── side by side ────────────────────────────────────────────────────────────────────────────────
@@ -367,11 +381,10 @@ async def test_a_step_past_its_own_timeout_is_late_and_may_be_tried_again():
 @running
 async def test_a_quorum_is_enough_and_the_losers_are_cancelled():
     ended: list[str] = []
-    graph = par(waiting(5, "slow", ended), waiting(0.02, "b"), waiting(0, "a"), quorum=2)
-    start = time.monotonic()
+    graph = par(waiting(600, "slow", ended), waiting(0.02, "b"), waiting(0, "a"), quorum=2)
     with contextlib.closing(compile(graph)) as run:
         answer = await run(1)
-    assert time.monotonic() - start < 1 and ended == ["slow"]
+    assert ended == ["slow"]
     assert answer.value == {"answer": {"b": "b", "a": "a"}, "voted": ["b", "a"], "errors": {}}
     assert ("slow", "cancelled") in outcomes(answer.trace)
 
@@ -382,20 +395,21 @@ async def test_votes_stand_in_the_order_of_the_branches_and_errors_are_kept():
     graph = par(waiting(0.05, "x"), waiting(0, "x"), failing("y"), join=join, quorum=2)
     told = await asked(graph, 1)
     assert told["answer"] == "x|x" and told["voted"] == ["x", "x #2"]
-    assert told["errors"]["y"]["kind"] == "failed" and told["errors"]["y"]["step"] == "y"
+    assert told["errors"] == {
+        "y": {"kind": "failed", "message": "It raised ValueError.", "step": "y"}
+    }
 
 
 @running
 async def test_a_quorum_that_cannot_be_reached_fails_at_once():
     ended: list[str] = []
-    graph = par(waiting(5, "slow", ended), failing("b"), failing("c"), quorum=2)
-    start = time.monotonic()
+    graph = par(waiting(600, "slow", ended), failing("b"), failing("c"), quorum=2)
     with pytest.raises(
         NoQuorum, match=r"0 of 3 .* 2 are needed \(b: failed, c: failed\)"
     ) as raised:
         await asked(graph, 1)
-    assert time.monotonic() - start < 1 and ended == ["slow"]
-    assert set(raised.value.errors) == {"b", "c"}
+    assert ended == ["slow"] and set(raised.value.errors) == {"b", "c"}
+    assert "secret" not in str(raised.value.told())
 
 
 @running
@@ -408,7 +422,7 @@ async def test_who_votes_does_not_depend_on_the_hash_of_anything():
 
 @running
 async def test_each_branch_has_its_time():
-    graph = par(waiting(5, "slow"), waiting(0, "quick"), timeout=0.05)
+    graph = par(waiting(600, "slow"), waiting(0, "quick"), timeout=0.3)
     with pytest.raises(NoQuorum) as raised:
         await asked(graph, 1)
     assert raised.value.errors["slow"]["kind"] == "late"
@@ -417,14 +431,17 @@ async def test_each_branch_has_its_time():
 
 @running
 async def test_a_join_that_breaks_is_a_failure():
-    with pytest.raises(Failed, match="join raised KeyError"):
+    with pytest.raises(Failed, match="raised KeyError") as raised:
         await asked(par(upper, join=lambda votes: votes["nobody"]), "a")
+    assert raised.value.step == "join"
 
 
 @running
 async def test_a_caller_who_goes_takes_all_branches_along():
     ended: list[str] = []
-    with contextlib.closing(compile(par(waiting(5, "a", ended), waiting(5, "b", ended)))) as run:
+    with contextlib.closing(
+        compile(par(waiting(600, "a", ended), waiting(600, "b", ended)))
+    ) as run:
         task = asyncio.create_task(run(1))
         await asyncio.sleep(0.02)
         task.cancel()
@@ -445,200 +462,12 @@ async def test_a_route_takes_the_branch_its_key_says():
     assert await asked(by_field, {"kind": "a"}) == "a"
     assert await asked(by_field, {"kind": "z"}) == "d"
     for wrong in ({}, {"kind": []}, "text"):
-        with pytest.raises(BadInput, match="cannot be told"):
+        with pytest.raises(BadInput, match="kind must be text"):
             await asked(by_field, wrong)
+    with pytest.raises(
+        Failed, match="raised TypeError"
+    ) as raised:  # by the function, not the value
+        await asked(graph, 1)
+    assert raised.value.step == "route"
     with pytest.raises(BadInput, match="no route 'z'; there are: a"):
         await asked(route("kind", {"a": upper}), {"kind": "z"})
-
-
-# ── cache, breaker, shadow, canary ──────────────────────────────────────────────────────────────
-
-
-def counting() -> tuple[Node, list[Any]]:
-    seen: list[Any] = []
-
-    def count(value: Any) -> Any:
-        seen.append(value)
-        return {"n": len(seen)}
-
-    return step(count), seen
-
-
-@running
-async def test_an_answer_is_remembered_by_its_input():
-    node, seen = counting()
-    with contextlib.closing(compile(cache(node, 2, 60))) as run:
-        first = (await run({"a": 1, "b": 2})).value
-        first["n"] = "spoilt"
-        again = await run({"b": 2, "a": 1})
-        assert again.value == {"n": 1} and outcomes(again.trace) == [("count", "cached")]
-        again.value["n"] = "spoilt"
-        assert (await run({"a": 1, "b": 2})).value == {"n": 1}
-        assert [(await run(q)).value["n"] for q in ("x", "y", "y", {"a": 1, "b": 2})] == [
-            2,
-            3,
-            3,
-            4,
-        ]
-    assert len(seen) == 4  # the oldest of three went
-
-
-@running
-async def test_an_answer_is_forgotten_in_time_and_a_failure_at_once():
-    node, _ = counting()
-    with contextlib.closing(compile(cache(node, 10, 0.05))) as run:
-        await run(1)
-        await asyncio.sleep(0.06)
-        assert (await run(1)).value == {"n": 2}
-    node, _ = flaky(1)
-    with contextlib.closing(compile(cache(node, 10, 60))) as run:
-        with pytest.raises(Failed):
-            await run({})
-        assert (await run({})).value == 2
-
-
-class Switch:
-    """A step that fails while it is off."""
-
-    def __init__(self) -> None:
-        self.on, self.calls = True, 0
-        self.node = step(self.work, name="switch")
-
-    async def work(self, value: Any) -> Any:
-        self.calls += 1
-        await asyncio.sleep(0.01)
-        if value == "bad":
-            raise BadInput("bad")
-        if not self.on:
-            raise ConnectionError("off")
-        return "on"
-
-
-async def kinds(run: Running, *values: Any) -> list[str]:
-    """How each of some calls ended, one after the other."""
-    found = []
-    for value in values:
-        try:
-            found.append((await run(value)).value)
-        except Failure as e:
-            found.append(e.kind)
-    return found
-
-
-@running
-async def test_a_breaker_opens_fails_fast_and_closes_after_one_good_try():
-    switch = Switch()
-    with contextlib.closing(compile(breaker(switch.node, 2, 0.15))) as run:
-        assert await kinds(run, 1, 1) == ["on", "on"]
-        switch.on = False
-        assert await kinds(run, 1, "bad", 1, 1, 1) == [
-            "failed",
-            "bad_input",
-            "failed",
-            "open",
-            "open",
-        ]
-        assert switch.calls == 5
-        with pytest.raises(Open, match="failed 2 times") as raised:
-            await run(1)
-        assert raised.value.retry_after == 1 and raised.value.step == "switch"
-        await asyncio.sleep(0.2)
-        together = await asyncio.gather(*(kinds(run, 1) for _ in range(3)))
-        assert sorted(together) == [["failed"], ["open"], ["open"]]  # half open: one tries
-        assert await kinds(run, 1) == ["open"]  # and it was no better
-        switch.on = True
-        await asyncio.sleep(0.2)
-        assert await kinds(run, 1, 1) == ["on", "on"]
-        switch.on = False
-        assert await kinds(run, 1, 1, 1) == ["failed", "failed", "open"]
-
-
-@running
-async def test_a_try_that_is_cancelled_leaves_the_door_to_the_next():
-    switch = Switch()
-    switch.on = False
-    with contextlib.closing(compile(breaker(switch.node, 1, 0.05))) as run:
-        assert await kinds(run, 1, 1) == ["failed", "open"]
-        await asyncio.sleep(0.06)
-        trying = asyncio.create_task(run(1))
-        await asyncio.sleep(0)
-        trying.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await trying
-        switch.on = True
-        assert await kinds(run, 1) == ["on"]
-
-
-@running
-async def test_what_is_too_slow_opens_a_breaker_too():
-    graph = breaker(waiting(5, "slow"), 2, 60)
-    with contextlib.closing(compile(graph)) as run:
-        for _ in range(2):
-            with pytest.raises(Late):
-                await run(1, deadline=time.monotonic() + 0.03)
-        with pytest.raises(Open):
-            await run(1)
-
-
-@running
-async def test_a_shadow_is_asked_beside_and_compared():
-    answer = lambda text: step(lambda v: {"text": text(v), "model": text(0)}, name="m")  # noqa: E731
-    same = lambda v: f"{v}"  # noqa: E731
-    half = lambda v: f"{v}" if v == 0 or v % 2 else "different"  # noqa: E731
-    with contextlib.closing(compile(shadow(answer(same), answer(half), 1.0))) as run:
-        answers = []
-        for n in range(1, 9):
-            answers.append((await run(n, request_id=f"r{n}")).value["text"])
-            await run.settled()
-    assert answers == [f"{n}" for n in range(1, 9)]
-    told = run.comparisons[0].told()
-    assert (told["same"], told["different"], told["failed"]) == (4, 4, 0)
-    assert told["differing"] == ["r2", "r4", "r6", "r8"] and told["served"]["node"] == 8
-
-
-@running
-async def test_a_shadow_can_neither_delay_nor_break_an_answer():
-    for other in (waiting(0.2, "slow"), failing()):
-        with contextlib.closing(compile(shadow(upper, other, 1.0))) as run:
-            start = time.monotonic()
-            answer = await run("a")
-            assert answer.value == "A" and time.monotonic() - start < 0.1
-            assert outcomes(answer.trace) == [("upper", "ok")]
-            await run.settled()
-            counts = run.comparisons[0]
-            assert counts.different + counts.failed == 1
-    with contextlib.closing(compile(shadow(upper, waiting(0.2, "slow"), 1.0))) as run:
-        for _ in range(12):
-            await run("a")
-        await run.settled()
-        assert run.comparisons[0].skipped == 4
-
-
-@running
-async def test_a_canary_answers_its_share_and_is_compared():
-    judged: list[tuple[Any, Any]] = []
-
-    def judge(one: Any, other: Any) -> bool:
-        judged.append((one, other))
-        return True
-
-    graph = canary(upper, bang, 0.3, diff=judge)
-    with contextlib.closing(compile(graph)) as run:
-        ids = [f"id{n}" for n in range(200)]
-        first = {i: (await run("a", request_id=i)).value for i in ids}
-        second = {i: (await run("a", request_id=i)).value for i in reversed(ids)}
-        await run.settled()
-        counts = run.comparisons[0]
-    assert first == second and set(first.values()) == {"A", "a!"}
-    drawn = sum(value == "a!" for value in first.values())
-    assert 40 <= drawn <= 80
-    assert counts.served == {"node": 2 * (200 - drawn), "other": 2 * drawn}
-    assert counts.different + counts.skipped == 2 * drawn
-    assert judged and all(pair == ("A", "a!") for pair in judged)
-
-
-def test_shares_are_drawn_by_id_and_apart_from_one_another():
-    ids = [f"r{n}" for n in range(2000)]
-    one, two = ({i for i in ids if in_share(i, salt, 0.5)} for salt in ("a", "b"))
-    assert 900 < len(one) < 1100 and 400 < len(one & two) < 600
-    assert not any(in_share(i, "a", 0) for i in ids) and all(in_share(i, "a", 1) for i in ids)

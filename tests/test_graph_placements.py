@@ -4,21 +4,20 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from graph_steps import (
     bang,
     broken,
+    give_up,
     killed_again,
     killed_once,
+    leave,
     left,
     noted,
     odd,
@@ -27,7 +26,6 @@ from graph_steps import (
     upper,
     where,
 )
-from served import grow_small, make_pen
 from test_graph import outcomes, running
 
 from onsil.errors import OnsilError
@@ -38,18 +36,13 @@ from onsil.graph import (
     Failure,
     Late,
     NotReady,
-    cache,
     compile,
-    model,
     par,
-    prep,
     route,
     step,
+    wire,
 )
 from onsil.graph import workers as graph_workers
-from onsil.graph.models import preparation
-from onsil.lineage import Workspace
-from onsil.models.checkpoint import load, save
 
 HERE = ("inline", "pool", "process")
 GRAPH = (
@@ -93,7 +86,7 @@ async def test_a_step_in_a_process_runs_there_and_fails_as_it_would_here():
             ):
                 await run(1)
             said.append(raised.value.told())
-        assert said[0] == said[1] == said[2] and said[0]["step"] == node.name
+        assert said[0] == said[1] == said[2] and said[0]["step"] == node.title
     with contextlib.closing(compile(where, "process")) as run:
         pid = (await run(1)).value
         assert pid != os.getpid() and (await run(1)).value == pid
@@ -139,6 +132,47 @@ async def test_what_overruns_in_a_process_is_ended(tmp_path, monkeypatch):
         answer = await run(value)
         assert answer.value["answer"]["stuck"] == "free"
     assert not Path(f"/proc/{pid}").exists()
+
+
+@running
+async def test_a_child_that_hangs_holds_up_nobody_else(monkeypatch):
+    """It is stopped and so reads nothing; what is sent to it is more than a socket holds."""
+    monkeypatch.setattr(graph_workers, "GRACE", 0.2)
+    with contextlib.closing(compile(where, "process")) as run:
+        pid = (await run("")).value
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(3):
+            with pytest.raises(Late):
+                await run("x" * 500_000, deadline=time.monotonic() + 0.2)
+        while run.works[where].running:
+            await asyncio.sleep(0.02)
+        assert (await run("")).value != pid
+
+
+@running
+async def test_what_is_too_long_to_be_sent_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(wire, "LONGEST", 1000)
+    with contextlib.closing(compile(where, "process")) as run:
+        with pytest.raises(Failed, match="raised ValueError"):
+            await run("x" * 1000)
+        assert not run.works[where].running and (await run(""))
+
+
+@running
+async def test_a_step_that_ends_itself_fails_and_its_process_goes_on():
+    with contextlib.closing(compile(where >> leave, "process")) as run:
+        for _ in range(2):
+            with pytest.raises(Failed, match="raised SystemExit"):
+                await run(1)
+        pid = run.works[leave].worker.process.pid
+        with pytest.raises(Failed, match="raised SystemExit"):
+            await run(1)
+        assert run.works[leave].worker.process.pid == pid
+    with (
+        contextlib.closing(compile(give_up, "process")) as run,
+        pytest.raises(Failed, match="raised CancelledError"),
+    ):
+        await run(1)
 
 
 @running
@@ -206,263 +240,3 @@ def test_a_script_may_be_its_own_module_and_its_folder_is_not_searched(tmp_path)
         cwd=tmp_path / "here",
     )
     assert ran.stdout == "HEY!\n", ran.stderr
-
-
-# ── models ──────────────────────────────────────────────────────────────────────────────────────
-
-QUESTION = "쓰지 않은 연차는 며칠까지 이월되나요?"
-
-
-@pytest.fixture(scope="module")
-def grown(tmp_path_factory) -> Path:
-    return grow_small(tmp_path_factory.mktemp("graph"))
-
-
-@pytest.fixture
-def ws(grown, tmp_path) -> Workspace:
-    shutil.copytree(grown, tmp_path / "ws")
-    return Workspace(tmp_path / "ws")
-
-
-def another_version(ws: Workspace, tokenizer: bytes | None = None) -> str:
-    """A second `desk`, which says so by its gate, perhaps with another tokenizer; its alias stays
-    where it was."""
-    _, _, made = ws.resolve("desk")
-    copy = ws.root / "work" / "copy"
-    shutil.copytree(made.path, copy)
-    told = json.loads((copy / "model.json").read_text())
-    told["gate"]["threshold"] = 1.1  # answers nothing
-    (copy / "model.json").write_text(json.dumps(told))
-    if tokenizer is not None:
-        (copy / "tokenizer" / "tokenizer.json").write_bytes(tokenizer)
-    return ws.register("desk", ws.keep(copy, made.key if tokenizer is None else ""))
-
-
-@running
-async def test_a_model_answers_with_its_lineage(ws):
-    _, version, made = ws.resolve("desk")
-    with contextlib.closing(compile(model("desk@champion"), ws=ws)) as run:
-        answer = await run({"question": QUESTION})
-        chat = await run({"messages": [{"role": "user", "content": QUESTION}]})
-        nothing = (await run({"question": "Wie wird das Wetter morgen?"})).value
-    told = answer.value
-    assert told["answered"] and "5일" in told["text"]
-    assert told["citations"][0]["document"] == "휴가규정.md"
-    assert told["model"] == {"name": "desk", "version": version, "digest": made.digest}
-    assert answer.models == {"desk@champion": told["model"]} and chat.value == told
-    assert not nothing["answered"] and nothing["text"] is None
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "text",
-        {},
-        {"question": 1},
-        {"question": "  "},
-        {"messages": []},
-        {"messages": 1},
-        {"question": "가" * 1001},
-        {"messages": [{"role": "system", "content": "x"}]},
-    ],
-)
-def test_a_model_refuses_what_is_no_question(grown, value):
-    @running
-    async def test() -> None:
-        for node in (model("desk"), prep("desk")):
-            with (
-                contextlib.closing(compile(node, ws=Workspace(grown))) as run,
-                pytest.raises(BadInput),
-            ):
-                await run(value)
-
-    test()
-
-
-@running
-async def test_an_alias_is_pinned_for_a_request_and_moves_for_the_next(ws):
-    second = another_version(ws)
-
-    def promote(value: Any) -> Any:
-        ws.set_alias("desk", "champion", second)
-        return {"question": QUESTION}
-
-    graph = model("desk@champion") >> step(promote, on="inline") >> model("desk@champion")
-    with contextlib.closing(compile(graph, ws=ws)) as run:
-        first = await run({"question": QUESTION})
-        after = await run({"question": QUESTION})
-    assert first.value["model"]["version"] == "v1" and first.value["answered"]
-    assert after.value["model"]["version"] == second and not after.value["answered"]
-
-
-@running
-async def test_a_cache_forgets_with_the_model_that_answered(ws):
-    second = another_version(ws)
-    asked = {"question": QUESTION}
-    with contextlib.closing(compile(cache(model("desk@champion"), 10, 60), ws=ws)) as run:
-        old = [await run(asked) for _ in range(2)]
-        ws.set_alias("desk", "champion", second)
-        new = [await run(asked) for _ in range(2)]
-        ws.set_alias("desk", "champion", "v1")
-        back = await run(asked)
-    assert [a.value["model"]["version"] for a in (*old, *new, back)] == [
-        "v1",
-        "v1",
-        *[second] * 2,
-        "v1",
-    ]
-    assert [outcomes(a.trace)[-1][1] for a in (*old, *new, back)] == [
-        "ok",
-        "cached",
-        "ok",
-        "cached",
-        "cached",
-    ]
-
-
-@running
-async def test_a_model_in_a_process_answers_as_it_does_here(ws):
-    graph = prep("desk@champion") >> model("desk@champion")
-    made = []
-    for placement in HERE:
-        with contextlib.closing(compile(graph, placement, ws)) as run:
-            await run.ready()
-            made.append([(await run({"question": q})).value for q in (QUESTION, "숙박비는?", "hi")])
-    assert made[0] == made[1] == made[2] and made[0][0]["answered"]
-
-
-@running
-async def test_a_model_that_is_nothing_or_damaged_is_not_ready(ws):
-    with contextlib.closing(compile(model("nobody"), ws=ws)) as run:
-        with pytest.raises(NotReady, match="'nobody'"):
-            await run({"question": "?"})
-        with pytest.raises(NotReady, match="'nobody'"):
-            await run.ready()
-    made = ws.resolve("desk")[2]
-    (made / "model.json").write_text("{}")
-    for placement in ("inline", "process"):
-        with (
-            contextlib.closing(compile(model("desk"), placement, ws)) as run,
-            pytest.raises(NotReady, match="damaged"),
-        ):
-            await run.ready()
-
-
-# ── preprocessing apart ─────────────────────────────────────────────────────────────────────────
-
-
-@running
-async def test_a_preparation_for_another_model_is_not_ready_and_never_answers(ws):
-    own = ws.resolve("desk")[2]
-    tokenizer = (own / "tokenizer" / "tokenizer.json").read_bytes()
-    second = another_version(ws, tokenizer.replace(b"\n", b"\n ", 1))
-    graph = prep("desk@v1") >> step(upper_question, on="inline") >> model(f"desk@{second}")
-    for placement in ("inline", "process"):
-        with contextlib.closing(compile(graph, placement, ws)) as run:
-            with pytest.raises(NotReady, match=f"desk@{second} was made with"):
-                await run.ready()
-            with pytest.raises(NotReady, match="prepared with tokenizer"):
-                await run({"question": QUESTION})
-    both = prep(f"desk@{second}") >> model(f"desk@{second}")
-    with contextlib.closing(compile(both, ws=ws)) as run:
-        await run.ready()
-        assert not (await run({"question": QUESTION})).value["answered"]
-
-
-def upper_question(value: dict[str, Any]) -> dict[str, Any]:
-    return value | {"question": value["question"].upper()}
-
-
-@running
-async def test_a_model_whose_tokenizer_is_not_the_one_of_its_record_is_not_ready(ws):
-    made = ws.resolve("desk")[2]
-    copy = ws.root / "work" / "copy"
-    shutil.copytree(made.path, copy)
-    with (copy / "tokenizer" / "tokenizer.json").open("ab") as f:
-        f.write(b"\n")
-    second = ws.register("desk", ws.keep(copy, made.key))
-    assert preparation(made.path) != preparation(ws.resolve(f"desk@{second}")[2].path)
-    with (
-        contextlib.closing(compile(model(f"desk@{second}"), ws=ws)) as run,
-        pytest.raises(NotReady, match=f"desk@{second} was made with the tokenizer"),
-    ):
-        await run.ready()
-
-
-def test_the_preparation_of_a_grown_model_is_the_tokenizer_of_its_record(grown):
-    ws = Workspace(grown)
-    made = ws.resolve("desk")[2]
-    record = ws.record(made.key)
-    assert record and record["arguments"]["tokenizer"]["artifact"] == preparation(made.path)
-
-
-# ── a model that writes ─────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def pen(tmp_path_factory) -> Workspace:
-    """`pen`, shaken until it writes something by itself: its layers are 30 times as loud."""
-    ws = Workspace(make_pen(tmp_path_factory.mktemp("pen")))
-    made, copy = ws.resolve("pen")[2], ws.root / "work" / "copy"
-    shutil.copytree(made.path, copy)
-    writer = load(copy)[0]
-    with torch.no_grad():
-        for parameter in writer.blocks.parameters():
-            parameter.mul_(30)
-    save(writer, copy, {})
-    ws.register("pen", ws.keep(copy, ""))
-    return ws
-
-
-@running
-async def test_a_model_that_writes_gives_the_same_text_everywhere(pen):
-    graph = prep("pen") >> model("pen", limit=12)
-    asked = ({"question": QUESTION}, {"messages": [{"role": "user", "content": QUESTION}]})
-    made = []
-    for placement in ("inline", "process"):
-        with contextlib.closing(compile(graph, placement, pen)) as run:
-            await run.ready()
-            made += [(await run(value)).value for value in asked]
-    assert all(m == made[0] for m in made) and made[0]["text"]
-    assert made[0]["finish"] == "length" and made[0]["model"]["name"] == "pen"
-    with contextlib.closing(compile(model("pen", limit=3), ws=pen)) as run:
-        short = (await run(asked[0])).value["text"]
-    assert made[0]["text"].startswith(short) and len(short) < len(made[0]["text"])
-
-
-@pytest.mark.parametrize(
-    "value", [{}, {"messages": []}, {"messages": [1]}, {"messages": [{"role": "user"}]}, "text"]
-)
-def test_a_model_that_writes_refuses_what_is_no_chat(pen, value):
-    @running
-    async def test() -> None:
-        for node in (model("pen"), prep("pen")):
-            with (
-                contextlib.closing(compile(node, ws=pen)) as run,
-                pytest.raises(BadInput),
-            ):
-                await run(value)
-
-    test()
-
-
-@running
-async def test_the_slot_of_a_caller_who_has_gone_is_free(pen):
-    node = model("pen", limit=400)
-    with contextlib.closing(compile(node, ws=pen)) as run:
-        await run.ready()
-        engine = run.ground.models.loaded(run.pinned()["pen"]).engine
-        for gone in ("late", "cancelled"):
-            asked = asyncio.create_task(
-                run({"question": "?"}, deadline=time.monotonic() + (0.3 if gone == "late" else 60))
-            )
-            while not engine.running and not asked.done():
-                await asyncio.sleep(0.005)
-            if gone == "cancelled":
-                asked.cancel()
-            with pytest.raises((Late, asyncio.CancelledError)):
-                await asked
-            until = time.monotonic() + 5
-            while engine.running or run.works[node].running:
-                assert time.monotonic() < until
-                await asyncio.sleep(0.005)

@@ -12,7 +12,8 @@ import pytest
 from graph_steps import broken, killed_again, killed_once, noted, refuse, upper, where
 from served import grow_small
 from test_graph import outcomes, running
-from test_graph_placements import GRAPH, QUESTION
+from test_graph_models import QUESTION
+from test_graph_placements import GRAPH
 from test_patterns import FILES, answers
 
 from onsil.errors import OnsilError
@@ -75,7 +76,7 @@ async def test_failures_on_ray_are_the_failures_here():
             pytest.raises(kind, match=words) as raised,
         ):
             await run(1)
-        assert raised.value.step == node.name
+        assert raised.value.step == node.title
 
 
 @running

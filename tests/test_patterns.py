@@ -261,7 +261,7 @@ async def test_one_model_is_loaded_once_for_all_paths(app):
     app.serve("/a", model("desk@champion"))
     app.serve("/b", step(lambda value: value, name="s") >> model("desk"))
     async with client_of(app):
-        assert app._ground and app._ground.models and len(app._ground.models._loaded) == 1
+        assert app._ground and app._ground.models and len(app._ground.models._held) == 1
 
 
 def test_what_cannot_be_deployed_is_refused(app, here):

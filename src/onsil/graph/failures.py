@@ -31,7 +31,7 @@ class Failure(Exception):
         self.trace: list[dict[str, Any]] = []
 
     def told(self) -> dict[str, Any]:
-        """This failure as plain JSON."""
+        """This failure as plain JSON, for another process of ours."""
         found = {
             "kind": self.kind,
             "message": self.message,
@@ -41,6 +41,10 @@ class Failure(Exception):
             "errors": self.errors,
         }
         return {key: value for key, value in found.items() if value}
+
+    def shown(self) -> dict[str, Any]:
+        """The same as a caller may see it: without `detail`."""
+        return {key: value for key, value in self.told().items() if key != "detail"}
 
 
 class BadInput(Failure):

@@ -1,9 +1,10 @@
 """A model inside a graph: a question in, a plain JSON answer out, with the digest of who said it.
 
 A reference (`desk@champion`) is looked up when a request begins and what it means then is pinned;
-models are loaded by digest, checked against it first, and the two last used are kept, so that a new
-champion answers the next request while the old one finishes its own. A grown model quotes its
-documents; any other that can write goes through an engine.
+models are loaded by digest, checked against it first, and kept: one for each reference and one
+more, so that a new champion answers the next request while the old one finishes its own. One that
+is being asked is never let go of. A grown model quotes its documents; any other that can write goes
+through an engine.
 
 **Preprocessing by itself** (the prep-pred pattern) works only while both sides agree on tokenizer
 and template. Both are files in the model's folder, `preparation` is their digest, and for a grown
@@ -14,8 +15,10 @@ model that was made with another refuses the value instead of reading it a littl
 import hashlib
 import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from onsil.errors import OnsilError
 from onsil.graph.failures import BadInput, Busy, Failed, Late, NotReady
@@ -24,41 +27,73 @@ from onsil.graph.values import Json
 from onsil.lineage import Workspace
 from onsil.lineage.spelling import file_digest
 
-KEPT = 2
 LONGEST_QUESTION = 1_000  # characters, as a grown model reads
 PREPARING = ("tokenizer.json", "tokenizer_config.json", "template.json", "chat_template.jinja")
 
 
+@contextmanager
+def not_ready() -> Iterator[None]:
+    """What the workspace says of a model becomes NotReady."""
+    try:
+        yield
+    except OnsilError as e:
+        raise NotReady(e.en[0]) from e
+
+
+@dataclass
+class Held:
+    """A model in memory, and how many are asking it."""
+
+    model: "Quoting | Writing"
+    users: int = 0
+
+
 class Models:
-    """The models of one workspace, loaded when first asked. Safe from several threads."""
+    """The models of one workspace, loaded when first asked; `most` of them stay when nobody asks
+    them. Safe from several threads."""
 
     def __init__(self, home: Path):
-        self.ws = Workspace(home)
-        self._loaded: dict[str, Any] = {}
+        self.ws, self.most = Workspace(home), 2
+        self._held: dict[str, Held] = {}
         self._lock = threading.Lock()
 
+    @not_ready()
     def pin(self, reference: str) -> Pin:
-        """What a reference means now. Raises OnsilError for one that means nothing."""
+        """What a reference means now. Raises NotReady for one that means nothing."""
         name, version, made = self.ws.resolve(reference)
         return Pin(name, version, made.digest)
 
-    def loaded(self, pin: Pin) -> "Quoting | Writing":
-        """The model of a pin, ready to be asked. Raises NotReady when it is damaged."""
+    @contextmanager
+    def using(self, pin: Pin) -> Iterator["Quoting | Writing"]:
+        """The model of a pin, to be asked. Raises NotReady when it is damaged."""
         with self._lock:
-            found = self._loaded.pop(pin.digest, None) or self._load(pin)
-            self._loaded[pin.digest] = found  # the last used is the last to go
-            gone = [self._loaded.pop(digest) for digest in list(self._loaded)[:-KEPT]]
-        for old in gone:
-            old.close()
-        return found
-
-    def _load(self, pin: Pin) -> "Quoting | Writing":
+            held = self._held.pop(pin.digest, None) or Held(self._load(pin))
+            self._held[pin.digest] = held  # the last used is the last to go
+            held.users += 1
         try:
-            folder = self.ws.whole(self.ws.artifact(pin.digest))
-            kind = Quoting if (folder / "model.json").is_file() else Writing
-            return kind(folder, self.made_with(pin))
-        except OnsilError as e:
-            raise NotReady(e.en[0]) from e
+            yield held.model
+        finally:
+            with self._lock:
+                held.users -= 1
+                idle = [digest for digest, held in self._held.items() if not held.users]
+                over = max(len(self._held) - self.most, 0)
+                gone = [self._held.pop(digest).model for digest in idle[:over]]
+            for old in gone:
+                old.close()
+
+    @not_ready()
+    def _load(self, pin: Pin) -> "Quoting | Writing":
+        folder = self._folder(pin)
+        kind = Quoting if (folder / "model.json").is_file() else Writing
+        return kind(folder, self.made_with(pin))
+
+    @not_ready()
+    def preparing(self, pin: Pin) -> "Preparing":
+        """The tokenizer of a pin without its model. Raises NotReady when it is damaged."""
+        return Preparing(self._folder(pin))
+
+    def _folder(self, pin: Pin) -> Path:
+        return self.ws.whole(self.ws.artifact(pin.digest))
 
     def made_with(self, pin: Pin) -> str:
         """The preparation a model was made with: of a grown one as its record says, else that of
@@ -78,9 +113,9 @@ class Models:
     def close(self) -> None:
         """Let go of all of them."""
         with self._lock:
-            gone, self._loaded = list(self._loaded.values()), {}
-        for old in gone:
-            old.close()
+            gone, self._held = list(self._held.values()), {}
+        for held in gone:
+            held.model.close()
 
 
 class Quoting:

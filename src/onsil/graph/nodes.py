@@ -14,11 +14,13 @@ Left out: loops. A step is a function; what must go round goes round inside it.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from onsil.errors import OnsilError
+from onsil.graph.failures import BadInput
 from onsil.graph.values import Json
 
 Where = Literal["inline", "pool", "process"]
@@ -27,45 +29,29 @@ WHERE = ("inline", "pool", "process")
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """Anything with one value in and one value out."""
+    """Anything with one value in and one value out. `title`: what it is called in traces and votes;
+    `inside`: the nodes it is made of."""
+
+    title: str
+    inside: tuple["Node", ...]
 
     def __rshift__(self, other: "Node") -> "Serial":
         """This, then `other` with what this gave."""
         if not isinstance(other, Node):
             raise not_a_node(other)
-        return Serial((*_parts(self), *_parts(other)))
-
-    @property
-    def title(self) -> str:
-        """What it is called in traces and votes."""
-        raise NotImplementedError
-
-    @property
-    def inside(self) -> tuple["Node", ...]:
-        """The nodes it is made of."""
-        return ()
+        parts = (*_parts(self), *_parts(other))
+        return Serial(" >> ".join(part.title for part in parts), parts)
 
 
 @dataclass(frozen=True, eq=False)
 class Leaf(Node):
     """A node that does something, at one place. `on`: where, else where `compile` puts it."""
 
-    name: str
     on: Where | None
     max_inflight: int
     timeout: float | None
-
-    @property
-    def title(self) -> str:
-        return self.name
-
-    @property
-    def idempotent(self) -> bool:
-        return True
-
-    @property
-    def retries(self) -> int:
-        return 0
+    idempotent: bool
+    retries: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +59,9 @@ class Step(Leaf):
     """A function of one plain JSON value. Calling the node calls the function."""
 
     fn: Callable[[Json], Any]
-    repeatable: bool
-    again: int
 
     def __call__(self, value: Json) -> Any:
         return self.fn(value)
-
-    @property
-    def idempotent(self) -> bool:
-        return self.repeatable
-
-    @property
-    def retries(self) -> int:
-        return self.again
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,33 +79,18 @@ class Prep(Leaf):
     reference: str
 
 
-@dataclass(frozen=True, eq=False)
 class Serial(Node):
-    nodes: tuple[Node, ...]
-
-    @property
-    def title(self) -> str:
-        return " >> ".join(node.title for node in self.nodes)
-
-    @property
-    def inside(self) -> tuple[Node, ...]:
-        return self.nodes
+    """The nodes inside, one after the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parallel(Node):
-    branches: tuple[tuple[str, Node], ...]
+    """The nodes inside, side by side; `names` are what their votes stand under."""
+
+    names: tuple[str, ...]
     join: Callable[[dict[str, Json]], Json] | None
     quorum: int
     timeout: float | None
-
-    @property
-    def title(self) -> str:
-        return "par"
-
-    @property
-    def inside(self) -> tuple[Node, ...]:
-        return tuple(node for _, node in self.branches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,54 +99,27 @@ class Route(Node):
     table: dict[str, Node]
     default: Node | None
 
-    @property
-    def title(self) -> str:
-        return "route"
-
-    @property
-    def inside(self) -> tuple[Node, ...]:
-        return (*self.table.values(), *([self.default] if self.default else []))
-
 
 @dataclass(frozen=True, eq=False)
-class Around(Node):
-    """A node with something around it."""
-
-    node: Node
-
-    @property
-    def title(self) -> str:
-        return self.node.title
-
-    @property
-    def inside(self) -> tuple[Node, ...]:
-        return (self.node,)
-
-
-@dataclass(frozen=True, eq=False)
-class Cache(Around):
+class Cache(Node):
     entries: int
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
-class Breaker(Around):
+class Breaker(Node):
     failures: int
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
-class Beside(Around):
-    """`other` sees a share of what `node` sees; `answers`: and its answer is the one given."""
+class Beside(Node):
+    """The second node inside sees a share of what the first sees; `answers`: and its answer is the
+    one given."""
 
-    other: Node
     share: float
     diff: Callable[[Json, Json], bool] | None
     answers: bool
-
-    @property
-    def inside(self) -> tuple[Node, ...]:
-        return (self.node, self.other)
 
 
 # ── making nodes ────────────────────────────────────────────────────────────────────────────────
@@ -227,7 +161,7 @@ def step(
         title = name or getattr(fn, "__name__", "")
         _check(title, on, max_inflight, timeout)
         _at_least("retries", retries, 0)
-        return Step(title, on, max_inflight, timeout, fn, idempotent, retries)
+        return Step(title, (), on, max_inflight, timeout, idempotent, retries, fn)
 
     return made if fn is None else made(fn)
 
@@ -249,7 +183,8 @@ def model(
     "inline" is a thread."""
     _check(reference, on, max_inflight, timeout)
     _at_least("limit", limit, 1)
-    return Model(name or reference, on, max_inflight, timeout, reference, limit)
+    title = name or reference
+    return Model(title, (), on, max_inflight, timeout, True, 0, reference, limit)
 
 
 def prep(reference: str, *, on: Where | None = None, max_inflight: int = 64) -> Prep:
@@ -257,7 +192,7 @@ def prep(reference: str, *, on: Where | None = None, max_inflight: int = 64) -> 
     counted with the model's own tokenizer. Its value carries the digest of that tokenizer (and
     template), and a model made with another refuses it."""
     _check(reference, on, max_inflight, None)
-    return Prep(f"prep {reference}", on, max_inflight, None, reference)
+    return Prep(f"prep {reference}", (), on, max_inflight, None, True, 0, reference)
 
 
 def par(
@@ -282,18 +217,21 @@ def par(
         most = len(branches)
         raise _refused("quorum", needed, f"it is 1 to {most}", f"1에서 {most} 사이여야 합니다")
     _seconds("timeout", timeout)
-    return Parallel(tuple(_named(branches)), join, needed, timeout)
+    return Parallel("par", branches, tuple(_names(branches)), join, needed, timeout)
 
 
 def route(
     key: Callable[[Json], str] | str, table: dict[str, Node], default: Node | None = None
 ) -> Route:
     """One of several nodes: `key` (a function of the value, or the name of a field in it) says
-    which, `default` takes what the table does not have. Without a default that is BadInput."""
-    for node in (*table.values(), *([default] if default is not None else [])):
+    which, `default` takes what the table does not have. Without a default that is BadInput, and so
+    is a value without the field."""
+    inside = (*table.values(), *([default] if default is not None else []))
+    for node in inside:
         if not isinstance(node, Node):
             raise not_a_node(node)
-    return Route(_field(key) if isinstance(key, str) else key, dict(table), default)
+    key = _field(key) if isinstance(key, str) else key
+    return Route("route", inside, key, dict(table), default)
 
 
 def cache(node: Node, entries: int, seconds: float) -> Cache:
@@ -301,7 +239,7 @@ def cache(node: Node, entries: int, seconds: float) -> Cache:
     digests of the models inside, so a new champion is never answered for by the old one."""
     _at_least("entries", entries, 1)
     _seconds("seconds", seconds)
-    return Cache(node, entries, seconds)
+    return Cache(node.title, (node,), entries, seconds)
 
 
 def breaker(node: Node, failures: int, seconds: float) -> Breaker:
@@ -309,7 +247,7 @@ def breaker(node: Node, failures: int, seconds: float) -> Breaker:
     is, and its luck decides (Nygard, Release It!, 2007). Bad input and Busy are no failures."""
     _at_least("failures", failures, 1)
     _seconds("seconds", seconds)
-    return Breaker(node, failures, seconds)
+    return Breaker(node.title, (node,), failures, seconds)
 
 
 def shadow(
@@ -347,20 +285,23 @@ def references(node: Node) -> list[str]:
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
-    return node.nodes if isinstance(node, Serial) else (node,)
+    return node.inside if isinstance(node, Serial) else (node,)
 
 
-def _named(branches: tuple[Node, ...]) -> Iterator[tuple[str, Node]]:
-    seen: dict[str, int] = {}
+def _names(branches: tuple[Node, ...]) -> Iterator[str]:
+    """The titles, the second of a kind as `title #2`."""
+    seen: Counter[str] = Counter()
     for branch in branches:
-        seen[branch.title] = seen.get(branch.title, 0) + 1
+        seen[branch.title] += 1
         again = seen[branch.title]
-        yield (branch.title if again == 1 else f"{branch.title} #{again}"), branch
+        yield branch.title if again == 1 else f"{branch.title} #{again}"
 
 
 def _field(name: str) -> Callable[[Json], str]:
     def field(value: Json) -> str:
-        return value[name]
+        if not isinstance(value, dict) or not isinstance(found := value.get(name), str):
+            raise BadInput(f"The route cannot be told: {name} must be text.")
+        return found
 
     return field
 
@@ -374,7 +315,7 @@ def _beside(
 ) -> Beside:
     if not 0 <= share <= 1:
         raise _refused("share", share, "it is 0 to 1", "0에서 1 사이여야 합니다")
-    return Beside(node, other, share, diff, answers)
+    return Beside(node.title, (node, other), share, diff, answers)
 
 
 def _check(name: str, on: str | None, max_inflight: int, timeout: float | None) -> None:

@@ -17,6 +17,7 @@ from onsil.graph.failures import BadInput, Busy, Failure, Open
 from onsil.graph.nodes import Beside, Breaker, Cache, references
 from onsil.graph.request import NEVER, Context, step_deadline
 from onsil.graph.values import Json, canonical, plain
+from onsil.graph.works import failure_of
 
 Run = Callable[[Json, Context], Awaitable[Json]]
 
@@ -28,7 +29,7 @@ log = logging.getLogger("onsil.graph")
 
 def cached(node: Cache, run: Run) -> Run:
     """`run` with its answers remembered."""
-    inside = references(node.node)
+    inside = references(node)
     kept: OrderedDict[bytes, tuple[float, Json]] = OrderedDict()
 
     async def remembering(value: Json, context: Context) -> Json:
@@ -83,7 +84,8 @@ def broken(node: Breaker, run: Run) -> Run:
         finally:
             if mine:
                 trying = False
-        failed = 0
+        if mine or failed < node.failures:  # who came before it opened does not close it
+            failed = 0
         return answer
 
     return guarding
@@ -135,9 +137,10 @@ class Comparing:
 
     def beside(self, node: Beside, run: Run, other: Run) -> Run:
         """Who answers, and who is asked beside."""
-        kept = Comparison(node.node.title, node.other.title)
+        one, another = (inner.title for inner in node.inside)
+        kept = Comparison(one, another)
         self.comparisons.append(kept)
-        salt = f"{node.node.title}\0{node.other.title}"
+        salt = f"{one}\0{another}"
 
         async def choosing(value: Json, context: Context) -> Json:
             drawn = in_share(context.id, salt, node.share)
@@ -171,8 +174,10 @@ class Comparing:
             different = (node.diff or differ)(*pair)
         except (Failure, TimeoutError):
             kept.failed += 1
-        except Exception:
-            log.exception("the comparison of %s with %s broke", kept.name, kept.other)
+        except Exception as e:  # of `diff`
+            failure = failure_of(e, "diff")
+            log.warning("%s beside %s: %s", kept.other, kept.name, failure.message)
+            log.debug("%s", failure.detail)
             kept.failed += 1
         else:
             kept.same += not different

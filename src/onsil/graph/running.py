@@ -7,12 +7,15 @@ and the copying of values are the same for all of them and stand here, once.
 """
 
 import asyncio
+import logging
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from onsil.errors import OnsilError
-from onsil.graph.failures import BadInput, Busy, Died, Failed, Failure, Late, NoQuorum, NotReady
+from onsil.graph.failures import BadInput, Busy, Died, Failure, Late, NoQuorum
 from onsil.graph.models import Models, at_odds
 from onsil.graph.nodes import (
     Beside,
@@ -37,6 +40,13 @@ from onsil.lineage import Workspace
 Placement = Literal["inline", "pool", "process", "ray"]
 PLACEMENTS = ("inline", "pool", "process", "ray")
 PAUSE = 0.05  # seconds before the first retry, then twice as long each time
+log = logging.getLogger("onsil.graph")
+Spanned = Callable[[str, dict[str, str]], AbstractContextManager[Any]]
+
+
+def unseen(name: str, attributes: dict[str, str]) -> AbstractContextManager[Any]:
+    """No span."""
+    return nullcontext()
 
 
 def compile(node: Node, placement: Placement = "inline", ws: Workspace | None = None) -> "Running":
@@ -54,9 +64,10 @@ def compile(node: Node, placement: Placement = "inline", ws: Workspace | None = 
 class Ground:
     """Where graphs are laid: a placement, a workspace, and the work of each leaf. A leaf that
     stands in several graphs, or twice in one, has one work and one limit, and a model that several
-    ask is in memory once."""
+    ask is in memory once. Each attempt of a leaf runs inside `span(name, attributes)`; what that
+    gives, when it is not None, is a span of OpenTelemetry's and is told how the attempt ended."""
 
-    def __init__(self, placement: Placement, ws: Workspace | None = None):
+    def __init__(self, placement: Placement, ws: Workspace | None = None, span: Spanned = unseen):
         if placement not in PLACEMENTS:
             known = ", ".join(PLACEMENTS)
             raise OnsilError(
@@ -67,14 +78,18 @@ class Ground:
                     f"이 가운데서 고르세요: {known}.",
                 ),
             )
-        self.placement, self.ws = placement, ws
+        self.placement, self.ws, self.span = placement, ws, span
         self.models: Models | None = None
+        self.asked: set[str] = set()
         self.works: dict[Leaf, Work] = {}
 
     def lay(self, node: Node) -> None:
         """Give every leaf of `node` its work. Raises OnsilError when one cannot run there."""
-        if references(node) and self.models is None:
+        self.asked |= set(references(node))
+        if self.asked and self.models is None:
             self.models = Models((self.ws or Workspace.find()).root.resolve())
+        if self.models is not None:
+            self.models.most = len(self.asked) + 1  # and one that an alias has left
         home = self.models.ws.root if self.models else None
         places = {leaf: leaf.on or self.placement for leaf in leaves(node)}
         new = {leaf: place for leaf, place in places.items() if leaf not in self.works}
@@ -152,10 +167,7 @@ class Running:
     def pinned(self) -> dict[str, Pin]:
         """What every reference of the graph means now. Raises NotReady for one that is nothing."""
         models = self.ground.models
-        try:
-            return {reference: models.pin(reference) for reference in self.references if models}
-        except OnsilError as e:
-            raise NotReady(e.en[0]) from e
+        return {reference: models.pin(reference) for reference in self.references if models}
 
     async def ready(self) -> None:
         """Start and load everything, ask each model once, and check that every preparation fits
@@ -189,21 +201,22 @@ class Running:
     def _built(self, node: Node) -> Run:
         match node:
             case Leaf():
-                return leaf_run(node, self.works[node])
-            case Serial(nodes=nodes):
-                return serial_run([self._built(n) for n in nodes])
-            case Parallel(branches=branches):
-                return parallel_run(node, {name: self._built(n) for name, n in branches})
+                return leaf_run(node, self.works[node], self.ground.span)
             case Route(table=table, default=default):
                 other = self._built(default) if default is not None else None
                 return route_run(node, {key: self._built(n) for key, n in table.items()}, other)
+        runs = [self._built(inner) for inner in node.inside]
+        match node:
+            case Serial():
+                return serial_run(runs)
+            case Parallel():
+                return parallel_run(node, dict(zip(node.names, runs, strict=True)))
             case Cache():
-                return cached(node, self._built(node.node))
+                return cached(node, *runs)
             case Breaker():
-                return broken(node, self._built(node.node))
+                return broken(node, *runs)
             case Beside():
-                run, other = self._built(node.node), self._built(node.other)
-                return self._comparing.beside(node, run, other)
+                return self._comparing.beside(node, *runs)
         raise TypeError(node)
 
 
@@ -224,8 +237,8 @@ def _fed(node: Node) -> list[tuple[Prep, Model]]:
             case Model():
                 found.extend((before, node) for before in arriving)
                 return ()
-            case Serial(nodes=nodes):
-                for inner in nodes:
+            case Serial():
+                for inner in node.inside:
                     arriving = through(inner, arriving)
                 return arriving
             case Leaf():
@@ -240,41 +253,45 @@ def _fed(node: Node) -> list[tuple[Prep, Model]]:
 # ── leaves ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def leaf_run(leaf: Leaf, work: Work) -> Run:
+def leaf_run(leaf: Leaf, work: Work, span: Spanned) -> Run:
     """A leaf with its limits: how many at once, how long, how often again."""
-    name, most, timeout = leaf.name, leaf.max_inflight, leaf.timeout
+    name, most, timeout = leaf.title, leaf.max_inflight, leaf.timeout
     reference = leaf.reference if isinstance(leaf, (Model, Prep)) else None
     call, monotonic = work.call, time.monotonic
+    called, attributes = f"step {name}", {"onsil.step": name}
 
     async def once(value: Json, context: Context) -> Json:
         """One attempt, noted in the trace."""
-        start = monotonic()
+        start, outcome = monotonic(), "ok"
         until = context.deadline if timeout is None else min(context.deadline, start + timeout)
         pin = context.pins[reference] if reference is not None else None
-        try:
-            if start >= until:
-                raise Late("No time was left for it.")
-            if work.running >= most:
-                raise Busy(f"{most} calls are under way; come back in a second.", retry_after=1)
-            if timeout is None:
-                answer = await call(value, pin)
-            else:
-                answer = await limited(value, pin, until)
-            answer = plain(answer)
-            if monotonic() > until:
-                raise Late("It took longer than it had.")
-        except asyncio.CancelledError:
-            context.note(name, start, Late.kind if monotonic() >= until else "cancelled")
-            raise
-        except Exception as e:
-            failure = failure_of(e)
-            failure.step = failure.step or name
-            context.note(name, start, failure.kind)
-            if failure is e:
+        with span(called, attributes) as seen:
+            try:
+                if start >= until:
+                    raise Late("No time was left for it.")
+                if work.running >= most:
+                    raise Busy(f"{most} calls are under way; come back in a second.", retry_after=1)
+                if timeout is None:
+                    answer = plain(await call(value, pin))
+                else:
+                    answer = plain(await limited(value, pin, until))
+                if monotonic() > until:
+                    raise Late("It took longer than it had.")
+                return answer
+            except asyncio.CancelledError:
+                outcome = Late.kind if monotonic() >= until else "cancelled"
                 raise
-            raise failure from e
-        context.note(name, start, "ok")
-        return answer
+            except Exception as e:  # whatever a step raises is a failure of that step
+                failure = failure_of(e, name)
+                outcome = failure.kind
+                log.debug("%s: %s", name, failure.detail or failure.message)
+                if failure is e:
+                    raise
+                raise failure from e
+            finally:
+                context.note(name, start, outcome)
+                if seen is not None:
+                    seen.set_attribute("onsil.outcome", outcome)
 
     async def limited(value: Json, pin: Pin | None, until: float) -> Json:
         token = step_deadline.set(until)
@@ -289,11 +306,14 @@ def leaf_run(leaf: Leaf, work: Work) -> Run:
         finally:
             step_deadline.reset(token)
 
-    if not leaf.idempotent:
-        return once
+    return repeated(once, leaf.retries) if leaf.idempotent else once
 
-    async def again(value: Json, context: Context) -> Json:
-        left, lost, pause = leaf.retries, 1, PAUSE
+
+def repeated(once: Run, retries: int) -> Run:
+    """Asked again, on the same input: so many times, and once more when its process died."""
+
+    async def run(value: Json, context: Context) -> Json:
+        left, lost, pause = retries, 1, PAUSE
         while True:
             try:
                 return await once(plain(value), context)
@@ -307,7 +327,7 @@ def leaf_run(leaf: Leaf, work: Work) -> Run:
             await asyncio.sleep(pause)
             pause *= 2
 
-    return again
+    return run
 
 
 # ── shapes ──────────────────────────────────────────────────────────────────────────────────────
@@ -331,10 +351,8 @@ def route_run(node: Route, table: dict[str, Run], default: Run | None) -> Run:
         try:
             key = node.key(value)
             chosen = table.get(key, default)
-        except Failure:
-            raise
-        except Exception as e:
-            raise BadInput(f"The route cannot be told from the input ({type(e).__name__}).") from e
+        except Exception as e:  # of a function that somebody wrote
+            raise failure_of(e, node.title) from e
         if chosen is None:
             known = ", ".join(table)
             raise BadInput(f"There is no route {str(key)[:80]!r}; there are: {known}.", "route")
@@ -368,10 +386,8 @@ def parallel_run(node: Parallel, branches: dict[str, Run]) -> Run:
             while len(votes) < node.quorum <= len(votes) + len(pending):
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in (t for t in tasks if t in done):  # in the order of the branches
-                    if task.cancelled():  # a step cancelled itself
-                        errors[tasks[task]] = Failed("It was cancelled.", tasks[task]).told()
-                    elif isinstance(failure := task.exception(), Failure):
-                        errors[tasks[task]] = failure.told()
+                    if isinstance(failure := task.exception(), Failure):
+                        errors[tasks[task]] = failure.shown()
                     elif len(votes) < node.quorum:
                         votes[tasks[task]] = task.result()
         finally:
@@ -396,8 +412,5 @@ def joined(node: Parallel, votes: dict[str, Json]) -> Json:
         return votes
     try:
         return plain(node.join(votes))
-    except Failure:
-        raise
-    except Exception as e:
-        detail = f"{type(e).__name__}: {e}"
-        raise Failed(f"join raised {type(e).__name__}.", "join", detail=detail) from e
+    except Exception as e:  # of a function that somebody wrote
+        raise failure_of(e, "join") from e

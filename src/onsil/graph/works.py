@@ -11,6 +11,7 @@ of piling up behind it.
 
 import asyncio
 import contextvars
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,7 +58,8 @@ class Threads:
         doing = asyncio.wrap_future(thread)
         try:
             return await asyncio.shield(doing)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, SystemExit) as e:
+            _by_itself(e)
             waiting.go()
             if not thread.cancel() and self.patient:
                 await asyncio.wait([doing])
@@ -85,6 +87,14 @@ def _tell(loop: asyncio.AbstractEventLoop, fn: Callable[[], None]) -> None:
         fn()
 
 
+def _by_itself(end: BaseException) -> None:
+    """Raises Failed unless this call is being cancelled: a function that calls `sys.exit()`, or
+    cancels itself, ends neither the server nor its caller."""
+    task = asyncio.current_task()
+    if isinstance(end, SystemExit) or not (task and task.cancelling()):
+        raise failure_of(end) from end
+
+
 class Inline:
     """A function on the event loop, called or awaited."""
 
@@ -95,6 +105,9 @@ class Inline:
         self.running += 1
         try:
             return await self.fn(value) if self.awaited else self.fn(value)
+        except (asyncio.CancelledError, SystemExit) as e:
+            _by_itself(e)
+            raise
         finally:
             self.running -= 1
 
@@ -140,20 +153,22 @@ class Asking:
         return await self.threads.call(self._asked, value, pin)
 
     def _asked(self, value: Json, pin: Pin) -> Json:
-        model = self.models.loaded(pin)
-        check_preparation(value, model.preparation, pin)
-        return model.ask(value, pin, self.limit)
+        with self.models.using(pin) as model:
+            check_preparation(value, model.preparation, pin)
+            return model.ask(value, pin, self.limit)
 
     async def load(self, pin: Pin | None) -> str | None:
         """Ready after a warm answer."""
         assert pin is not None
-        model = await self.threads.call(self.models.loaded, pin)
-        await self.threads.call(model.warm)
-        return model.preparation
+        return await self.threads.call(self._warmed, pin)
+
+    def _warmed(self, pin: Pin) -> str:
+        with self.models.using(pin) as model:
+            model.warm()
+            return model.preparation
 
     def close(self) -> None:
         self.threads.close()
-        self.models.close()
 
 
 class Prepared:
@@ -174,8 +189,7 @@ class Prepared:
     def _preparing(self, pin: Pin) -> Preparing:
         kept = self._kept
         if kept is None or kept[0] != pin.digest:
-            folder = self.models.ws.whole(self.models.ws.artifact(pin.digest))
-            self._kept = kept = (pin.digest, Preparing(folder))
+            self._kept = kept = (pin.digest, self.models.preparing(pin))
         return kept[1]
 
     async def load(self, pin: Pin | None) -> str | None:
@@ -186,14 +200,18 @@ class Prepared:
         self.threads.close()
 
 
-def failure_of(error: Exception) -> Failure:
-    """What an exception of a work means to the caller: itself, or Failed without its words."""
+def failure_of(error: BaseException, step: str | None = None) -> Failure:
+    """What an exception of a step means to the caller: itself, or Failed without its words, which
+    stand in `detail` with the place in the code."""
     if isinstance(error, Failure):
-        return error
-    if isinstance(error, NotPlain):
-        return Failed("It gave something that is not plain JSON.", detail=str(error))
-    kind = type(error).__name__
-    return Failed(f"It raised {kind}.", detail=f"{kind}: {error}")
+        failure = error
+    elif isinstance(error, NotPlain):
+        failure = Failed("It gave something that is not plain JSON.", detail=str(error))
+    else:
+        told = "".join(traceback.format_exception(error, limit=-1))
+        failure = Failed(f"It raised {type(error).__name__}.", detail=told)
+    failure.step = failure.step or step
+    return failure
 
 
 def described(leaf: Leaf, home: Path | None) -> dict[str, Json]:
