@@ -157,7 +157,7 @@ def test_what_was_accepted_is_there_when_the_store_is_opened_again(store, url):
 def test_a_store_of_a_later_version_is_left_alone(store, url):
     with store.database.transaction() as run:
         run("update job_schema set version = 99")
-    with pytest.raises(OnsilError, match="version 99; this onsil knows 1"):
+    with pytest.raises(OnsilError, match="version 99; this onsil knows 2"):
         open_store(url)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from onsil.serving.guard import Refused
 from onsil.serving.jobs.files import FileStore
-from onsil.serving.jobs.job import Cancelled, Json, NoRetry, StoreError
+from onsil.serving.jobs.job import Cancelled, DamagedFile, Json, NoRetry, Unknown
 from onsil.serving.jobs.lines import (
     PREFIX,
     Line,
@@ -35,7 +35,7 @@ from onsil.serving.jobs.store import JobStore
 from onsil.serving.jobs.worker import Claimed
 
 MOST_LINES, MOST_ERRORS, TRIES = 50_000, 20, 3
-PATIENCE = 600.0  # seconds that a line is asked again while the server says it is busy
+PATIENCE, LONGEST_PAUSE = 600.0, 5.0  # seconds: that a busy server is asked again, between two
 BUSY = (429, 503)
 
 Answer = Callable[[str, str, dict[str, Any]], tuple[int, Json] | Awaitable[tuple[int, Json]]]
@@ -63,10 +63,10 @@ class BatchHandler:
         """`{"errors": …}` for a file that is not in order, else the files that came out."""
         try:
             path = self.files.path(self.files.get(claimed.owner, claimed.payload["input_file_id"]))
-        except StoreError as e:
-            if e.status != 404:
-                raise
+        except Unknown as e:
             raise NoRetry("The input file was deleted before the batch was done.") from e
+        except DamagedFile as e:
+            raise NoRetry(e.en[0]) from e
         found = self._validated(claimed, path)
         if found["errors"]:
             return {"errors": found["errors"]}
@@ -167,10 +167,12 @@ class BatchHandler:
         until, pause = time.monotonic() + PATIENCE, 0.5
         while True:
             status, body = self._answered(claimed, line.body)
-            if status not in BUSY or time.monotonic() + pause > until or claimed.cancelled():
+            if status not in BUSY or time.monotonic() + pause > until:
                 return answered(line, status, body)
+            if claimed.cancelled():
+                raise Cancelled
             time.sleep(pause)
-            pause = min(30.0, pause * 2)
+            pause = min(LONGEST_PAUSE, pause * 2)
 
     def _answered(self, claimed: Claimed, body: dict[str, Any]) -> tuple[int, Json]:
         try:

@@ -16,9 +16,8 @@ from onsil.serving.jobs.job import (
     DONE,
     EXPIRED,
     Job,
-    StoreError,
+    Unknown,
     fingerprint_of,
-    unknown,
 )
 from onsil.serving.jobs.lines import PREFIX, write_outputs
 from onsil.serving.jobs.store import JobStore
@@ -82,13 +81,13 @@ class Batches:
 
     def _job(self, owner: str, batch: str) -> Job:
         if not ID.fullmatch(batch):
-            raise unknown("batch", batch)
+            raise Unknown("batch", batch)
         try:
             job = self.store.get(owner, f"job_{batch.removeprefix('batch_')}")
-        except StoreError as e:
-            raise unknown("batch", batch) if e.status == 404 else e from e
+        except Unknown as e:
+            raise Unknown("batch", batch) from e
         if job.kind != KIND:
-            raise unknown("batch", batch)
+            raise Unknown("batch", batch)
         return job
 
     def view(self, job: Job) -> dict[str, Any]:

@@ -2,26 +2,34 @@
 
 The bytes lie on the disk under their SHA-256, each content once however many names it has; the
 names lie in the store, each with its owner. An upload is written aside, hashed on the way, put on
-the disk for certain and only then named, so that a file with an id is a whole file. What a caller
-calls it is kept as a word and never becomes a path.
+the disk for certain and only then named; a name is gone for certain before its bytes go. So a
+process may die anywhere, and a file with an id is a whole file; what is left over is bytes without
+a name, which `prune` finds. What a caller calls a file is kept as a word and never becomes a path.
 """
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from onsil.serving.jobs.job import NAME, StoreError, damaged, full, unavailable, unknown
-from onsil.serving.jobs.store import JobStore
+from onsil.serving.jobs.job import NAME, DamagedFile, Full, Unavailable, Unknown
+from onsil.serving.jobs.store import A_DAY, TOGETHER, JobStore
 
 LARGEST_FILE = 100_000_000  # bytes
-STALE = 24 * 3600.0  # seconds after which an unfinished upload is swept away
+STALE = 24 * 3600.0  # seconds after which bytes without a name are nobody's
+OLD = (  # and of no job that is kept: `file-` and 24 digits are its number, or an upload's own
+    "select id, owner, sha256 from files where created < (select epoch() - ?)"
+    " and not exists (select 1 from jobs where jobs.id = 'job_' || substr(files.id, 6, 24))"
+    f" order by seq limit {10 * TOGETHER}"
+)
+INPUTS = "select payload from jobs where kind = 'batch' and state in ('ready', 'failed', 'running')"
 COLUMNS = "id, filename, bytes, purpose, sha256, created"
 
 
@@ -81,9 +89,7 @@ class FileStore:
         self._aside = folder / "incoming"
         with disk(folder):
             self._aside.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in self._aside.iterdir():
-                if time.time() - left.stat().st_mtime > STALE:
-                    left.unlink(missing_ok=True)
+        store.also_pruned.append(self.prune)
 
     def incoming(self) -> Incoming:
         """Raises StoreError when the disk refuses."""
@@ -98,15 +104,14 @@ class FileStore:
         identity = identity or f"file-{secrets.token_hex(12)}"
         with self.store.database.transaction() as run, disk(self.folder):
             self.store.database.alone(run, digest)
-            run(
+            if run(
                 "insert into files (id, owner, filename, bytes, purpose, sha256, created)"
                 " values (?, ?, ?, ?, ?, ?, epoch()) on conflict (id) do nothing returning id",
                 *(identity, owner, filename, incoming.size, purpose, digest),
-            )
-            place = self._place(digest)
-            if not place.exists():
+            ):
+                place = self._place(digest)
                 place.parent.mkdir(exist_ok=True, mode=0o700)
-                incoming.path.rename(place)
+                incoming.path.replace(place)  # the same bytes, or better ones
                 _sync(place.parent)
                 _sync(self.folder)
         return self.get(owner, identity)
@@ -131,7 +136,7 @@ class FileStore:
             with self.store.database.reading() as run:
                 if found := run(sql, identity, owner):
                     return File(**found[0])
-        raise unknown("file", identity)
+        raise Unknown("file", identity)
 
     def listed(
         self, owner: str, limit: int, after: str | None, purpose: str | None, rising: bool
@@ -152,22 +157,61 @@ class FileStore:
             return [File(**row) for row in run(sql, *values, limit)]
 
     def path(self, file: File) -> Path:
-        """Where its bytes lie, after they were found to be the ones that came. Raises Damaged."""
+        """Where its bytes lie, after they were found to be the ones that came. Raises DamagedFile,
+        also when they are gone."""
         place = self._place(file.sha256)
-        with disk(place), place.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+        with disk(place):
+            try:
+                with place.open("rb") as content:
+                    found = hashlib.file_digest(content, "sha256").hexdigest()
+            except FileNotFoundError:
+                found = ""
         if found != file.sha256:
-            raise damaged(file.id, "its bytes are not those that were uploaded")
+            raise DamagedFile(file.id)
         return place
 
     def delete(self, owner: str, identity: str) -> None:
         """Forget a name, and the bytes when nobody else has a name for them. Raises Unknown."""
-        digest = self.get(owner, identity).sha256
+        self._delete(owner, identity, self.get(owner, identity).sha256)
+
+    def _delete(self, owner: str, identity: str, digest: str) -> None:
         with self.store.database.transaction() as run:
-            self.store.database.alone(run, digest)
-            run("delete from files where id = ? and owner = ? returning id", identity, owner)
-            if not run("select id from files where sha256 = ? limit 1", digest):
-                self._place(digest).unlink(missing_ok=True)
+            run("delete from files where id = ? and owner = ?", identity, owner)
+        self._let_go(self._place(digest))
+
+    def _let_go(self, place: Path) -> None:
+        """Remove bytes, unless there is a name for them."""
+        with self.store.database.transaction() as run, disk(place):
+            self.store.database.alone(run, place.name)
+            if not run("select id from files where sha256 = ? limit 1", place.name):
+                place.unlink(missing_ok=True)
+
+    def prune(self, days: float) -> int:
+        """Forget some of the files of more than `days` ago, but for those of jobs that are kept and
+        the inputs of batches that are not done; how many. When there are no more, remove the bytes
+        that crashes left without a name."""
+        with self.store.database.reading() as run:
+            old = run(OLD, days * A_DAY)
+            used = {json.loads(row["payload"])["input_file_id"] for row in run(INPUTS)}
+        old = [file for file in old if file["id"] not in used][:TOGETHER]
+        for file in old:
+            self._delete(file["owner"], file["id"], file["sha256"])
+        if not old:
+            self._clear_up()
+        return len(old)
+
+    def _clear_up(self) -> None:
+        with disk(self.folder):
+            for folder in (self._aside, *self.folder.glob("[0-9a-f][0-9a-f]")):
+                stale = {path.name: path for path in folder.iterdir() if _is_stale(path)}
+                if stale:
+                    marks = ", ".join("?" * len(stale))
+                    with self.store.database.reading() as run:
+                        sql = f"select distinct sha256 from files where sha256 in ({marks})"
+                        for row in run(sql, *stale):
+                            del stale[row["sha256"]]
+                for path in stale.values():
+                    self._let_go(path)
 
     def _place(self, digest: str) -> Path:
         return self.folder / digest[:2] / digest
@@ -181,6 +225,12 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _is_stale(path: Path) -> bool:
+    with suppress(FileNotFoundError):  # another process was faster
+        return time.time() - path.stat().st_mtime > STALE
+    return False
+
+
 @contextmanager
 def disk(path: Path) -> Iterator[None]:
     """The disk's errors as the store's."""
@@ -188,7 +238,5 @@ def disk(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         reason = f"{e.strerror} ({path.name})"
-        error: Callable[[str], StoreError] = unavailable
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            error = full
-        raise error(reason) from e
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise (Full if full else Unavailable)(reason) from e

@@ -78,7 +78,8 @@ class Event:
 
 
 class StoreError(OnsilError):
-    """What the store cannot do; `status` is how a door says it."""
+    """What the store cannot do; `status` is how a door says it. The first sentence is for callers;
+    the second may name hosts and paths, and is for the operator."""
 
     status = 503
 
@@ -86,21 +87,98 @@ class StoreError(OnsilError):
 class Unavailable(StoreError):
     """The store cannot be reached or written now; nothing was accepted."""
 
+    def __init__(self, reason: str):
+        super().__init__(
+            en=(
+                "The job store cannot be used now; nothing was accepted.",
+                f"{reason}. What was accepted before is still there.",
+                "Try again in a moment; if it stays so, look at the disk or the database server.",
+            ),
+            ko=(
+                "작업 저장소를 지금 쓸 수 없어 이번 요청은 접수되지 않았습니다.",
+                f"{reason}. 앞서 접수된 작업은 그대로 있습니다.",
+                "잠시 뒤 다시 해 보고, 계속되면 디스크나 데이터베이스 서버를 살펴보세요.",
+            ),
+        )
+
 
 class Full(StoreError):
     """No room left to accept anything; what was accepted before is safe."""
 
     status = 507
 
+    def __init__(self, reason: str):
+        super().__init__(
+            en=(
+                "The job store has no room left; nothing was accepted.",
+                f"{reason}. What was accepted before is still there.",
+                "Free some space on its disk and send the request again.",
+            ),
+            ko=(
+                "작업 저장소에 자리가 없어 이번 요청은 접수되지 않았습니다.",
+                f"{reason}. 앞서 접수된 작업은 그대로 있습니다.",
+                "디스크에 자리를 만든 다음 다시 보내 주세요.",
+            ),
+        )
+
 
 class Damaged(StoreError):
-    """The store's file does not read as it was written."""
+    """The store does not read as it was written."""
+
+    def __init__(self, place: str, reason: str):
+        super().__init__(
+            en=(
+                "The job store is damaged.",
+                f"{place}: {reason}. Writing to it could destroy jobs that can still be read.",
+                "Stop the workers, copy it, and put back a backup or what `.recover` finds.",
+            ),
+            ko=(
+                "작업 저장소가 손상되었습니다.",
+                f"{place}: {reason}. 이대로 쓰면 아직 읽을 수 있는 작업까지 잃을 수 있습니다.",
+                "작업자를 멈추고 복사해 둔 뒤, 백업이나 `.recover` 결과로 되돌려 주세요.",
+            ),
+        )
+
+
+class DamagedFile(StoreError):
+    """An uploaded file's bytes are gone, or others than came."""
+
+    status = 500
+
+    def __init__(self, identity: str):
+        super().__init__(
+            en=(
+                f"The file {identity} is damaged: its bytes are not those that were uploaded.",
+                "Work done with it would be wrong without anybody noticing.",
+                "Upload it again.",
+            ),
+            ko=(
+                f"파일 {identity}의 내용이 올렸을 때와 다릅니다.",
+                "이대로 쓰면 아무도 모르게 틀린 결과가 나옵니다.",
+                "파일을 다시 올려 주세요.",
+            ),
+        )
 
 
 class Unknown(StoreError):
     """No such job, file or batch of this owner."""
 
     status = 404
+
+    def __init__(self, what: str, name: str):
+        korean = {"job": "작업이", "file": "파일이", "batch": "배치가"}[what]
+        super().__init__(
+            en=(
+                f"There is no {what} {name!r} here.",
+                "It may be another key's, deleted, or too old to be kept.",
+                "Look at the list of yours.",
+            ),
+            ko=(
+                f"{name!r}라는 {korean} 없습니다.",
+                "다른 키의 것이거나, 지워졌거나, 보관 기간이 지났을 수 있습니다.",
+                "내 목록을 확인해 주세요.",
+            ),
+        )
 
 
 class Conflict(StoreError):
@@ -135,56 +213,3 @@ def fingerprint_of(*parts: Json) -> str:
     """SHA-256 of what makes two pieces of work the same: input, model digest, parameters."""
     text = json.dumps(parts, ensure_ascii=True, allow_nan=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def unavailable(reason: str) -> Unavailable:
-    return Unavailable(
-        en=(
-            f"The job store cannot be used now: {reason}.",
-            "Nothing was accepted; what was accepted before is still there.",
-            "Try again in a moment; if it stays so, look at the disk or the database server.",
-        ),
-        ko=(
-            f"작업 저장소를 지금 쓸 수 없습니다: {reason}.",
-            "이번 요청은 접수되지 않았고, 앞서 접수된 작업은 그대로 있습니다.",
-            "잠시 뒤 다시 해 보고, 계속되면 디스크나 데이터베이스 서버를 살펴보세요.",
-        ),
-    )
-
-
-def full(reason: str) -> Full:
-    return Full(
-        en=(
-            f"The job store has no room left: {reason}.",
-            "Nothing was accepted; what was accepted before is still there.",
-            "Free some space on its disk and send the request again.",
-        ),
-        ko=(
-            f"작업 저장소에 자리가 없습니다: {reason}.",
-            "이번 요청은 접수되지 않았고, 앞서 접수된 작업은 그대로 있습니다.",
-            "디스크에 자리를 만든 다음 다시 보내 주세요.",
-        ),
-    )
-
-
-def damaged(place: str, reason: str) -> Damaged:
-    return Damaged(
-        en=(
-            f"The job store {place} is damaged: {reason}.",
-            "Writing to it could destroy jobs that can still be read.",
-            "Stop the workers, copy the file, and put back a backup or what `.recover` finds.",
-        ),
-        ko=(
-            f"작업 저장소 {place}이(가) 손상되었습니다: {reason}.",
-            "이대로 쓰면 아직 읽을 수 있는 작업까지 잃을 수 있습니다.",
-            "작업자를 멈추고 파일을 복사한 뒤, 백업이나 `.recover` 결과로 되돌려 주세요.",
-        ),
-    )
-
-
-def unknown(what: str, name: str) -> Unknown:
-    korean = {"job": "작업", "file": "파일", "batch": "배치"}[what]
-    return Unknown(
-        en=(f"There is no {what} {name!r} here.", "It may be another key's, or deleted.", ""),
-        ko=(f"{name!r}라는 {korean}이 없습니다.", "다른 키의 것이거나 지워졌을 수 있습니다.", ""),
-    )

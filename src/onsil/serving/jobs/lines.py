@@ -10,7 +10,7 @@ from typing import Any
 
 from onsil.serving.guard import LARGEST_BODY, Refused, parse
 from onsil.serving.jobs.files import FileStore
-from onsil.serving.jobs.job import Job, Json, StoreError, spell
+from onsil.serving.jobs.job import DamagedFile, Job, Json, Unknown, spell
 from onsil.serving.jobs.store import JobStore
 
 PREFIX = "line:"  # of the checkpoints that are lines
@@ -119,10 +119,8 @@ def _unanswered(store: JobStore, files: FileStore, job: Job) -> Iterator[bytes]:
         return
     try:
         path = files.path(files.get(job.owner, job.payload["input_file_id"]))
-    except StoreError as e:
-        if e.status != 404:
-            raise
-        return  # nobody can be told what is missing from a file that was deleted
+    except (Unknown, DamagedFile):
+        return  # nobody can be told what is missing from a file that is not there
     done = {unit for unit, _ in store.each_checkpoint(job.id, PREFIX)}
     for line in requests(path, found[0]["models"]):
         if line.unit not in done:

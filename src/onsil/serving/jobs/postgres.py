@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from onsil.errors import OnsilError
-from onsil.serving.jobs.job import StoreError, damaged, full, unavailable
+from onsil.serving.jobs.job import Damaged, Full, StoreError, Unavailable
 from onsil.serving.jobs.schema import Run, migrate
 
 KEPT, CHANNEL = 4, "onsil_jobs"
@@ -50,8 +50,8 @@ class Postgres:
             ) from e
         self._psycopg, self._url = psycopg, url
         self._idle: list[Any] = []
-        self._ears: Any = None
-        self._lock = threading.Lock()
+        self._listening, self._mine = list[Any](), threading.local()
+        self._lock, self._over = threading.Lock(), False
         try:
             self._open()
         except OnsilError:
@@ -67,18 +67,24 @@ class Postgres:
 
     def close(self) -> None:
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
+            self._over, open_ones = True, [*self._idle, *self._listening]
+            self._idle, self._listening = [], []
+        for connection in open_ones:
             connection.close()
-        if self._ears is not None:
-            self._ears.close()
 
-    def _connect(self) -> Any:
+    def _connect(self, first: str = "set synchronous_commit = on") -> Any:
         from psycopg.rows import dict_row
 
-        connection = self._psycopg.connect(self._url, row_factory=dict_row, connect_timeout=10)
-        connection.autocommit = True
-        connection.execute("set synchronous_commit = on")
+        if self._over:
+            raise Unavailable("It was closed")
+        connection = self._psycopg.connect(
+            self._url, row_factory=dict_row, connect_timeout=10, autocommit=True
+        )
+        try:
+            connection.execute(first)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     @contextmanager
@@ -112,7 +118,7 @@ class Postgres:
         with self._lock:
             if connection.closed:
                 gone, self._idle = self._idle, []
-            elif len(self._idle) < KEPT:
+            elif len(self._idle) < KEPT and not self._over:
                 gone = []
                 self._idle.append(connection)
             else:
@@ -126,18 +132,17 @@ class Postgres:
         errors = self._psycopg.errors
         try:
             yield
-        except errors.IntegrityError:
-            raise
         except errors.DiskFull as e:
-            raise full(_first_line(e)) from e
+            raise Full(_first_line(e)) from e
         except (errors.DataCorrupted, errors.IndexCorrupted) as e:
-            raise damaged(_without_password(self._url), _first_line(e)) from e
+            raise Damaged(_without_password(self._url), _first_line(e)) from e
         except (
-            self._psycopg.OperationalError,
-            self._psycopg.InternalError,
-            self._psycopg.InterfaceError,
+            errors.OperationalError,
+            errors.InternalError,
+            errors.InterfaceError,
+            errors.InsufficientPrivilege,
         ) as e:
-            raise unavailable(_first_line(e)) from e
+            raise Unavailable(_first_line(e)) from e
 
     def alone(self, run: Run, name: str) -> None:
         """Wait until nobody else is in a transaction that asked for the same name."""
@@ -150,17 +155,20 @@ class Postgres:
             with self._lent() as connection:
                 connection.execute(f"notify {CHANNEL}")
         except StoreError as e:  # who waits looks by itself before long
-            log.warning("%s", e.en[0])
+            log.warning("%s %s", *e.en[:2])
 
     def wait(self, seconds: float) -> None:
-        """Until something may have changed, at most `seconds`; for one thread at a time."""
+        """Until something may have changed since this thread waited last, at most `seconds`. Each
+        thread that waits has a connection for it."""
         with self._faults():
-            if self._ears is None or self._ears.closed:
-                self._ears = self._connect()
-                self._ears.execute(f"listen {CHANNEL}")  # a constant of ours
-                return  # what came before we listened is looked for first
-            for _ in self._ears.notifies(timeout=seconds, stop_after=1):
-                pass
+            ears = getattr(self._mine, "ears", None)
+            if ears is not None and not ears.closed:
+                for _ in ears.notifies(timeout=seconds, stop_after=1):
+                    pass
+                return
+            made = self._mine.ears = self._connect(f"listen {CHANNEL}")  # a constant of ours
+            with self._lock:  # what came before we listened is looked for first
+                self._listening = [one for one in self._listening if not one.closed] + [made]
 
 
 def spelled(sql: str) -> str:

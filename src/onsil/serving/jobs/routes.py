@@ -6,6 +6,7 @@ is on the disk, and not before.
 """
 
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from functools import wraps
@@ -18,7 +19,6 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from onsil.serving.guard import Refused, parse
-from onsil.serving.jobs.batches import KIND as BATCH
 from onsil.serving.jobs.batches import Batches
 from onsil.serving.jobs.files import File, FileStore
 from onsil.serving.jobs.job import Event, Job, Json, StoreError, fingerprint_of
@@ -30,7 +30,16 @@ KEY = re.compile(r"[\x21-\x7e]{1,255}")
 FIELDS = {"kind", "input", "max_attempts", "expires_in", "webhook"}
 MOST_ATTEMPTS, LONGEST = 20, 30 * 24 * 3600.0  # attempts, seconds to expiry
 PAGE, MOST_LISTED = 20, {"jobs": 100, "batches": 100, "files": 10_000}
+CODES = {
+    404: "not_found",
+    409: "conflict",
+    500: "file_damaged",
+    503: "store_unavailable",
+    507: "store_full",
+}
 GLANCE, SILENCE = 0.5, 15.0  # seconds between looks, and between signs of life in a stream
+
+log = logging.getLogger("onsil.serving.jobs")
 
 
 def owner_of(request: Request) -> str:
@@ -46,8 +55,9 @@ def told(door: Callable[[Request], Any]) -> Callable[[Request], Any]:
             return await door(request)
         except StoreError as e:
             kind = "invalid_request_error" if e.status < 500 else "server_error"
-            code = {404: "not_found", 409: "conflict", 507: "store_full"}.get(e.status)
-            raise Refused(e.status, e.en[0], kind, code=code or "store_unavailable") from e
+            if e.status >= 500:
+                log.warning("%s %s", *e.en[:2])
+            raise Refused(e.status, e.en[0], kind, code=CODES[e.status]) from e
 
     return answered
 
@@ -164,8 +174,8 @@ def job_routes(
     path: str = "/v1/jobs",
 ) -> list[Route]:
     """Jobs of these kinds; each with a function that gives the digest of the model that would do
-    it now, which is part of what an idempotency key stands for. Batches are none of them."""
-    names = tuple(kind for kind in kinds if kind != BATCH)
+    it now, which is part of what an idempotency key stands for."""
+    names = tuple(kinds)
 
     def found(owner: str, identity: str) -> Job:
         job = store.get(owner, identity)

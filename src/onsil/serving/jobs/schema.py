@@ -59,6 +59,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index files_of on files (owner, seq)",
         "create index files_with on files (sha256)",
     ),
+    (
+        "drop index jobs_open",
+        """create index jobs_open on jobs (kind, created, seq)
+            where state in ('ready', 'failed', 'running')""",
+        "drop index jobs_of",
+        "create index jobs_of on jobs (owner, kind, seq)",
+        "create index jobs_over on jobs (finished) where finished is not null",
+        "create index deliveries_of on deliveries (job, seq)",
+    ),
 )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onsil.errors import OnsilError
-from onsil.serving.jobs.job import damaged, full, unavailable
+from onsil.serving.jobs.job import Damaged, Full, Unavailable
 from onsil.serving.jobs.schema import Run, migrate
 
 BUSY, GLANCE = 30.0, 0.05  # seconds: to wait for another writer, between looks for new work
@@ -49,7 +49,7 @@ class SQLite:
         self._writing, self._looking = threading.Lock(), threading.Lock()
         self._counting, self._queued = threading.Lock(), 0
         self._group: _Group | None = None
-        self._news = threading.Event()
+        self._told, self._news, self._seen = 0, threading.Condition(), threading.local()
         before = os.umask(0o077)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,9 @@ class SQLite:
                 self._writer = self._connected()
                 self._prepare()
                 self._reader = self._connected()
-        except (OSError, OnsilError):
+        except OSError as e:
+            raise Unavailable(f"{e.strerror} ({path.parent})") from e
+        except OnsilError:
             self.close()
             raise
         finally:
@@ -76,12 +78,11 @@ class SQLite:
     def _prepare(self) -> None:
         found = self._writer.execute("pragma quick_check(1)").fetchone()["quick_check"]
         if found != "ok":
-            raise damaged(str(self.path), found)
+            raise Damaged(str(self.path), found)
         self._writer.execute("pragma journal_mode=wal")
         self._writer.execute("pragma synchronous=full")
         with self.transaction() as run:
             migrate(run, WORDS)
-        self._seen = self._version()
 
     def close(self) -> None:
         for connection in self._open:
@@ -177,28 +178,27 @@ class SQLite:
         except sqlite3.DatabaseError as e:
             name = getattr(e, "sqlite_errorname", "")
             if name == "SQLITE_FULL":
-                raise full(str(e)) from e
+                raise Full(str(e)) from e
             if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-                raise damaged(str(self.path), str(e)) from e
-            raise unavailable(f"{e} ({self.path})") from e
+                raise Damaged(str(self.path), str(e)) from e
+            raise Unavailable(f"{e} ({self.path})") from e
 
     def alone(self, run: Run, name: str) -> None:
         """Nobody else is in a transaction that asked for the same name; here, nobody is in any."""
 
     def tell(self) -> None:
         """Wake who waits in this process; other processes look for themselves."""
-        self._news.set()
+        with self._news:
+            self._told += 1
+            self._news.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Until something may have changed, at most `seconds`."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if self._news.wait(min(GLANCE, left)):
-                self._news.clear()
-                return
-            if (version := self._version()) != self._seen:
-                self._seen = version
-                return
+        """Until something may have changed since this thread waited last, at most `seconds`."""
+        until, seen = time.monotonic() + seconds, getattr(self._seen, "now", None)
+        while (now := (self._told, self._version())) == seen and time.monotonic() < until:
+            with self._news:
+                self._news.wait_for(lambda told=now[0]: self._told != told, GLANCE)
+        self._seen.now = now
 
     def _version(self) -> int:
         """Changes when another process has written."""

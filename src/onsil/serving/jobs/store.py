@@ -15,7 +15,7 @@ out: priorities, and jobs that wait for other jobs.
 
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -33,8 +33,8 @@ from onsil.serving.jobs.job import (
     Job,
     Json,
     Lost,
+    Unknown,
     spell,
-    unknown,
 )
 from onsil.serving.jobs.schema import FREE, Run
 
@@ -46,7 +46,14 @@ COLUMNS = (
 ERROR = "(select error from events e where e.job = jobs.id and e.error is not null"
 ERROR += " order by e.seq desc limit 1) as error"
 GONE = {"kind": "WorkerLost", "message": "The worker stopped without a word.", "trace": ""}
+# Every condition of the index `jobs_open`, in its order: PostgreSQL would go by `seq` through all
+# that was ever done.
+WAITING = f"from jobs where kind = ? and state in ('ready', 'failed', 'running') and {FREE}"
+WAITING += " order by created, seq"
+SCHEDULED = "batch.%"  # the kinds of scheduled batches
+A_DAY = 24 * 3600.0  # seconds
 PAGE = 500  # checkpoints read at once
+TOGETHER, MOST_ROWS = 100, 2_000  # jobs closed or forgotten at once; checkpoints forgotten at once
 LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
@@ -69,6 +76,7 @@ class JobStore:
 
     def __init__(self, database: Database):
         self.database = database
+        self.also_pruned: list[Callable[[float], int]] = []  # by who keeps more than rows
 
     def close(self) -> None:
         self.database.close()
@@ -91,24 +99,26 @@ class JobStore:
         one from before when the key was used. `expires`: seconds from now after which it need not
         begin. Raises Conflict when the key stands for another fingerprint."""
         identity = f"job_{secrets.token_hex(12)}"
+        found: list[dict[str, Any]] = []
         with self.database.transaction() as run:
-            made = run(
-                "insert into jobs (id, owner, key, kind, fingerprint, payload, state, max_attempts,"
-                " webhook, created, expires)"
-                " values (?, ?, ?, ?, ?, ?, 'ready', ?, ?, epoch(), epoch() + ?)"
-                f" on conflict (owner, key) do nothing returning {COLUMNS}, null as error",
-                *(identity, owner, key or identity, kind, fingerprint, spell(payload)),
-                *(max_attempts, webhook, expires),
-            )
-            if made:
-                _note(run, identity, READY, 0, 0)
-            else:
-                made = run(
-                    f"select {COLUMNS}, {ERROR} from jobs where owner = ? and key = ?", owner, key
+            while not found:  # once; twice when the one from before is forgotten in between
+                found = run(
+                    "insert into jobs (id, owner, key, kind, fingerprint, payload, state,"
+                    " max_attempts, webhook, created, expires)"
+                    " values (?, ?, ?, ?, ?, ?, 'ready', ?, ?, epoch(), epoch() + ?)"
+                    f" on conflict (owner, key) do nothing returning {COLUMNS}, null as error",
+                    *(identity, owner, key or identity, kind, fingerprint, spell(payload)),
+                    *(max_attempts, webhook, expires),
                 )
-        self.database.tell()
-        job = _job(made[0])
-        if (job.kind, job.fingerprint) != (kind, fingerprint):
+                if found:
+                    _note(run, identity, READY, 0, 0)
+                else:
+                    sql = f"select {COLUMNS}, {ERROR} from jobs where owner = ? and key = ?"
+                    found = run(sql, owner, key)
+        job = _job(found[0])
+        if job.id == identity:
+            self.database.tell()
+        elif (job.kind, job.fingerprint) != (kind, fingerprint):
             raise Conflict(
                 en=(
                     f"The key {key!r} was used for another request.",
@@ -131,7 +141,7 @@ class JobStore:
     def _read(self, run: Run, owner: str, job: str) -> Job:
         sql = f"select {COLUMNS}, {ERROR} from jobs where id = ? and owner = ?"
         if not NAME.fullmatch(job) or not (found := run(sql, job, owner)):
-            raise unknown("job", job)
+            raise Unknown("job", job)
         return _job(found[0])
 
     def listed(
@@ -181,7 +191,6 @@ class JobStore:
         """A dead job, ready again with all its attempts; what it had checkpointed stays done.
         Raises Unknown, and Conflict for a job that is not dead."""
         with self.database.transaction() as run:
-            found = self._read(run, owner, job)
             changed = run(
                 "update jobs set state = 'ready', attempts = 0, lease_from = 0, lease_until = 0,"
                 " finished = null, expires = null, cancelling = null"
@@ -189,6 +198,7 @@ class JobStore:
                 *(job, owner),
             )
             if not changed:
+                found = self._read(run, owner, job)
                 raise Conflict(
                     en=(
                         f"{job} is {found.state}, not dead.",
@@ -261,21 +271,27 @@ class JobStore:
         """The oldest job of these kinds that nobody holds, now `worker`'s for `lease` seconds, its
         attempt counted. On the way, jobs that were left behind are closed: cancelled, expired, or
         dead when their attempts are used up."""
-        if not kinds:
-            return None
-        marks = ", ".join("?" * len(kinds))
-        sql = (
-            f"select {COLUMNS}, null as error from jobs where kind in ({marks})"
-            f" and state in ('ready', 'failed', 'running') and {FREE} order by seq limit 1"
-            f"{self.database.skip_locked}"
-        )
-        with self.database.transaction() as run:
-            while found := run(sql, *kinds):
-                job = _job(found[0])
-                if job.state == RUNNING:
-                    _note(run, job.id, FAILED, job.attempts, job.fence, GONE)
-                if not _closed_instead(run, job):
-                    return _taken(run, job, worker, lease)
+        while True:
+            with self.database.transaction() as run:
+                for _ in range(TOGETHER):
+                    if (job := self._free(run, kinds)) is None:
+                        return None
+                    if job.state == RUNNING:
+                        _note(run, job.id, FAILED, job.attempts, job.fence, GONE)
+                    if not _closed_instead(run, job):
+                        return _taken(run, job, worker, lease)
+
+    def _free(self, run: Run, kinds: Sequence[str]) -> Job | None:
+        """The oldest job of these kinds that nobody holds, locked; None when there is none."""
+        if len(kinds) > 1:
+            arms = (f"select ? as kind, (select created {WAITING} limit 1) as at" for _ in kinds)
+            sql = f"select kind from ({' union all '.join(arms)}) as oldest"
+            names = (name for kind in kinds for name in (kind, kind))
+            kinds = [row["kind"] for row in run(f"{sql} where at is not null order by at", *names)]
+        sql = f"select {COLUMNS}, null as error {WAITING} limit 1{self.database.skip_locked}"
+        for kind in kinds:
+            if found := run(sql, kind):
+                return _job(found[0])
         return None
 
     def beat(self, job: str, fence: int, lease: float) -> bool:
@@ -373,12 +389,40 @@ class JobStore:
 
     def sweep(self) -> int:
         """Close what expired while it waited, whoever would have worked at it; how many."""
-        where = "expires <= epoch() and state in ('ready', 'failed')"
+        where = "expires <= (select epoch()) and state in ('ready', 'failed')"
+        sql = f"select id from jobs where {where} limit {TOGETHER}{self.database.skip_locked}"
         with self.database.transaction() as run:
-            late = run(f"select id from jobs where {where} limit 100{self.database.skip_locked}")
+            late = run(sql)
             for row in late:
                 _close(run, row["id"], EXPIRED, where)
         return len(late)
+
+    def prune(self, days: float) -> int:
+        """Forget some of what ended more than `days` ago: jobs, each with its checkpoints, history
+        and webhooks, and then files; how many (0: there are no more). A job whose webhook is still
+        to be sent stays, and so does a scheduled batch's last, which says what slot came last."""
+        return self._forget_jobs(days) or sum(prune(days) for prune in self.also_pruned)
+
+    def _forget_jobs(self, days: float) -> int:
+        with self.database.transaction() as run:
+            old = run(
+                "select id, progress from jobs where finished < (select epoch() - ?)"
+                " and not exists (select 1 from deliveries d where d.job = jobs.id"
+                " and d.state = 'ready') and (kind not like ? or exists (select 1 from jobs later"
+                " where later.owner = jobs.owner and later.kind = jobs.kind"
+                f" and later.seq > jobs.seq)) order by finished limit {TOGETHER}"
+                f"{self.database.skip_locked}",
+                *(days * A_DAY, SCHEDULED),
+            )
+            rows = 0
+            for place, job in enumerate(old):
+                if place and rows + job["progress"] > MOST_ROWS:
+                    return place
+                rows += job["progress"]
+                for table in ("checkpoints", "events", "deliveries"):
+                    run(f"delete from {table} where job = ?", job["id"])
+                run("delete from jobs where id = ?", job["id"])
+        return len(old)
 
     def wait(self, seconds: float) -> None:
         """Until there may be new work, at most `seconds`."""
@@ -400,10 +444,9 @@ def _note(
 
 def _closed_instead(run: Run, job: Job) -> bool:
     """Whether a job that could be claimed had to be closed."""
-    now = run("select epoch() as now")[0]["now"]
     if job.cancelling is not None:
         _close(run, job.id, CANCELLED, "1 = 1")
-    elif job.expires is not None and job.expires <= now:
+    elif job.expires is not None and job.expires <= run("select epoch() as now")[0]["now"]:
         _close(run, job.id, EXPIRED, "1 = 1")
     elif job.attempts >= job.max_attempts:
         _close(run, job.id, DEAD, "1 = 1")

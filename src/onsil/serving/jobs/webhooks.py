@@ -18,15 +18,12 @@ import hmac
 import http.client
 import ipaddress
 import logging
-import os
-import secrets
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,19 +94,6 @@ def _near(host: str, port: int) -> str:
     return addresses[0]
 
 
-def secret_of(path: Path) -> str:
-    """The secret that messages are signed with (`whsec_…`), made on first use, for its owner alone.
-    Receivers need it."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    made = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(made + "\n")
-    return made
-
-
 def signed(secret: str, identity: str, body: bytes) -> dict[str, str]:
     """The headers of one message, now."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
@@ -164,7 +148,7 @@ class Webhooks:
             try:
                 sent = self.deliver()
             except StoreError as e:
-                log.warning("%s", e.en[0])
+                log.warning("%s %s", *e.en[:2])
                 sent = False
             if not sent:
                 self._stopped.wait(min(LOOK, self.pause))

@@ -3,7 +3,8 @@
     handlers = {"double": lambda claimed: claimed.payload * 2}
     Worker(store, handlers).run()
 
-One thread claims, `threads` threads work, one renews the leases of all that run. A handler is an
+One thread claims, `threads` threads work, one renews the leases of all that run, one closes what
+expired and forgets what is old. A handler is an
 ordinary function of the `Claimed` job; it returns plain JSON, raises NoRetry for what can never
 succeed, Cancelled when it ends because it was asked to, and anything else for "try again". What it
 checkpoints is done for good, so a handler that was killed begins with `claimed.checkpoints()` and
@@ -26,11 +27,13 @@ from onsil.serving.jobs.job import Cancelled, Job, Json, Lost, NoRetry, StoreErr
 from onsil.serving.jobs.store import JobStore
 
 LOOK = 1.0  # seconds between looks at the store when nobody calls
+PRUNE, BREATH = 3600.0, 0.05  # seconds between looks for what is old, and between two parts of it
 log = logging.getLogger("onsil.serving.jobs")
 
 
 class Stopping(Exception):
-    """The worker shuts down: raised by the next checkpoint; the job is given back."""
+    """The worker shuts down: raised by the next `checkpoint` (which is written) or `cancelled`; the
+    job is given back."""
 
 
 class Claimed:
@@ -71,6 +74,8 @@ class Claimed:
     def cancelled(self) -> bool:
         """Whether the handler should stop: somebody asked, or the job's time is over. As it was at
         most a second ago. Raises Lost."""
+        if self._stopping:
+            raise Stopping
         if time.monotonic() - self._beaten > LOOK:
             self.beat()
         return self._ending
@@ -81,7 +86,7 @@ class Claimed:
         self._beaten = time.monotonic()
 
     def ask_to_stop(self) -> None:
-        """Let the next checkpoint be the last."""
+        """Raise Stopping in the handler when it next speaks to us."""
         self._stopping = True
 
 
@@ -90,7 +95,8 @@ Handler = Callable[[Claimed], Json]
 
 class Worker:
     """Works at jobs of the kinds that `handlers` names. `lease`: seconds without a sign of life
-    after which others may take over; `wait`: seconds before a failed job's second attempt."""
+    after which others may take over; `wait`: seconds before a failed job's second attempt; `days`:
+    how long a job is kept after its end."""
 
     def __init__(
         self,
@@ -100,9 +106,10 @@ class Worker:
         threads: int = 1,
         grace: float = 20.0,
         wait: float = 1.0,
+        days: float = 30.0,
     ):
         self.store, self.handlers = store, dict(handlers)
-        self.lease, self.grace, self.pause = lease, grace, wait
+        self.lease, self.grace, self.pause, self.days = lease, grace, wait, days
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._running: set[Claimed] = set()
         self._lock, self._places = threading.Lock(), threading.Semaphore(threads)
@@ -121,15 +128,20 @@ class Worker:
 
     def run(self) -> None:
         """Work until `stop`."""
-        pulse = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
-        pulse.start()
+        beside = [
+            threading.Thread(target=call, name=call.__name__, daemon=True)
+            for call in (self._keep_leases, self._keep_house)
+        ]
+        for thread in beside:
+            thread.start()
         try:
             while not self._stopped.is_set():
                 self._step()
             self._drain()
         finally:
             self._ended.set()
-            pulse.join()
+            for thread in beside:
+                thread.join()
 
     def _step(self) -> None:
         """One job handed to a thread, or one wait for there to be any."""
@@ -141,7 +153,7 @@ class Worker:
             if job is None:
                 self.store.wait(min(LOOK, self.lease / 2, self.pause))
         except StoreError as e:
-            log.warning("%s", e.en[0])
+            log.warning("%s %s", *e.en[:2])
             self._stopped.wait(LOOK)
         finally:
             if job is None:
@@ -158,7 +170,7 @@ class Worker:
         except Lost:
             log.info("%s is another worker's now", claimed.id)
         except StoreError as e:  # its lease runs out, and it is tried again from its checkpoints
-            log.warning("%s could not be written: %s", claimed.id, e.en[0])
+            log.warning("%s could not be written. %s %s", claimed.id, *e.en[:2])
         finally:
             with self._lock:
                 self._running.discard(claimed)
@@ -182,8 +194,7 @@ class Worker:
             log.info("%s: attempt %d ended in %s", job, claimed.job.attempts, state)
 
     def _keep_leases(self) -> None:
-        """Renew what runs, three times a lease; once a second close what expired while waiting."""
-        swept = 0.0
+        """Renew what runs, three times a lease."""
         while not self._ended.wait(min(LOOK, self.lease / 3)):
             with self._lock:
                 running = list(self._running)
@@ -193,11 +204,23 @@ class Worker:
                         claimed.beat()
                     except Lost:
                         log.info("%s was lost while it ran", claimed.id)
-                if time.monotonic() - swept >= LOOK:
-                    swept = time.monotonic()
-                    self.store.sweep()
             except StoreError as e:
-                log.warning("%s", e.en[0])
+                log.warning("%s %s", *e.en[:2])
+
+    def _keep_house(self) -> None:
+        """Close what expired while it waited; forget what is old, a little at a time."""
+        due = pause = 0.0
+        while not self._ended.wait(pause):
+            pause = LOOK
+            try:
+                self.store.sweep()
+                if time.monotonic() >= due:
+                    if self.store.prune(self.days):
+                        pause = BREATH
+                    else:
+                        due = time.monotonic() + PRUNE
+            except StoreError as e:
+                log.warning("%s %s", *e.en[:2])
 
     def _drain(self) -> None:
         """Wait for what runs; ask it to stop, and give it back when it does not."""
