@@ -220,7 +220,7 @@ def main() -> None:
     row: dict[str, Any] = {"rounds": []}
     with tempfile.TemporaryDirectory() as name, postgres.server() as server:
         folder = Path(name)
-        base, theirs, count = server.fresh(), server.fresh(), given.jobs
+        base, theirs, count = server.database(), server.database(), given.jobs
         open_store(base).close()
         lite = f"sqlite:///{folder / 'jobs.db'}"
         series: dict[str, Callable[[], Any]] = {

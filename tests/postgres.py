@@ -82,13 +82,20 @@ class Server:
         self._call("pg_ctl", "-D", str(self.data), "-w", "-m", mode, "stop")
 
     def fresh(self) -> str:
-        """The URL of a new empty database."""
+        """The URL of a new empty schema, which is made in a moment."""
+        return f"{self.url}&options=-csearch_path%3D{self._made('schema')},public"
+
+    def database(self) -> str:
+        """The URL of a new database."""
+        return self.url.replace("/postgres?", f"/{self._made('database')}?")
+
+    def _made(self, what: str) -> str:
         import psycopg
 
         name = f"test{next(COUNT)}"
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(f"create database {name}")
-        return self.url.replace("/postgres?", f"/{name}?")
+            connection.execute(f"create {what} {name}")
+        return name
 
 
 @contextmanager
