@@ -83,6 +83,8 @@ async def test_a_model_answers_with_its_lineage(ws):
         {"messages": 1},
         {"question": "가" * 1001},
         {"messages": [{"role": "system", "content": "x"}]},
+        {"question": "x", "messages": [{"role": "user", "content": "y"}]},
+        {"messages": [{"role": "user", "content": 1}, {"role": "user", "content": "x"}]},
     ],
 )
 def test_a_model_refuses_what_is_no_question(grown, value):

@@ -253,11 +253,13 @@ def _parts(folder: Path) -> Path:
 def question_of(value: Json) -> str:
     """The question in a value: `question`, or the last user's message of `messages`; in NFC, so
     that a question typed on a Mac is the same question."""
-    if not isinstance(value, dict):
-        raise BadInput("A model takes an object with question or messages.")
-    asked = value.get("question") if "question" in value else _last_said(value.get("messages"))
+    if "question" in _asked(value):
+        asked = value["question"]
+    else:
+        said = [m["content"] for m in messages_of(value) if m["role"] == "user"]
+        asked = said[-1] if said else ""
     if not isinstance(asked, str) or not asked.strip():
-        raise BadInput("question must be text, or messages must end with a user's.")
+        raise BadInput("question must be text, or messages must hold a user's.")
     question = unicodedata.normalize("NFC", asked).strip()
     if len(question) > LONGEST_QUESTION:
         length = f"{len(question):,} characters; at most {LONGEST_QUESTION:,} are read"
@@ -267,11 +269,11 @@ def question_of(value: Json) -> str:
 
 def messages_of(value: Json) -> list[dict[str, str]]:
     """The chat in a value: `messages` with a role and text each, or `question` as a user's."""
-    if isinstance(value, dict) and "messages" not in value:
+    if "question" in _asked(value):
         return [{"role": "user", "content": question_of(value)}]
-    messages = value.get("messages") if isinstance(value, dict) else None
+    messages = value["messages"]
     if not isinstance(messages, list) or not messages:
-        raise BadInput("A model takes an object with question or messages.")
+        raise BadInput("messages must be a list, and not an empty one.")
     for message in messages:
         texts = isinstance(message, dict) and all(
             isinstance(message.get(key), str) for key in ("role", "content")
@@ -281,11 +283,11 @@ def messages_of(value: Json) -> list[dict[str, str]]:
     return [{"role": m["role"], "content": m["content"]} for m in messages]
 
 
-def _last_said(messages: Json) -> Json:
-    if not isinstance(messages, list):
-        return None
-    turns = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"]
-    return turns[-1].get("content") if turns else None
+def _asked(value: Json) -> dict[str, Json]:
+    """The value, an object with one of the two. Raises BadInput."""
+    if not isinstance(value, dict) or ("question" in value) == ("messages" in value):
+        raise BadInput("A model takes an object with question or messages, one of the two.")
+    return value
 
 
 def check_preparation(value: Json, made_with: str, pin: Pin) -> None:

@@ -100,10 +100,8 @@ def serve_deployment(
     app.mark = settings.mark
     with listening(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
-        app.open(placement)
         operations = Operations(app.ws, app.first_model(), settings)
         access = Access(key, operations.ring)
-        guard = doors(app, access, settings.allowed(port), operations.routes())
 
         async def warm() -> None:
             await app.ready()
@@ -112,6 +110,8 @@ def serve_deployment(
             tell(told(app, address, app.ws.root / "key"))
 
         try:
+            app.open(placement, settings.jobs, access.secret("webhooks"), settings.webhook_hosts)
+            guard = doors(app, access, settings.allowed(port), operations.routes())
             run(operations.around(guard), settings, operations.life, warm, listener)
         finally:
             app.close()

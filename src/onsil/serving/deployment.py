@@ -16,7 +16,7 @@ same file started twice, on one machine or several with PostgreSQL, shares the w
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +29,13 @@ from starlette.routing import Route
 
 from onsil.errors import OnsilError
 from onsil.graph import Answer, BadInput, Busy, Failure, Ground, Node, NotReady, Open, Running
+from onsil.graph.forms import gives, takes
 from onsil.graph.nodes import references
 from onsil.graph.request import Pin
 from onsil.graph.running import Placement
 from onsil.graph.values import Json
 from onsil.lineage import Workspace
+from onsil.serving import tracing
 from onsil.serving.ai_mark import AIMark
 from onsil.serving.jobs import (
     Cancelled,
@@ -46,16 +48,22 @@ from onsil.serving.jobs import (
 )
 from onsil.serving.jobs.files import FileStore
 from onsil.serving.jobs.routes import body_of, job_routes
+from onsil.serving.jobs.webhooks import Webhooks
+from onsil.serving.openapi import COMPARISONS, document, graph_door, job_doors
 from onsil.serving.refusals import answered, logged, refusal, refused
 from onsil.serving.request_log import observation
 from onsil.serving.rows import Scheduled, ScheduledBatch, Sink, Source
-from onsil.serving.schedules import Every, Scheduler, cron_times
+from onsil.serving.schedules import Scheduler, cron_times, every_so_often
 
 JOBS = "jobs"  # the folder in the workspace: jobs.db and files
-TAKEN = ("/health", "/ready", "/sign-in", "/comparisons", "/metrics", "/monitor")
+TAKEN = (
+    *("/health", "/ready", "/sign-in", "/comparisons", "/openapi.json", "/metrics"),
+    *("/monitor", "/monitor.js", "/monitor/data", "/v1/feedback"),
+)
 THREADS = 4  # that work at the jobs of one path
 LEASE = 10.0  # seconds until a batch whose worker was killed is taken up again
 ROW_SECONDS = 600.0  # for one row of a batch
+LOOK = 0.5  # seconds between looks whether a job was cancelled
 
 
 @dataclass
@@ -69,17 +77,13 @@ class Served:
 
 @dataclass
 class Queued:
-    """A graph behind a path, answered later."""
+    """A graph behind a path, answered later. The path is the kind of its jobs too."""
 
     path: str
     node: Node
     retries: int
     lease: float
     timeout: float
-
-    @property
-    def kind(self) -> str:
-        return self.path.strip("/").replace("/", ".")
 
 
 class App:
@@ -98,6 +102,7 @@ class App:
         self._workers: list[Worker] = []
         self._threads: list[Thread] = []
         self._scheduler: Scheduler | None = None
+        self._webhooks: Webhooks | None = None
         self._store: JobStore | None = None
         self.mark = AIMark()
 
@@ -119,8 +124,10 @@ class App:
     ) -> None:
         """POST `path`: 202 and a job that survives restarts (`Idempotency-Key` makes it one job
         however often it is sent); GET `path`/{id} for its result. A failed attempt is repeated up
-        to `retries` times, bad input never. A worker that gives no sign for `lease` seconds is
-        taken over from; one attempt has `timeout` seconds."""
+        to `retries` times (and `max_attempts` of the request, 3 unless it says otherwise, are
+        never exceeded), bad input never. A worker that gives no sign for `lease` seconds is taken
+        over from; one attempt has `timeout` seconds. Who is told by a webhook stands in
+        `--webhook-host`."""
         self._new(path, path)
         self._queued.append(Queued(path, node, retries, lease, timeout))
 
@@ -140,7 +147,7 @@ class App:
         run began; a run that was killed goes on with the others. `sink` is a folder (one
         JSON Lines file for each slot, put there whole) or a function of the slot and the rows,
         which may be called twice when it is interrupted. A row: `row`, `input`, `value`, `error`.
-        Raises OnsilError unless there is one of `every` and `cron`."""
+        Raises OnsilError unless there is one of `every`, at least a second, and `cron`."""
         if (every is None) == (cron is None):
             raise OnsilError(
                 en=(
@@ -154,7 +161,7 @@ class App:
                     "둘 가운데 하나만 지정해 주세요.",
                 ),
             )
-        times = Every(every) if every is not None else cron_times(cron or "")
+        times = every_so_often(every) if every is not None else cron_times(cron or "")
         self._new(name)
         self._scheduled.append(Scheduled(name, node, source, sink, times, at_once))
 
@@ -186,9 +193,17 @@ class App:
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────
 
-    def open(self, placement: Placement = "inline") -> None:
-        """Lay every graph. Raises OnsilError for one that cannot stand there."""
-        self._ground = Ground(placement, self.ws)
+    def open(
+        self,
+        placement: Placement = "inline",
+        store: str = "",
+        secret: str = "",
+        webhook_hosts: Collection[str] = (),
+    ) -> None:
+        """Lay every graph; `store` is where jobs are kept instead of where the file says, `secret`
+        signs what is told to `webhook_hosts`. Raises OnsilError for a graph that cannot stand
+        there."""
+        self._ground = Ground(placement, self.ws, tracing.span)
         try:
             for entry in (*self._served, *self._queued, *self._scheduled):
                 if entry.node not in self._graphs:
@@ -196,7 +211,8 @@ class App:
             if self._queued or self._scheduled:
                 folder = self.ws.root / JOBS
                 folder.mkdir(exist_ok=True)
-                self._store = open_store(self._url or folder / "jobs.db")
+                self._store = open_store(store or self._url or folder / "jobs.db")
+                self._webhooks = Webhooks(self._store, secret, webhook_hosts)
         except OnsilError:
             self.close()
             raise
@@ -206,21 +222,21 @@ class App:
         self._loop = asyncio.get_running_loop()
         for graph in self._graphs.values():
             await graph.ready()
-        if self._store is not None:
-            self._begin(self._store)
+        if self._store is not None and self._webhooks is not None:
+            self._begin(self._store, self._webhooks)
 
-    def _begin(self, store: JobStore) -> None:
+    def _begin(self, store: JobStore, webhooks: Webhooks) -> None:
         for entry in self._queued:
-            handlers = {entry.kind: self._job(entry)}
+            handlers = {entry.path: self._job(entry)}
             self._workers.append(Worker(store, handlers, lease=entry.lease, threads=THREADS))
         files = FileStore(store, self.ws.root / JOBS / "files")
         self._scheduler = Scheduler()
         for entry in self._scheduled:
             graph = self._graphs[entry.node]
-            handler = ScheduledBatch(store, files, entry, graph, self._asking(graph))
+            handler = ScheduledBatch(store, files, entry, graph, self._asking(entry, graph))
             self._workers.append(Worker(store, {entry.kind: handler}, LEASE))
             self._scheduler.add(entry.times, partial(entry.submit, store), entry.last(store))
-        self._threads = [worker.start() for worker in self._workers]
+        self._threads = [worker.start() for worker in (*self._workers, webhooks)]
         self._scheduler.start()
 
     def close(self) -> None:
@@ -230,6 +246,8 @@ class App:
             self._scheduler.stop()
         for worker in self._workers:
             worker.stop()
+        if self._webhooks is not None:
+            self._webhooks.stop()
         for thread in self._threads:
             thread.join()
         self._workers, self._threads, self._scheduler = [], [], None
@@ -237,7 +255,7 @@ class App:
             self._ground.close()
         if self._store is not None:
             self._store.close()
-        self._graphs, self._ground, self._store = {}, None, None
+        self._graphs, self._ground, self._store, self._webhooks = {}, None, None, None
 
     def paths(self) -> list[str]:
         """Every path that is served."""
@@ -273,16 +291,18 @@ class App:
     # ── doors ───────────────────────────────────────────────────────────────────────────────────
 
     def routes(self) -> list[Route]:
-        """A route for each path, those of the jobs, and GET /comparisons with the counts of every
-        shadow and canary. The app is open."""
+        """A route for each path, those of the jobs, GET /comparisons with the counts of every
+        shadow and canary, and GET /openapi.json. The app is open."""
         doors = [Route(s.path, self._door(s), methods=["POST"]) for s in self._served]
         for entry in self._queued:
-            assert self._store is not None
-            graph = self._graphs[entry.node]
-            doors += job_routes(
-                self._store, {entry.kind: lambda g=graph: meant(g)}, path=entry.path
-            )
-        return [*doors, Route("/comparisons", self._comparisons)]
+            assert self._store is not None and self._webhooks is not None
+            kinds = {entry.path: partial(meant, self._graphs[entry.node])}
+            doors += job_routes(self._store, kinds, self._webhooks.allowed, entry.path)
+        return [
+            *doors,
+            Route("/comparisons", self._comparisons),
+            Route("/openapi.json", self._described),
+        ]
 
     def _door(self, entry: Served) -> Callable[[Request], Coroutine]:
         graph = self._graphs[entry.node]
@@ -298,8 +318,12 @@ class App:
             try:
                 made = await unless_gone(request, work)
             except Failure as e:
-                logged(entry.path, e)
+                if not isinstance(e, BadInput):  # which is the caller's to mend
+                    logged(entry.path, e)
                 return refusal(e)
+            pins = made.context.pins.values()
+            seen.model = ", ".join(f"{pin.name}@{pin.version}" for pin in pins)
+            seen.digest = ", ".join(pin.digest for pin in pins)
             return answered(made, self.mark)
 
         return answer
@@ -311,6 +335,12 @@ class App:
                 told[entry.path] = [comparison.told() for comparison in counted]
         return JSONResponse(told)
 
+    async def _described(self, request: Request) -> Response:
+        doors = [graph_door(s.path, takes(s.node), gives(s.node)) for s in self._served]
+        for entry in self._queued:
+            doors += job_doors(entry.path, [entry.path], takes(entry.node))
+        return JSONResponse(document([], [*doors, COMPARISONS]))
+
     # ── work that outlives its request ──────────────────────────────────────────────────────────
 
     def _job(self, entry: Queued) -> Callable[[Claimed], Json]:
@@ -320,15 +350,19 @@ class App:
             deadline = time.monotonic() + entry.timeout
             how: dict[str, Any] = {"deadline": deadline, "request_id": claimed.id}
             try:
-                pins = self._pins(graph, claimed)
+                how["pins"] = self._pins(graph, claimed)
                 while True:
                     try:
-                        return self._waited(graph(claimed.payload, pins=pins, **how), claimed).value
+                        asked = graph(claimed.payload, **how)
+                        return self._waited(f"job {entry.path}", asked, claimed).value
                     except (Busy, Open) as e:  # a full house is no failed attempt
-                        pause = min(e.retry_after or 1, max(deadline - time.monotonic(), 0))
-                        if not pause or claimed.cancelled():
+                        until = time.monotonic() + (e.retry_after or 1)
+                        if until > deadline:
                             raise
-                        time.sleep(pause)
+                        while time.monotonic() < until:
+                            if claimed.cancelled():
+                                raise Cancelled from e
+                            time.sleep(LOOK)
             except BadInput as e:
                 raise NoRetry(e.message) from e
             except Failure as e:
@@ -347,25 +381,30 @@ class App:
             found = claimed.checkpoints()
         return {reference: Pin(*pin) for reference, pin in found["models"].items()}
 
-    def _asking(self, graph: Running) -> Callable[[Json, dict[str, Pin]], Answer]:
+    def _asking(self, entry: Scheduled, graph: Running) -> Callable[[Json, dict[str, Pin]], Answer]:
         def ask(value: Json, pins: dict[str, Pin]) -> Answer:
             deadline = time.monotonic() + ROW_SECONDS
-            return self._waited(graph(value, pins=pins, deadline=deadline), None)
+            return self._waited(f"row {entry.name}", graph(value, pins=pins, deadline=deadline))
 
         return ask
 
-    def _waited(self, asked: Coroutine[Any, Any, Answer], claimed: Claimed | None) -> Answer:
-        """The answer of a graph on the server's loop, awaited in a worker's thread. Raises
-        Cancelled when the job is asked to end."""
+    def _waited(
+        self, name: str, asked: Coroutine[Any, Any, Answer], claimed: Claimed | None = None
+    ) -> Answer:
+        """The answer of a graph on the server's loop, awaited in a worker's thread, a trace of its
+        own. Raises Cancelled when the job is asked to end."""
         assert self._loop is not None
-        doing: Future[Answer] = asyncio.run_coroutine_threadsafe(asked, self._loop)
-        while True:
+        with tracing.span(name):
+            doing: Future[Answer] = asyncio.run_coroutine_threadsafe(asked, self._loop)
             try:
-                return doing.result(timeout=1.0)
-            except TimeoutError:
-                if claimed is not None and claimed.cancelled():
-                    doing.cancel()
-                    raise Cancelled from None
+                while True:
+                    try:
+                        return doing.result(timeout=LOOK)
+                    except TimeoutError:
+                        if claimed is not None and claimed.cancelled():
+                            raise Cancelled from None
+            finally:
+                doing.cancel()  # nobody waits any more, whatever the reason
 
     # ── a server of its own ─────────────────────────────────────────────────────────────────────
 

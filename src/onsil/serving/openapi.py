@@ -36,19 +36,8 @@ BODIES = {
     "/v1/embeddings": ("Texts as vectors", EmbeddingRequest),
 }
 OPEN: dict[str, Any] = {"security": []}
+Operations = list[tuple[str, str, dict[str, Any]]]
 LINE, NOT_BLANK = "^[^\\u0000]*$", "^[^\\u0000]*\\S[^\\u0000]*$"
-JOB = {
-    "type": "object",
-    "required": ["kind", "input"],
-    "additionalProperties": False,
-    "properties": {
-        "kind": {"enum": list(KINDS)},
-        "input": {"type": "object"},
-        "max_attempts": {"type": "integer", "minimum": 1, "maximum": MOST_ATTEMPTS},
-        "expires_in": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 2_592_000},
-        "webhook": {"type": ["string", "null"], "pattern": "^https?://"},
-    },
-}
 BATCH = {
     "type": "object",
     "required": ["input_file_id", "endpoint", "completion_window"],
@@ -114,8 +103,10 @@ SAID = {
     413: "Too large",
     415: "Of another kind",
     429: "The budget of this key is used up",
+    500: "It broke here, and in which step",
     501: "Not yet",
     503: "Too many at once",
+    504: "Out of time, and in which step",
     507: "The disk is full",
 }
 # What may come back from any door behind the key.
@@ -123,30 +114,32 @@ ALWAYS = (401, 404, 429)
 TEMPLATE = "#/components/schemas/{model}"
 
 
-def document(models: list[str]) -> dict[str, Any]:
-    """The whole of it; `models` are the references that are served."""
-    _, found = models_json_schema(
-        [(kind, "validation") for _, kind in BODIES.values()], ref_template=TEMPLATE
-    )
-    for schema in found["$defs"].values():
+def document(models: list[str], doors: Operations | None = None) -> dict[str, Any]:
+    """The whole of it; `models` are the references that are served, `doors` those of a deployment,
+    which has none of OpenAI's."""
+    schemas: dict[str, Any] = {}
+    if doors is None:
+        _, found = models_json_schema(
+            [(kind, "validation") for _, kind in BODIES.values()], ref_template=TEMPLATE
+        )
+        schemas = found["$defs"]
+        doors = [*_doors(models), *_work()]
+    for schema in schemas.values():
         if "model" in schema.get("properties", {}):
             schema["properties"]["model"] = {"type": "string", "enum": models}
     paths: dict[str, Any] = {}
-    for path, method, operation in [*_doors(models), *_work(), *_operations()]:
+    for path, method, operation in [*doors, *_operations()]:
         paths.setdefault(path, {})[method] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "onsil", "version": "1", "description": __doc__},
         "paths": paths,
         "components": {
-            "schemas": found["$defs"] | {"Error": ERROR},
+            "schemas": schemas | {"Error": ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}],
     }
-
-
-Operations = list[tuple[str, str, dict[str, Any]]]
 
 
 def _doors(models: list[str]) -> Operations:
@@ -164,20 +157,52 @@ def _doors(models: list[str]) -> Operations:
             (path, "post", _operation(summary, 200, 400, 408, 413, 415, 503, requestBody=body))
         )
     made += [(path, "post", _operation("Reserved", 501)) for path in RESERVED]
+    made.append(("/about", "get", _operation("What the page shows of the model", 200)))
     return made
 
 
+def graph_door(
+    path: str, takes: dict[str, Any], gives: dict[str, Any]
+) -> tuple[str, str, dict[str, Any]]:
+    """A graph of a deployment, answered while the caller waits."""
+    refused = (400, 408, 413, 415, 500, 503, 504)
+    made = _operation("The answer of a graph", 200, *refused, requestBody=_json(takes))
+    made["responses"]["200"]["content"] = {"application/json": {"schema": gives}}
+    return path, "post", made
+
+
+def job_doors(path: str, kinds: list[str], takes: dict[str, Any]) -> Operations:
+    """The jobs of some kinds, each with the input it takes."""
+    job = _in_path({"type": "string", "minLength": 1, "pattern": LINE})
+    body = {
+        "type": "object",
+        "required": ["input"] if len(kinds) == 1 else ["kind", "input"],
+        "additionalProperties": False,
+        "properties": {
+            "kind": {"enum": kinds},
+            "input": takes,
+            "max_attempts": {"type": "integer", "minimum": 1, "maximum": MOST_ATTEMPTS},
+            "expires_in": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 2_592_000},
+            "webhook": {"type": ["string", "null"], "pattern": "^https?://"},
+        },
+    }
+    refused = (400, 409, 413, 415, 503, 507)
+    return [
+        (path, "post", _operation("A job", 202, *refused, requestBody=_json(body))),
+        (path, "get", _operation("My jobs", 200, 400, parameters=_page("jobs"))),
+        (f"{path}/{{id}}", "get", _operation("How a job stands", 200, parameters=[job])),
+        (f"{path}/{{id}}", "delete", _operation("Cancel", 200, 409, parameters=[job])),
+        (f"{path}/{{id}}/cancel", "post", _operation("Cancel", 200, 409, parameters=[job])),
+        (f"{path}/{{id}}/retry", "post", _operation("Once more", 202, 409, parameters=[job])),
+        (f"{path}/{{id}}/events", "get", _operation("As it goes", 200, parameters=[job])),
+    ]
+
+
 def _work() -> Operations:
-    job, file, batch = (_in_path({"type": "string", "minLength": 1, "pattern": LINE}),) * 3
+    file, batch = (_in_path({"type": "string", "minLength": 1, "pattern": LINE}),) * 2
     refused = (400, 409, 413, 415, 503, 507)
     made: Operations = [
-        ("/v1/jobs", "post", _operation("A job", 202, *refused, requestBody=_json(JOB))),
-        ("/v1/jobs", "get", _operation("My jobs", 200, 400, parameters=_page("jobs"))),
-        ("/v1/jobs/{id}", "get", _operation("How a job stands", 200, parameters=[job])),
-        ("/v1/jobs/{id}", "delete", _operation("Cancel", 200, 409, parameters=[job])),
-        ("/v1/jobs/{id}/cancel", "post", _operation("Cancel", 200, 409, parameters=[job])),
-        ("/v1/jobs/{id}/retry", "post", _operation("Once more", 202, 409, parameters=[job])),
-        ("/v1/jobs/{id}/events", "get", _operation("As it goes", 200, parameters=[job])),
+        *job_doors("/v1/jobs", list(KINDS), {"type": "object"}),
         (
             "/v1/files",
             "post",
@@ -219,7 +244,6 @@ def _operations() -> Operations:
     return [
         ("/health", "get", _operation("Alive", 200, **OPEN)),
         ("/ready", "get", _operation("A question would be answered", 200, 503, **OPEN)),
-        ("/about", "get", _operation("What the page shows of the model", 200)),
         ("/metrics", "get", _operation("For Prometheus", 200)),
         ("/monitor/data", "get", _operation("How it is used", 200, 403)),
         ("/v1/feedback", "post", feedback | {"requestBody": _json(TOLD)}),
@@ -253,3 +277,6 @@ def _query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _page(what: str) -> list[dict[str, Any]]:
     number = {"type": "integer", "minimum": 1, "maximum": MOST_LISTED[what]}
     return [_query("limit", number), _query("after", {"type": "string"})]
+
+
+COMPARISONS = ("/comparisons", "get", _operation("What shadows and canaries found", 200))

@@ -65,6 +65,24 @@ class Cron:
         return at.month in self.months and (day or weekday if self.either else day and weekday)
 
 
+def every_so_often(seconds: float) -> Every:
+    """Raises OnsilError for less than a second: a slot is named by its second."""
+    if not 1 <= seconds < float("inf"):
+        raise OnsilError(
+            en=(
+                f"every={seconds!r} is no time between two slots.",
+                "A slot is named by its second.",
+                "Give one second at least, every=3600 for each full hour.",
+            ),
+            ko=(
+                f"every={seconds!r}은(는) 쓸 수 없는 간격입니다.",
+                "실행 시각은 초 단위로 구별합니다.",
+                "1초 이상으로 지정해 주세요. 매시 정각은 every=3600입니다.",
+            ),
+        )
+    return Every(seconds)
+
+
 def cron_times(line: str) -> Cron:
     """A cron line. Raises OnsilError for one that is none."""
     parts = line.split()
@@ -138,14 +156,18 @@ class Scheduler:
         if self._thread.is_alive():
             self._thread.join()
 
+    def look(self) -> None:
+        """Submit the slots that have begun."""
+        for n, (times, submit) in enumerate(self._entries):
+            slot = times.last(time.time())
+            if slot > self._seen[n]:
+                try:
+                    submit(slot)
+                    self._seen[n] = slot
+                except OnsilError as e:  # the store is away; the slot waits for it
+                    log.warning("%s", e.en[0])
+
     def _run(self) -> None:
         while not self._stopped.is_set():
-            for n, (times, submit) in enumerate(self._entries):
-                slot = times.last(time.time())
-                if slot > self._seen[n]:
-                    try:
-                        submit(slot)
-                        self._seen[n] = slot
-                    except OnsilError as e:  # the store is away; the slot waits for it
-                        log.warning("%s", e.en[0])
+            self.look()
             self._stopped.wait(LOOK)
