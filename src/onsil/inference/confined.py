@@ -5,7 +5,6 @@ either may be made to run for ever or to fill the memory. Threads cannot be ende
 past its time the child is killed and the next request gets a new one. One question at a time.
 """
 
-import struct
 import subprocess
 import sys
 import threading
@@ -35,18 +34,20 @@ class Confined:
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The child's answer. Raises GaveUp after so many seconds, or when it dies."""
         with self.lock:
-            child = self.child or self._start()
-            timer = threading.Timer(seconds, child.kill)
+            child, late, answer = self.child or self._start(), threading.Event(), None
+            timer = threading.Timer(seconds, _kill, (child, late))
             timer.start()
             try:
-                assert child.stdin is not None and child.stdout is not None
-                send(child.stdin, message)
-                return receive(child.stdout)[0]
-            except (BrokenPipeError, EOFError, struct.error) as error:
-                self._stop()
-                raise GaveUp(f"it took more than {seconds:g} seconds or all memory") from error
+                answer = _answer(child, message)
+                return answer
+            except (BrokenPipeError, EOFError) as error:
+                slow = f"it took more than {seconds:g} seconds"
+                raise GaveUp(slow if late.is_set() else "it ended the process") from error
             finally:
                 timer.cancel()
+                timer.join()
+                if answer is None or late.is_set():  # what was cut short must not answer the next
+                    self._stop()
 
     def close(self) -> None:
         with self.lock:
@@ -62,15 +63,28 @@ class Confined:
         )
         self.ending = weakref.finalize(self, _end, self.child)
         # Loading takes longer than any request may: wait for it outside of their time.
-        assert self.child.stdin is not None and self.child.stdout is not None
-        send(self.child.stdin, {"template": "", "values": {}})
-        receive(self.child.stdout)
+        try:
+            _answer(self.child, {"template": "", "values": {}})
+        except (BrokenPipeError, EOFError) as error:
+            self._stop()
+            raise GaveUp("its process could not be started") from error
         return self.child
 
     def _stop(self) -> None:
         if self.ending is not None:
             self.ending()
         self.child = self.ending = None
+
+
+def _answer(child: subprocess.Popen[bytes], message: dict[str, Any]) -> dict[str, Any]:
+    assert child.stdin is not None and child.stdout is not None
+    send(child.stdin, message)
+    return receive(child.stdout)[0]
+
+
+def _kill(child: subprocess.Popen[bytes], late: threading.Event) -> None:
+    late.set()
+    child.kill()
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
