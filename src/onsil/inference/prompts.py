@@ -125,25 +125,21 @@ class Prompts:
         try:
             told = self.confined.ask({"template": self.jinja, "values": values}, SECONDS)
         except GaveUp as e:
-            raise bad_chat(str(e), "템플릿이 시간이나 메모리를 너무 많이 씁니다") from e
+            raise bad_chat(f"working it out, {e}", "템플릿을 실행하지 못했습니다") from e
         if "error" in told:
             raise bad_chat(told["error"])
         return told["text"], hidden
 
     def _hidden(self, message: Mapping[str, Any], hidden: "Hidden") -> dict[str, Any]:
-        made = {k: v for k, v in message.items() if v is not None}
-        made["role"] = str(message["role"])
-        made["content"] = hidden.put(str(message.get("content") or ""))
-        for name in ("name", "tool_call_id"):
-            if name in made:
-                made[name] = self._harmless(made[name], hidden)
-        if "tool_calls" in made:
-            calls = [dict(call["function"]) for call in made["tool_calls"]]
-            for call in calls:
-                call["arguments"] = self._harmless(arguments_of(call), hidden)
-            both = zip(made["tool_calls"], calls, strict=True)
-            made["tool_calls"] = [{**call, "function": function} for call, function in both]
-        return made
+        rest = {k: v for k, v in message.items() if k != "content" and v is not None}
+        if "tool_calls" in rest:
+            rest["tool_calls"] = [
+                {**call, "function": {**function, "arguments": arguments_of(function)}}
+                for call in rest["tool_calls"]
+                for function in [call["function"]]
+            ]
+        content = hidden.put(str(message.get("content") or ""))
+        return {**self._harmless(rest, hidden), "content": content}
 
     def _harmless(self, value: Any, hidden: "Hidden") -> Any:
         """The same, with texts that spell a special token hidden."""
@@ -190,7 +186,8 @@ class Hidden:
     it tells whether the template wrote it as it is or as JSON."""
 
     def __init__(self, everything: str):
-        unused = (chr(c) for c in range(0xE000, 0xF8FF) if chr(c) not in everything)
+        # A plane for private use: more characters than a chat can hold.
+        unused = (chr(c) for c in range(0xF0000, 0xFFFFE) if chr(c) not in everything)
         self.opening, self.closing = next(unused), next(unused)
         self.texts: list[str] = []
         self.pattern = re.compile(f'{self.opening}(\\\\*)"(\\d+){self.closing}')
@@ -282,9 +279,10 @@ def load_prompts(folder: Path, tokenizer: Any, context: int, stop: frozenset[int
             f"템플릿이 {LONGEST_TEMPLATE:,}자를 넘습니다",
         )
     spelled = {
-        name: value["content"] if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if name.endswith("_token") and isinstance(value, (str, dict))
+        name: value
+        for name, told in settings.items()
+        if name.endswith("_token")
+        and isinstance(value := told.get("content") if isinstance(told, dict) else told, str)
     }
     end = tokenizer.token_to_id(spelled.get("eos_token", ""))
     return replace(made, jinja=program, spelled=spelled, stop=stop | ({end} - {None}))
@@ -304,7 +302,10 @@ def _program(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The jinja template: a file of its own, or a setting, the one called default of several."""
     own = folder / "chat_template.jinja"
     if own.is_file():
-        return own.read_text(encoding="utf-8")
+        try:
+            return own.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise bad_chat(f"{own.name} is not UTF-8", f"{own.name}이 UTF-8이 아닙니다") from e
     found = settings.get("chat_template")
     if isinstance(found, list):
         named = {row.get("name"): row.get("template") for row in found if isinstance(row, dict)}
