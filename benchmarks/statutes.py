@@ -25,6 +25,7 @@ import zstandard
 
 from onsil.grow import grow
 from onsil.lineage import Workspace
+from onsil.training.request import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,7 +84,7 @@ def main() -> None:
         write_folder(given.data, given.statutes, folder)
         start = time.monotonic()
         ws = Workspace(Path(scratch) / "ws")
-        grown = grow(ws, folder, "statutes", given.minutes)
+        grown = grow(ws, folder, "statutes", Request(given.minutes))
         card = json.loads((grown.card / "card.json").read_text(encoding="utf-8"))
         row = {
             "commit": commit.stdout.strip(),

@@ -1,4 +1,4 @@
-"""Quality in use: what is kept, drift beside its noise, feedback that becomes lessons, the page."""
+"""Quality in use: what is kept, drift beside its noise, and the page about it."""
 
 import asyncio
 import json
@@ -15,13 +15,11 @@ from test_operations import authorised, families
 from test_page import CONTRAST, SCROLLS_SIDEWAYS
 
 from onsil.errors import OnsilError
-from onsil.instruction import load_lessons
-from onsil.lineage import Workspace, history
+from onsil.lineage import Workspace
 from onsil.serving.access import Access
 from onsil.serving.app import build
 from onsil.serving.drift import FEWEST, distance, drift, spelled, unknown_share, wilson
-from onsil.serving.feedback import LARGEST, adopt, checked, keep, read_feedback
-from onsil.serving.guard import Refused
+from onsil.serving.feedback import keep, read_feedback
 from onsil.serving.keys import add_key
 from onsil.serving.monitoring import PREDICTIONS, masked, question_of, replay
 from onsil.serving.request_log import read_lines
@@ -193,78 +191,6 @@ def test_wilsons_interval(hits, of, low, high):
     assert share.high == pytest.approx(high, abs=1e-4)
 
 
-# -- feedback -------------------------------------------------------------------------------------
-
-
-def said(**changed) -> dict:
-    return {"request_id": "r1", "verdict": "bad", "question": QUESTION} | changed
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"verdict": "maybe"}, "verdict"),
-        ({"question": " "}, "question"),
-        ({"request_id": ""}, "request_id"),
-        ({"correct": "가" * 2001}, "correct"),
-        ({"answer": 5}, "answer"),
-        ({"answer": "\ud800"}, "answer"),
-        ({"owner": "me"}, "owner"),
-    ],
-)
-def test_feedback_that_cannot_be_meant_is_named(changed, named):
-    with pytest.raises(Refused) as refused:
-        checked(said(**changed))
-    assert refused.value.status == 400 and refused.value.param == named
-
-
-def test_the_last_word_of_a_person_counts_and_identifiers_are_masked(tmp_path):
-    keep(tmp_path, "kim-1", said(correct="010-1234-5678"))
-    keep(tmp_path, "kim-1", said(verdict="good"))
-    keep(tmp_path, "lee-1", said(correct="hong@example.com", question="줄\u2028바꿈\x85"))
-    path = tmp_path / "feedback" / "feedback.jsonl"
-    with path.open("a") as f:
-        f.write('{"cut')
-    assert [r["verdict"] for r in read_feedback(tmp_path)] == ["good", "bad"]
-    assert "1234" not in path.read_text() and "hong" not in path.read_text()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with path.open("ab") as f:
-        f.truncate(LARGEST)
-    with pytest.raises(Refused) as refused:
-        keep(tmp_path, "kim-1", said())
-    assert refused.value.status == 507
-
-
-def test_on_the_owners_word_it_becomes_lessons_with_lineage(ws):
-    leave = {"document": "휴가규정.md", "heading": "제3조(연차의 이월)"}
-    keep(ws.root, "owner", said(correct="5일까지", **leave))
-    keep(ws.root, "owner", said(request_id="r2", verdict="good", answer="60일까지",
-                                question="병가는 며칠인가요?"))  # fmt: skip
-    keep(ws.root, "owner", said(request_id="r3", verdict="good", question="주차장은 몇 층인가요?",
-                                **leave))  # fmt: skip
-    keep(ws.root, "owner", said(request_id="r4"))  # a mere no
-    keep(ws.root, "owner", said(request_id="r5", correct="화성에서만"))  # in no passage
-    reference, counts = adopt(ws, "desk")
-    assert reference == "desk.feedback@v1" and counts == {"lessons": 3, "not placed": 2}
-    made = ws.resolve(reference)[2]
-    right, good, none = load_lessons(made.path)
-    assert right.passage[slice(*right.answer)] == "5일까지" and right.heading == leave["heading"]
-    assert good.passage[slice(*good.answer)] == "60일까지" and good.document == "휴가규정.md"
-    assert none.answer is None and none.document == "휴가규정.md"
-    assert {lesson.kind for lesson in (right, good, none)} == {"feedback"}
-    stages = [record["stage"] for _, record in history(ws, made.key)]
-    assert stages[0] == "adopt_feedback" and "curate" in stages
-    assert adopt(ws, "desk")[0] == reference  # the same words are the same artefact
-
-
-def test_only_what_was_chosen_is_adopted_and_what_is_not_there_is_named(ws):
-    first = keep(ws.root, "owner", said(correct="5일까지"))
-    keep(ws.root, "owner", said(request_id="r2", correct="60일까지"))
-    assert adopt(ws, "desk", [first])[1] == {"lessons": 1}
-    with pytest.raises(OnsilError, match="no such feedback: feedback-x"):
-        adopt(ws, "desk", [first, "feedback-x"])
-
-
 # -- the routes and the page ----------------------------------------------------------------------
 
 
@@ -284,8 +210,12 @@ def test_feedback_comes_in_by_the_door_and_the_page_is_the_owners(ws):
         counted = families(httpx.get(f"{address}/metrics", headers=other).text)
     assert told["feedback"] == {"bad": 1} and told["drift"] is None
     assert [s.value for s in counted["onsil_feedback"].samples if s.name.endswith("total")] == [1]
-    (row,) = read_feedback(ws.root)
+    (row,) = read_feedback(ws.root, "desk")
     assert row["owner"].startswith("kim-")
+
+
+def said(**changed) -> dict:
+    return {"request_id": "r1", "verdict": "bad", "question": QUESTION} | changed
 
 
 def many(ws: Workspace) -> None:
@@ -302,7 +232,7 @@ def many(ws: Workspace) -> None:
     with (logs / "predictions.jsonl").open("w") as f:
         for question in asked:
             f.write(json.dumps({"request": body(question)}) + "\n")
-    keep(ws.root, "owner", said(correct="5일까지", answer="<b>6일</b>까지"))
+    keep(ws.root, "desk", "owner", said(correct="5일까지", answer="<b>6일</b>까지"))
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +296,7 @@ def test_below_an_answer_people_say_what_they_think_of_it(ws, browser):
         page.click("article:nth-of-type(2) .tell")
         page.wait_for_selector("article:nth-of-type(2) .opinion p")
         context.close()
-    good, bad = read_feedback(ws.root)
+    good, bad = read_feedback(ws.root, "desk")
     assert (good["verdict"], bad["verdict"], bad["correct"]) == ("good", "bad", "5일")
     assert good["question"] == QUESTION and good["heading"] == "제3조(연차의 이월)"
     assert "5일까지" in good["answer"] and good["owner"] == "owner"

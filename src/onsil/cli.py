@@ -59,19 +59,20 @@ def grow_command(
     """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
     from onsil.evaluation.report import summary
     from onsil.grow import NO_BASE, grow
-    from onsil.training.request import amount
+    from onsil.training.request import amount, request
 
-    asked = [
+    sizes = [
         amount(told, option) if told is not None else None
         for told, option in ((size, "--size"), (tokens, "--tokens"))
     ]
+    asked = request(minutes, *sizes, bool(plan), base not in (None, str(NO_BASE)))
     text = plan.read_text(encoding="utf-8") if plan else None
     ws = Workspace.find()
     start = Path(base) if base else None
     if start and start != NO_BASE and not start.exists():
         start = ws.resolve(str(base))[2].path
     try:
-        grown = grow(ws, folder, name, minutes, text, start, typer.echo, *asked)
+        grown = grow(ws, folder, name, asked, text, start, typer.echo)
     except KeyboardInterrupt:
         typer.echo(
             say(
@@ -190,6 +191,8 @@ def models(as_json: Json = False) -> None:
         aliases = {v: k for k, v in ws.aliases(name).items()}
         for version, entry in ws.versions(name).items():
             record = ws.record(entry["key"]) or {}
+            if record.get("stage") == "adopt_feedback":
+                continue  # a name, and no model
             rows.append(
                 {
                     "name": name,

@@ -18,8 +18,9 @@ from onsil.documents.types import FileRef
 from onsil.errors import say
 from onsil.lineage import Artifact, Run, Workspace, history, stage
 from onsil.lineage.spelling import file_digest
+from onsil.lineage.workspace import proper_name
 from onsil.training.energy import Meter, measured, modelled
-from onsil.training.request import Request, request
+from onsil.training.request import Request
 
 GOLD = "gold.jsonl"
 NO_BASE = Path("none")  # start from noise
@@ -77,81 +78,33 @@ def grow(
     ws: Workspace,
     folder: Path,
     name: str,
-    minutes: float | None = None,
+    asked: Request = Request(),
     plan_text: str | None = None,
     base: Path | None = None,
     tell: Callable[[str], None] = print,
-    size: int | None = None,
-    tokens: int | None = None,
 ) -> Grown:
-    """Folder to model. `plan_text` (a plan.json) repeats a run exactly instead of planning one;
-    `base` is a folder of weights and tokenizer to start from instead of the one that comes with
-    onsil; `NO_BASE` starts from noise, and so does a `size` in weights of the decoder. `tokens` of
-    its training fix the minutes, otherwise 6.
+    """Folder to model. `plan_text` (a plan.json) repeats a run exactly instead of planning one as
+    it is `asked`; `base` is a folder of weights and tokenizer to start from instead of the one that
+    comes with onsil; `NO_BASE` starts from noise, and so does a size that was asked for. What the
+    owner adopted of the feedback on `name` is taught too (`onsil feedback`).
 
-    Raises OnsilError when nothing in the folder can be read, the name cannot be one, or two things
-    asked for contradict each other.
+    Raises OnsilError when nothing in the folder can be read or the name cannot be one.
     """
-    asked = request(minutes, size, tokens, bool(plan_text), base not in (None, NO_BASE))
-    if size is not None:
-        base = NO_BASE  # a base has a size of its own
     import torch  # before any stage, so that its import is not counted as theirs
 
-    from onsil.evaluation.examination import evaluate, gather_questions
     from onsil.evaluation.report import write_report
-    from onsil.instruction import write_lessons
-    from onsil.tokenizer import train_tokenizer
-    from onsil.training.base import adopt_tokenizer
-    from onsil.training.finetuning import finetune, instruct
-    from onsil.training.pretraining import pretrain
 
-    began, start, folder, meter = time.time(), time.monotonic(), Path(folder), Meter()
+    name = proper_name(name)
+    began, start, meter = time.time(), time.monotonic(), Meter()
     ws.say = tell = watched(tell, meter)
-
-    tell(say("Reading documents …", "문서를 읽습니다 …"))
-    documents = read(ws, folder)
-    corpus = curate(ws, documents=documents)
-    start_from = starting_point(ws, base, plan_text)
-    if start_from is None:
-        tokenizer = train_tokenizer(ws, corpus=corpus)
-    else:
-        tokenizer = adopt_tokenizer(ws, base=start_from)
-    lessons = write_lessons(ws, corpus=corpus)
-    gold = FileRef(GOLD, file_digest(folder / GOLD)) if (folder / GOLD).is_file() else None
-    questions = gather_questions(ws, lessons=lessons, gold=gold, run={"source": folder})
-
-    parts = {"corpus": corpus, "tokenizer": tokenizer, "lessons": lessons}
-    plan = planned(ws, parts, asked, plan_text, start_from)
+    start_from = None if asked.size else starting_point(ws, base, plan_text)
+    material = gather(ws, Path(folder), name, start_from)
+    plan = planned(ws, material, asked, plan_text)
     before = meter.read()
-
-    both = {"corpus": corpus, "tokenizer": tokenizer, "plan": plan}
-    decoder = pretrain(ws, **both, kind="decoder", base=start_from)
-    encoder = pretrain(ws, **both, kind="encoder", base=start_from)
-    taught = {"tokenizer": tokenizer, "lessons": lessons, "plan": plan}
-    reader = finetune(ws, encoder=encoder, **taught)
-    generator = instruct(ws, decoder=decoder, **taught)
+    parts = train(ws, material, plan)
     after, until_trained = meter.read(), peak_megabytes()
+    card, model = examine(ws, material, plan, parts)
 
-    tell(say("Examining the readers …", "읽기 모델을 시험합니다 …"))
-    card = evaluate(
-        ws,
-        **both,
-        documents=documents,
-        questions=questions,
-        reader=reader,
-        generator=generator,
-        decoder=decoder,
-        encoder=encoder,
-    )
-    model = assemble(
-        ws,
-        corpus=corpus,
-        tokenizer=tokenizer,
-        decoder=decoder,
-        reader=reader,
-        generator=generator,
-        card=card,
-    )
     trained = None if before is None or after is None else after - before
     energy = energy_taken(ws, model, began, meter.read(), trained)
     peak = peak_megabytes()
@@ -162,6 +115,74 @@ def grow(
     crown(ws, name, version, card)
     tell(ready(f"{name}@{version}", time.monotonic() - start, peak, torch.__version__))
     return Grown(name, version, model, card, report)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a model is grown from: `lessons` are taught, `questions` asked afterwards."""
+
+    documents: Artifact
+    corpus: Artifact
+    tokenizer: Artifact
+    lessons: Artifact
+    questions: Artifact
+    base: Artifact | None
+
+
+def gather(ws: Workspace, folder: Path, name: str, base: Artifact | None) -> Material:
+    """Documents, corpus, tokenizer, and what is asked about them."""
+    from onsil.evaluation.examination import gather_questions
+    from onsil.instruction import write_lessons
+    from onsil.instruction.feedback import add_feedback, adopted_for
+    from onsil.tokenizer import train_tokenizer
+    from onsil.training.base import adopt_tokenizer
+
+    if ws.say:
+        ws.say(say("Reading documents …", "문서를 읽습니다 …"))
+    documents = read(ws, folder)
+    corpus = curate(ws, documents=documents)
+    if base is None:
+        tokenizer = train_tokenizer(ws, corpus=corpus)
+    else:
+        tokenizer = adopt_tokenizer(ws, base=base)
+    lessons = write_lessons(ws, corpus=corpus)
+    gold = FileRef(GOLD, file_digest(folder / GOLD)) if (folder / GOLD).is_file() else None
+    asked = {"gold": gold, "run": {"source": folder}}
+    # Before the feedback: it is never examined by itself, and two grows stay comparable.
+    questions = gather_questions(ws, lessons=lessons, **asked)
+    if feedback := adopted_for(ws, name):
+        lessons = add_feedback(ws, lessons=lessons, corpus=corpus, feedback=feedback, **asked)
+    return Material(documents, corpus, tokenizer, lessons, questions, base)
+
+
+def train(ws: Workspace, material: Material, plan: Artifact) -> dict[str, Artifact]:
+    """The decoder, the encoder, and the two that read."""
+    from onsil.training.finetuning import finetune, instruct
+    from onsil.training.pretraining import pretrain
+
+    common = {"tokenizer": material.tokenizer, "plan": plan}
+    words = common | {"corpus": material.corpus, "base": material.base}
+    decoder = pretrain(ws, **words, kind="decoder")
+    encoder = pretrain(ws, **words, kind="encoder")
+    taught = common | {"lessons": material.lessons}
+    reader = finetune(ws, encoder=encoder, **taught)
+    generator = instruct(ws, decoder=decoder, **taught)
+    return {"decoder": decoder, "encoder": encoder, "reader": reader, "generator": generator}
+
+
+def examine(
+    ws: Workspace, material: Material, plan: Artifact, parts: dict[str, Artifact]
+) -> tuple[Artifact, Artifact]:
+    """The report card of the trained parts, and the model that is made of them."""
+    from onsil.evaluation.examination import evaluate
+
+    if ws.say:
+        ws.say(say("Examining the readers …", "읽기 모델을 시험합니다 …"))
+    words = {"corpus": material.corpus, "tokenizer": material.tokenizer}
+    asked = {"documents": material.documents, "questions": material.questions, "plan": plan}
+    card = evaluate(ws, **words, **asked, **parts)
+    answering = {part: made for part, made in parts.items() if part != "encoder"}
+    return card, assemble(ws, **words, **answering, card=card)
 
 
 def peak_megabytes() -> float:
@@ -179,24 +200,30 @@ def watched(tell: Callable[[str], None], meter: Meter) -> Callable[[str], None]:
     return heard
 
 
-def planned(
-    ws: Workspace,
-    parts: dict[str, Artifact],
-    asked: Request,
-    plan_text: str | None,
-    base: Artifact | None,
-) -> Artifact:
+def planned(ws: Workspace, material: Material, asked: Request, plan_text: str | None) -> Artifact:
     """The plan of a run, made or adopted, and said before anything is trained."""
+    from onsil.evaluation.report_words import feedback_words
     from onsil.training.memory import machine_memory
     from onsil.training.plan import adopt_plan, load_plan, make_plan
     from onsil.training.plan_words import described
 
     if plan_text is None:
-        plan = make_plan(ws, **parts, **asdict(asked), base=base)
+        plan = make_plan(
+            ws,
+            corpus=material.corpus,
+            tokenizer=material.tokenizer,
+            lessons=material.lessons,
+            base=material.base,
+            **asdict(asked),
+        )
     else:
         plan = adopt_plan(ws, text=plan_text)
     if ws.say:
         ws.say(described(load_plan(plan), machine_memory()))
+        lessons = ws.record(material.lessons.key) or {}
+        if lessons["stage"] == "add_feedback":
+            ko, en = feedback_words(lessons["notes"])
+            ws.say(say(f"  feedback {en}", f"  의견     {ko}"))
     return plan
 
 

@@ -15,6 +15,7 @@ from onsil.errors import OnsilError
 from onsil.evaluation.metrics import exact, f1
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
+from onsil.retrieval.passages import Passage
 from onsil.retrieval.ranking import Search, find
 from onsil.retrieval.readers import Reader, Reading
 
@@ -82,14 +83,18 @@ def same_heading(a: str, b: str) -> bool:
 
 def cited_right(reading: Reading, question: Question) -> bool:
     """The passage stands in an accepted document under an accepted heading."""
-    passage = reading.passage
+    return stands_at(reading.passage, question.places)
+
+
+def stands_at(passage: Passage, places: Iterable[tuple[str, str]]) -> bool:
+    """Whether a passage is at one of these (document, heading)."""
     return any(
         passage.document.rsplit("/", 1)[-1] == document.rsplit("/", 1)[-1]
         and (
             same_heading(passage.heading, heading)
             or any(same_heading(part, heading) for part in passage.trail.split(" > "))
         )
-        for document, heading in question.places
+        for document, heading in places
     )
 
 

@@ -14,7 +14,15 @@ from onsil.evaluation.report_html import (
     table,
 )
 from onsil.evaluation.report_svg import Line, Node, line_chart, lineage_graph
-from onsil.evaluation.report_words import PERSONAL, PLAN, REASONS, SOURCES, STAGES, called
+from onsil.evaluation.report_words import (
+    PERSONAL,
+    PLAN,
+    REASONS,
+    SOURCES,
+    STAGES,
+    called,
+    feedback_words,
+)
 
 MOST_ROWS = 60
 
@@ -33,6 +41,7 @@ def plan_section(card: dict, outcome: dict) -> Markup:
         [
             heading(("계획과 결과", "The plan, and what came of it")),
             _planned_against_taken(plan, outcome),
+            *(both(*feedback_words(s["notes"])) for s in stages if s["stage"] == "add_feedback"),
             table(("시작하기 전에 정한 값", "Settled before the start"), PLAN_HEAD, rows, [1]),
             table(("단계마다 걸린 시간", "Time by stage"), TIME_HEAD, times, [1, 2]),
         ]

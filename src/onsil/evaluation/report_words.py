@@ -35,6 +35,8 @@ STAGES: dict[str, Pair] = {
     "curate": ("말뭉치 정제", "Curate the corpus"),
     "train_tokenizer": ("토크나이저 만들기", "Train the tokenizer"),
     "write_lessons": ("학습 문제 만들기", "Write lessons"),
+    "adopt_feedback": ("의견 채택", "Adopt feedback"),
+    "add_feedback": ("의견을 학습 문제로", "Feedback to lessons"),
     "gather_questions": ("시험 문제 모으기", "Gather questions"),
     "make_plan": ("계획 세우기", "Make the plan"),
     "adopt_plan": ("주어진 계획 따르기", "Adopt a plan"),
@@ -127,6 +129,25 @@ TYPES: dict[str, Pair] = {
     "condition": ("조건", "Condition"),
     "place": ("장소", "Place"),
 }
+
+
+NOT_TAUGHT: dict[str, Pair] = {
+    "asked in gold": ("시험 문제와 겹침", "asked in the examination"),
+    "held out": ("시험용 문서에 관한 것", "about a held-out document"),
+    "not placed": ("문서에 없는 답", "found in no passage"),
+}
+
+
+def feedback_words(counts: dict[str, int]) -> Pair:
+    """What became of adopted feedback: how much of it is taught, what is left out and why."""
+    taught, left = counts.get("lessons", 0), sum(counts.values()) - counts.get("lessons", 0)
+    why = [(words, counts[k]) for k, words in NOT_TAUGHT.items() if k in counts]
+    ko = ", ".join(f"{words[0]} {n:,}건" for words, n in why)
+    en = ", ".join(f"{n:,} {words[1]}" for words, n in why)
+    return (
+        f"채택한 의견 {taught:,}건을 가르칩니다" + (f". 뺀 것 {left:,}건({ko})" if left else "."),
+        f"{taught:,} adopted answers are taught" + (f"; left out: {en}." if left else "."),
+    )
 
 
 def called(names: dict[str, Pair], name: str) -> Pair:

@@ -209,20 +209,7 @@ class Workspace:
 
     def register(self, name: str, made: Artifact) -> str:
         """Give `made` the next version of `name` (`v1`, `v2` …); the same bytes keep theirs."""
-        name = unicodedata.normalize("NFC", name)
-        if not NAME.fullmatch(name):
-            raise OnsilError(
-                en=(
-                    f"{name!r} cannot be a model's name.",
-                    "A name is typed in commands and becomes a folder.",
-                    "Use letters, digits, - _ . and at most 64 characters.",
-                ),
-                ko=(
-                    f"{name!r}는 모델 이름으로 쓸 수 없습니다.",
-                    "이름은 명령에 적고 폴더 이름이 됩니다.",
-                    "글자, 숫자, - _ . 만 써서 64자 안으로 지어 주세요.",
-                ),
-            )
+        name = proper_name(name)
         folder = self.root / "names" / name
         folder.mkdir(exist_ok=True)
         with self.lock(f"name-{name}"):
@@ -290,6 +277,25 @@ class Workspace:
             )
         entry = versions[version]
         return name, version, self.artifact(entry["object"], entry["key"])
+
+
+def proper_name(name: str) -> str:
+    """A name as it is kept. Raises OnsilError for what cannot be one."""
+    name = unicodedata.normalize("NFC", name)
+    if not NAME.fullmatch(name):
+        raise OnsilError(
+            en=(
+                f"{name!r} cannot be a model's name.",
+                "A name is typed in commands and becomes a folder.",
+                "Use letters, digits, - _ . and at most 64 characters.",
+            ),
+            ko=(
+                f"{name!r}는 모델 이름으로 쓸 수 없습니다.",
+                "이름은 명령에 적고 폴더 이름이 됩니다.",
+                "글자, 숫자, - _ . 만 써서 64자 안으로 지어 주세요.",
+            ),
+        )
+    return name
 
 
 def stage(version: int) -> Callable[[Callable], Callable[..., Artifact]]:

@@ -151,21 +151,40 @@ def replay(
 def feedback(
     name: Name,
     adopt: Annotated[
-        list[str] | None, typer.Option(help="make lessons of these · 학습 자료로 쓸 의견")
+        list[str] | None, typer.Option(help="teach these, or all · 학습에 쓸 의견, all은 전부")
     ] = None,
-    adopt_all: Annotated[bool, typer.Option("--adopt-all", help="of all of it · 전부")] = False,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="teach these no longer · 학습에서 뺄 의견")
+    ] = None,
 ) -> None:
-    """What people said of answers; on your word it becomes lessons. · 답에 대한 의견."""
+    """What people said of answers; what you adopt, the next grow teaches. · 답에 대한 의견."""
+    from onsil.evaluation.report_words import feedback_words
     from onsil.serving import feedback as said
 
     ws = Workspace.find()
-    if adopt or adopt_all:
-        version, counts = said.adopt(ws, name, None if adopt_all else adopt)
-        typer.echo(f"{version}: " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    called = ws.resolve(name)[0]
+    changed = None
+    if adopt:
+        changed = said.adopt(ws, called, None if adopt == ["all"] else adopt)
+    if drop:
+        changed = said.drop(ws, called, drop)
+    if changed:
+        ko, en = feedback_words(changed[1])
+        typer.echo(f"{changed[0]}: {say(en, ko)}")
+        typer.echo(
+            say(f"Grow {called} again to teach it.", f"{called}을(를) 다시 기르면 배웁니다.")
+        )
         return
-    for row in said.read_feedback(ws.root):
-        correct = f" → {row['correct']}" if row.get("correct") else ""
-        typer.echo(f"{row['id']}  {row['verdict']:4}  {row['question']}{correct}")
+    rows = said.read_feedback(ws.root, called)
+    adopted = {row["id"]: row for row in said.adopted_rows(ws, called)}
+    for row in list({**adopted, **{row["id"]: row for row in rows}}.values()):
+        right = f" → {row['correct']}" if row.get("correct") else ""
+        mark = say("adopted", "채택") if row["id"] in adopted else ""
+        typer.echo(f"{row['id']}  {row['verdict']:4}  {mark:7}  {row['question']}{right}")
+    if not rows and not adopted:
+        typer.echo(
+            say(f"Nobody has said anything of {called} yet.", f"{called}에 대한 의견이 없습니다.")
+        )
 
 
 def register(app: typer.Typer) -> None:

@@ -1,33 +1,26 @@
-"""What people say of answers, and how it becomes lessons: only on the owner's word.
+"""What people say of answers, and what of it the owner adopts.
 
 A click on 좋아요 or 아니에요, perhaps with the right answer, is somebody's claim and nothing more.
-It is kept, with identifiers masked, in a file of its own. When the owner has looked at it and
-adopts it, the stage `adopt_feedback` makes lessons of it in the form that training reads: a range
-of characters in a passage. A right answer that stands in no passage teaches a model that quotes
-nothing and is counted as such; neither does a mere «no». A question keeps its document's split.
+It is kept, with identifiers masked, in a file of its own. What the owner has looked at and adopted
+is an artefact with a name, `NAME.feedback`, whose newest version `onsil grow --name NAME` makes
+lessons of (`instruction/feedback.py`); what was adopted can be dropped again.
 """
 
+import hashlib
 import json
-import os
-import re
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from onsil.corpus import load_corpus
 from onsil.corpus.pii import mask
 from onsil.documents.types import FileRef
 from onsil.errors import OnsilError
-from onsil.instruction.lessons import Lesson
-from onsil.lineage import Artifact, Run, Workspace, stage
-from onsil.lineage.spelling import file_digest, write_atomically
-from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.passages import Passage, passages_of, reading_text
+from onsil.instruction.feedback import adopt_feedback, adopted_for, lessons_from, load_feedback
+from onsil.lineage import Workspace
+from onsil.lineage.spelling import write_atomically
 from onsil.serving.guard import Refused
 from onsil.serving.request_log import append_whole, read_lines
 
@@ -35,7 +28,7 @@ FOLDER, FILE = "feedback", "feedback.jsonl"
 LARGEST = 16_000_000  # bytes; then somebody has to read it
 FIELDS = {  # name → most characters
     "request_id": 64, "verdict": 4, "question": 1_000, "answer": 4_000, "correct": 2_000,
-    "document": 500, "heading": 500, "digest": 64,
+    "document": 500, "heading": 500,
 }  # fmt: skip
 VERDICTS = ("good", "bad")
 _alone = threading.Lock()
@@ -58,11 +51,12 @@ def checked(body: dict[str, Any]) -> dict[str, str]:
     return body
 
 
-def keep(home: Path, owner: str, fields: dict[str, str]) -> str:
-    """Append one piece, masked and on the disk before this returns: its id. Raises Refused (507)
-    when the file is full or the disk is."""
+def keep(home: Path, model: str, owner: str, fields: dict[str, str]) -> str:
+    """Append one piece about a model, masked and on the disk before this returns: its id. Raises
+    Refused (507) when the file is full or the disk is."""
     said = {name: mask(text)[0] for name, text in fields.items() if text}
-    row = {"id": f"feedback-{uuid.uuid4().hex[:12]}", "at": round(time.time(), 3), "owner": owner}
+    row = {"id": f"feedback-{uuid.uuid4().hex[:12]}", "at": round(time.time(), 3)}
+    row |= {"model": model, "owner": owner}
     text = (json.dumps(row | said, ensure_ascii=False) + "\n").encode()
     path = home / FOLDER / FILE
     try:
@@ -75,106 +69,96 @@ def keep(home: Path, owner: str, fields: dict[str, str]) -> str:
     return row["id"]
 
 
-def read_feedback(home: Path) -> list[dict[str, Any]]:
-    """What was said, oldest first; of one person about one answer the last word only."""
-    path = home / FOLDER / FILE
+def read_feedback(home: Path, model: str) -> list[dict[str, Any]]:
+    """What was said of a model, oldest first; of one person about one answer the last word only."""
+    rows = read_lines(home / FOLDER / FILE, kept=0)
+    return _last_words(row for row in rows if row.get("model") == model)
+
+
+def _last_words(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     last: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in read_lines(path, kept=0):
+    for row in rows:
         about = row["owner"], row["request_id"]
         last.pop(about, None)
         last[about] = row
     return list(last.values())
 
 
-def adopt(ws: Workspace, name: str, ids: list[str] | None = None) -> tuple[str, dict[str, int]]:
-    """Make lessons of the pieces with these ids (None: of all): (`NAME.feedback@vN`, counts).
+def adopted_rows(ws: Workspace, name: str) -> list[dict[str, Any]]:
+    """What is adopted now, oldest first."""
+    made = adopted_for(ws, name)
+    return load_feedback(made) if made else []
+
+
+def adopt(
+    ws: Workspace, name: str, ids: Collection[str] | None = None
+) -> tuple[str, dict[str, int]]:
+    """Adopt the pieces with these ids (None: all), beside those adopted before: as for `drop`.
     Raises OnsilError when there are none, or the model was not grown from documents."""
-    rows = [r for r in read_feedback(ws.root) if ids is None or r["id"] in ids]
-    if not rows or (ids and len(rows) < len(set(ids))):
-        missing = ", ".join(sorted(set(ids or []) - {r["id"] for r in rows})) or "–"
-        raise OnsilError(
-            en=(
-                f"There is no such feedback: {missing}.",
-                "Only what somebody said can be adopted.",
-                f"onsil feedback {name} shows what there is.",
-            ),
-            ko=(
-                f"그런 의견이 없습니다: {missing}.",
-                "실제로 받은 의견만 학습 자료로 쓸 수 있습니다.",
-                f"onsil feedback {name}(으)로 받은 의견을 볼 수 있습니다.",
-            ),
-        )
-    called, _, model = ws.resolve(name)
-    corpus = ((ws.record(model.key) or {}).get("arguments") or {}).get("corpus")
+    called = ws.resolve(name)[0]
+    said = {row["id"]: row for row in read_feedback(ws.root, called)}
+    ids = list(said) if ids is None else ids
+    if not ids or (missing := sorted(set(ids) - set(said))):
+        raise _nothing_such(called, ", ".join(missing) if ids else "")
+    return _adopt(ws, called, [*adopted_rows(ws, called), *(said[id_] for id_ in ids)])
+
+
+def drop(ws: Workspace, name: str, ids: Collection[str]) -> tuple[str, dict[str, int]]:
+    """Adopt these no longer: (`NAME.feedback@vN`, what becomes of all that is adopted now, in the
+    documents of the present model). Raises OnsilError for one that is not adopted."""
+    called = ws.resolve(name)[0]
+    before = adopted_rows(ws, called)
+    if missing := sorted(set(ids) - {row["id"] for row in before}):
+        raise _nothing_such(called, ", ".join(missing))
+    return _adopt(ws, called, [row for row in before if row["id"] not in ids])
+
+
+def _adopt(ws: Workspace, name: str, rows: list[dict[str, Any]]) -> tuple[str, dict[str, int]]:
+    record = ws.record(ws.resolve(name)[2].key) or {}
+    corpus = (record.get("arguments") or {}).get("corpus")
     if corpus is None:
         from onsil.retrieval.answering import not_grown
 
-        raise not_grown(called)
-    folder = ws.root / FOLDER
+        raise not_grown(name)
+    rows = _last_words(sorted(rows, key=lambda row: (row["at"], row["id"])))
     text = "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows)
-    draft = folder / f"adopting-{os.getpid()}.jsonl"
-    write_atomically(draft, text)
-    digest = file_digest(draft)
-    path = folder / f"{digest[:16]}.jsonl"
-    os.replace(draft, path)
-    made = adopt_feedback(
-        ws,
-        corpus=ws.artifact(corpus["artifact"], corpus["key"]),
-        feedback=FileRef(path.name, digest),
-        run={"source": folder},
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = ws.root / FOLDER / f"{digest}.jsonl"
+    write_atomically(path, text)
+    try:
+        run = {"source": path.parent}
+        made = adopt_feedback(ws, feedback=FileRef(path.name, digest), run=run)
+    finally:
+        path.unlink()
+    version = ws.register(f"{name}.feedback", made)
+    ws.set_alias(f"{name}.feedback", "champion", version)
+    counts = lessons_from(rows, ws.artifact(corpus["artifact"]).path, ())[1]
+    return f"{name}.feedback@{version}", counts
+
+
+def _nothing_such(name: str, missing: str) -> OnsilError:
+    if not missing:
+        return OnsilError(
+            en=(
+                f"Nobody has said anything of {name} yet.",
+                "Only what somebody said can be adopted.",
+                f"Serve it (onsil serve {name}); there are two buttons below each answer.",
+            ),
+            ko=(
+                f"{name}의 답에 대한 의견이 아직 없습니다.",
+                "실제로 받은 의견만 학습 자료로 쓸 수 있습니다.",
+                f"모델을 열면(onsil serve {name}) 답마다 의견 단추가 있습니다.",
+            ),
+        )
+    return OnsilError(
+        en=(
+            f"There is no such feedback: {missing}.",
+            "Only what somebody said can be adopted, and only what is adopted can be dropped.",
+            f"onsil feedback {name} shows what there is.",
+        ),
+        ko=(
+            f"그런 의견이 없습니다: {missing}.",
+            "실제로 받은 의견만 채택할 수 있고, 채택한 의견만 뺄 수 있습니다.",
+            f"다음 명령으로 받은 의견을 볼 수 있습니다: onsil feedback {name}",
+        ),
     )
-    version = ws.register(f"{called}.feedback", made)
-    return f"{called}.feedback@{version}", (ws.record(made.key) or {})["notes"]
-
-
-@stage(version=1)
-def adopt_feedback(*, corpus: Artifact, feedback: FileRef, out: Path, run: Run) -> dict:
-    """lessons.jsonl of what people said about answers, and feedback.jsonl, what they said."""
-    text = (run.source / feedback.path).read_text(encoding="utf-8")
-    (out / "feedback.jsonl").write_text(text, encoding="utf-8")
-    held = load_corpus(corpus)
-    passages = [p for p in passages_of(held.documents) if not p.superseded]
-    index, counts = BM25(passages), Counter[str]()
-    with (out / "lessons.jsonl").open("w", encoding="utf-8") as f:
-        for row in map(json.loads, text.splitlines()):
-            lesson = lesson_of(row, index, held.split)
-            counts["lessons" if lesson else "not placed"] += 1
-            if lesson:
-                f.write(json.dumps(asdict(lesson), ensure_ascii=False) + "\n")
-    return dict(sorted(counts.items()))
-
-
-def lesson_of(row: dict[str, Any], index: BM25, split: dict[str, str]) -> Lesson | None:
-    """The lesson of one piece: the right answer where it stands, or that the nearest passage has
-    none; None where neither is said."""
-    good, answered = row["verdict"] == "good", bool(row.get("answer"))
-    right = row.get("correct") or (row.get("answer") if good else None)
-    for passage in _candidates(row, index):
-        read = reading_text(passage)
-        if right and (place := _place(right, read, len(read) - len(passage.text))):
-            return _lesson(row, passage, place, split)
-        if good and not answered and not right:
-            return _lesson(row, passage, None, split)
-    return None
-
-
-def _lesson(
-    row: dict[str, Any], passage: Passage, place: tuple[int, int] | None, split: dict[str, str]
-) -> Lesson:
-    read, where = reading_text(passage), (passage.document, passage.heading)
-    return Lesson(row["question"], read, place, *where, "feedback", split[passage.document])
-
-
-def _candidates(row: dict[str, Any], index: BM25) -> Iterator[Passage]:
-    """The passage that was cited, then those nearest to the question."""
-    cited = row.get("document"), row.get("heading")
-    yield from (p for p in index.passages if (p.document, p.heading) == cited)
-    yield from (index.passages[i] for _, i in index.search(row["question"], limit=5))
-
-
-def _place(answer: str, read: str, lead: int) -> tuple[int, int] | None:
-    """Where an answer stands in a passage, its own text before its headings; white space may
-    differ."""
-    shape = re.compile(r"\s+".join(map(re.escape, answer.strip(" .\n").split())))
-    found = shape.search(read, lead) or shape.search(read)
-    return found.span() if found and found.group() else None

@@ -235,7 +235,7 @@ class Monitoring:
         with self._lock:
             days = sorted({day for day, _ in self._days})[-DAYS:]
             counts = [(d, self._days[d, True], self._days[d, False]) for d in days]
-        said = read_feedback(self.ws.root)
+        said = read_feedback(self.ws.root, self.name)
         found = self.look() if self.predictions else None
         shares = [asdict(wilson(no, yes + no)) for _, yes, no in counts]
         return {
@@ -273,7 +273,7 @@ class Monitoring:
     async def hear(self, request: Request) -> Response:
         """`POST /v1/feedback`."""
         fields = checked(parse(request.state.body))
-        said = await run_in_threadpool(keep, self.ws.root, request.state.owner, fields)
+        said = await run_in_threadpool(keep, self.ws.root, self.name, request.state.owner, fields)
         self.metrics.count(FEEDBACK, verdict=fields["verdict"])
         return JSONResponse({"object": "feedback", "id": said}, 201)
 

@@ -6,7 +6,6 @@ training split are seen.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from onsil.lineage.spelling import write_atomically
 from onsil.models.checkpoint import load, save
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
-from onsil.tokenizer.template import Rendered, render_pair, render_turn
+from onsil.tokenizer.template import render_pair, render_turn
 from onsil.training.loop import Step, report_progress, train
 from onsil.training.objectives import (
     schedule,
@@ -25,7 +24,7 @@ from onsil.training.objectives import (
     token_loss,
     turn_batch,
 )
-from onsil.training.plan import load_plan
+from onsil.training.plan import FEEDBACK, load_plan
 from onsil.training.pretraining import CURVE_POINTS, kept_curve
 
 HEAD = "qa_outputs"
@@ -47,27 +46,22 @@ def load_reader(folder: Path, compute: str = "fp32") -> tuple[Transformer, torch
     return model.eval(), head.eval()
 
 
-def tasks_of(lessons: Path, tokenizer, split: str, context: int) -> list[Rendered]:
-    """Every lesson of a split as ids and target."""
+def lessons_in(lessons: Path, many: int) -> list[tuple]:
+    """(question, passage, answer) of `many` lessons of the training split."""
+    with lessons.open(encoding="utf-8") as f:
+        rows = [row for row in map(json.loads, f) if row["split"] == "train"]
     return [
-        render_pair(tokenizer, row["question"], row["passage"], row["answer"], True, context)
-        for row in lessons_in(lessons, split)
+        (row["question"], row["passage"], tuple(row["answer"]) if row["answer"] else None)
+        for row in some_of(rows, many)
     ]
 
 
-def lessons_in(lessons: Path, split: str) -> Iterator[dict]:
-    """The rows of a lessons.jsonl that belong to a split."""
-    with lessons.open(encoding="utf-8") as f:
-        for line in f:
-            row = json.loads(line)
-            if row["split"] == split:
-                yield row | {"answer": tuple(row["answer"]) if row["answer"] else None}
-
-
-def some_of(tasks: list, many: int) -> list:
-    """`many` of the tasks, evenly spread."""
-    many = min(len(tasks), many)
-    return [tasks[i * len(tasks) // many] for i in range(many)]
+def some_of(rows: list[dict], many: int) -> list[dict]:
+    """`many` of the lessons, evenly spread; those that a person gave are never left out."""
+    given = [row for row in rows if row["kind"] == FEEDBACK]
+    rules = [row for row in rows if row["kind"] != FEEDBACK]
+    many = min(len(rules), max(0, many - len(given)))
+    return [rules[i * len(rules) // many] for i in range(many)] + given
 
 
 @stage(version=2)
@@ -84,11 +78,8 @@ def instruct(
     settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
     torch.set_num_threads(settings.threads)
     model, _ = load(decoder.path, settings.compute)
-    turns = []
-    for lesson in lessons_in(lessons / "lessons.jsonl", "train"):
-        asked = (lesson["question"], lesson["passage"], lesson["answer"])
-        turns.append(render_turn(words, *asked, True, model.shape.context))
-    turns = some_of(turns, settings.generator_lessons)
+    taught = lessons_in(lessons / "lessons.jsonl", settings.generator_lessons)
+    turns = [render_turn(words, *asked, True, model.shape.context) for asked in taught]
     sizes = [len(t.ids) for t in turns]
     steps = schedule(sizes, 2 * settings.batch_tokens, 1, settings.seed) if turns else []
 
@@ -130,8 +121,8 @@ def finetune(
     head = new_head(model.shape.width, settings.seed)
     if f"{HEAD}.weight" in extra:  # a base that has read lessons already
         head.load_state_dict({leaf: extra[f"{HEAD}.{leaf}"] for leaf in ("weight", "bias")})
-    tasks = tasks_of(lessons / "lessons.jsonl", words, "train", model.shape.context)
-    tasks = some_of(tasks, settings.reader_lessons)
+    taught = lessons_in(lessons / "lessons.jsonl", settings.reader_lessons)
+    tasks = [render_pair(words, *asked, True, model.shape.context) for asked in taught]
     sizes = [len(t.ids) for t in tasks]
     steps = schedule(sizes, 2 * settings.batch_tokens, settings.reader_epochs, settings.seed)
     if not tasks:

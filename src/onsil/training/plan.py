@@ -41,7 +41,7 @@ SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
 # text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
 RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.6, "generator": 1.5}
 MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
-FEWEST_LESSONS = 256
+FEWEST_LESSONS, FEEDBACK = 256, "feedback"  # the kind of lesson that every reader reads
 # (width, depth) by tokens of text: the larger the corpus, the larger the model it can fill.
 SIZES = ((200_000, 128, 4), (2_000_000, 192, 4), (20_000_000, 256, 6), (10**12, 384, 8))
 CONTEXT = 512
@@ -51,7 +51,8 @@ LARGEST_BATCH = 2  # the readers' batches are so many times the plan's
 @dataclass(frozen=True)
 class Plan:
     """One run. Epochs of zero skip a part; `reader_lessons` of the lessons, evenly spread, are
-    read in each, `generator_lessons` once by the generating reader. `tokens_per_second` is what
+    read in each, `generator_lessons` once by the generating reader; those of adopted feedback are
+    always among them. `tokens_per_second` is what
     was measured, `predicted_*` what follows from it. `base` is the digest of the weights the run
     starts from, empty when it starts from noise.
 
