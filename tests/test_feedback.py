@@ -180,7 +180,7 @@ def test_what_was_adopted_is_taught_by_the_next_grow(home, ws):
     gold = [row | {"id": split, "split": split} for split in ("dev", "test")]
     (documents / "gold.jsonl").write_text("\n".join(map(json.dumps, gold)))
     made = again()
-    words = "1 adopted answers are taught; left out: 1 asked in the examination."
+    words = "adopted answers taught: 1; left out: 1 asked in the examination."
     assert any(words in line for line in told)
     records = {record["stage"]: record for _, record in history(ws, made.key)}
     adopted = adopted_for(ws, "desk")

@@ -146,7 +146,7 @@ def feedback_words(counts: dict[str, int]) -> Pair:
     en = ", ".join(f"{n:,} {words[1]}" for words, n in why)
     return (
         f"채택한 의견 {taught:,}건을 가르칩니다" + (f". 뺀 것 {left:,}건({ko})" if left else "."),
-        f"{taught:,} adopted answers are taught" + (f"; left out: {en}." if left else "."),
+        f"adopted answers taught: {taught:,}" + (f"; left out: {en}." if left else "."),
     )
 
 

@@ -98,8 +98,9 @@ def adopt(
     called = ws.resolve(name)[0]
     said = {row["id"]: row for row in read_feedback(ws.root, called)}
     ids = list(said) if ids is None else ids
-    if not ids or (missing := sorted(set(ids) - set(said))):
-        raise _nothing_such(called, ", ".join(missing) if ids else "")
+    missing = sorted(set(ids) - set(said))
+    if missing or not ids:
+        raise _nothing_such(called, ", ".join(missing))
     return _adopt(ws, called, [*adopted_rows(ws, called), *(said[id_] for id_ in ids)])
 
 

@@ -46,7 +46,10 @@ def load_reader(folder: Path, compute: str = "fp32") -> tuple[Transformer, torch
     return model.eval(), head.eval()
 
 
-def lessons_in(lessons: Path, many: int) -> list[tuple]:
+Taught = tuple[str, str, tuple[int, int] | None]
+
+
+def lessons_in(lessons: Path, many: int) -> list[Taught]:
     """(question, passage, answer) of `many` lessons of the training split."""
     with lessons.open(encoding="utf-8") as f:
         rows = [row for row in map(json.loads, f) if row["split"] == "train"]
