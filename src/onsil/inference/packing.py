@@ -53,10 +53,13 @@ class Packed(nn.Module):
         self.alone = True  # whether one row may come alone
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        if not self.alone and x.numel() == x.size(-1):
-            twice = None if other is None else torch.cat((other, other), -2)
-            return self.product(torch.cat((x, x), -2), twice)[..., :1, :]
-        return self.product(x, other)
+        rows = x.size(-2)
+        # oneDNN compiles a kernel for each number of rows, so there are few numbers of many rows.
+        more = -rows % GROUP if rows > GROUP else int(rows == 1 and not self.alone)
+        if not more:
+            return self.product(x, other)
+        full = None if other is None else F.pad(other, (0, 0, 0, more))
+        return self.product(F.pad(x, (0, 0, 0, more)), full)[..., :rows, :]
 
     def product(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise
