@@ -11,6 +11,7 @@ keeps it from what is not data; what a hole in that sandbox would reach is an em
 import json
 import struct
 import sys
+from functools import cache
 from typing import Any
 
 LONGEST_OUTPUT = 4_000_000  # characters a template may write
@@ -37,7 +38,8 @@ def main() -> None:
 def _prepare() -> None:
     """Load now what would be loaded later, when no file can be opened."""
     import jinja2.debug  # noqa: F401
-    import llguidance  # noqa: F401
+
+    _bytes()
 
     for name in ("utf-8", "ascii", "latin-1"):
         "".encode(name)
@@ -116,12 +118,24 @@ def _rendered(told: Answer) -> Answer:
 
 
 def _grammar(told: Answer) -> Answer:
+    """The grammar of a schema, worked out here as the parent will: in that it shows what it
+    costs, and no less than there, though the vocabulary is bytes."""
     import llguidance
 
     made = llguidance.LLMatcher.grammar_from_json_schema(told["schema"], overrides=told["options"])
     limits = llguidance.LLParserLimits(verbose_errors=False)
-    wrong = llguidance.LLMatcher.validate_grammar(made, None, limits=limits)
-    return {"error": wrong} if wrong else {"grammar": made}
+    matcher = llguidance.LLMatcher(_bytes(), made, log_level=0, limits=limits)
+    if not matcher.is_error():
+        return {"grammar": made}
+    wrong = matcher.get_error()
+    return {"error": "it becomes too large a grammar" if "panic" in wrong else wrong}
+
+
+@cache
+def _bytes():
+    import llguidance
+
+    return llguidance.LLTokenizer("byte")
 
 
 if __name__ == "__main__":

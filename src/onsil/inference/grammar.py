@@ -83,8 +83,8 @@ class Matcher:
         self.finished = self.inner.is_stopped()
 
     def _check(self) -> None:
-        if self.inner.is_error():
-            raise Broken(self.inner.get_error()[:200])
+        if self.inner.is_error():  # its own words quote the answer, and these end in a log
+            raise Broken(f"the grammar's parser stopped: {self.inner.stop_reason()}")
 
 
 class Grammar:
