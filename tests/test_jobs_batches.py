@@ -1,5 +1,6 @@
 """Batches: OpenAI's own client, lines that are none, workers that die at one."""
 
+import threading
 import time
 from typing import Any
 
@@ -106,6 +107,29 @@ def test_a_batch_that_expires_says_which_lines_were_not_answered(client, store, 
     assert found.expired_at and found.request_counts.completed > 0
     rest = rows(client, found.error_file_id)
     assert rest and {row["error"]["code"] for row in rest} == {"batch_expired"}
+
+
+def test_a_busy_server_holds_up_neither_the_end_of_a_batch_nor_of_its_worker(client, store, files):
+    asked = threading.Event()
+
+    def busy(owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+        asked.set()
+        return 503, {}
+
+    made = new_batch(client, spelled(line(1), line(2)))
+    handler = {"batch": BatchHandler(store, files, busy)}
+    with working(store, handler, grace=600):
+        assert asked.wait(30)
+    job = store.get("kim", made.id.replace("batch_", "job_"))
+    assert (job.state, job.attempts) == ("ready", 0)
+    asked.clear()
+    with working(store, handler):
+        assert asked.wait(30)
+        client.batches.cancel(made.id)
+        until(lambda: client.batches.retrieve(made.id).status == "cancelled")
+    found = client.batches.retrieve(made.id)
+    codes = [row["error"]["code"] for row in rows(client, found.error_file_id)]
+    assert codes == ["batch_cancelled"] * 2 and found.request_counts.failed == 0
 
 
 def test_batches_of_others_and_requests_that_are_none(client, address, door):

@@ -104,30 +104,47 @@ def test_a_folder_that_cannot_be_written_and_a_file_that_is_none(tmp_path):
     (tmp_path / "file").write_text("no database at all" * 100)
     with pytest.raises(Damaged):
         open_store(tmp_path / "file")
-    with pytest.raises((Unavailable, OSError)):
+    with pytest.raises(Unavailable, match=r"Not a directory|File exists"):
         open_store(tmp_path / "file" / "jobs.db")
     with pytest.raises(Unavailable, match="unable to open"):
         open_store(tmp_path)
 
 
 def test_a_database_server_that_goes_away_and_comes_back():
-    with postgres.server() as server:
-        store = open_store(server.fresh())
-        job = submit(store, "safe")
-        server.stop()
+    server = postgres.shared()
+    store = open_store(server.fresh())
+    job = submit(store, "safe")
+    server.stop()
+    try:
         with pytest.raises(Unavailable) as e:
             submit(store)
         assert e.value.status == 503
-        with working(store, lambda claimed: claimed.payload):
-            server.start()
-            until(lambda: _closed(store, job), 20)
-        assert store.get("kim", job.id).result == "safe"
-        with pytest.raises(Unavailable, match="read-only"), store.database.transaction() as run:
-            run("set transaction read only")
-            run("update jobs set state = state")
-        with pytest.raises(Full), store.database.transaction() as run:
-            run("do $$ begin raise exception 'no space left' using errcode = '53100'; end $$")
-        store.close()
+        begun = working(store, lambda claimed: claimed.payload)
+        begun.__enter__()
+    finally:
+        server.start()
+    until(lambda: _closed(store, job))
+    begun.__exit__(None, None, None)
+    assert store.get("kim", job.id).result == "safe"
+    with pytest.raises(Unavailable, match="read-only"), store.database.transaction() as run:
+        run("set transaction read only")
+        run("update jobs set state = state")
+    with pytest.raises(Full), store.database.transaction() as run:
+        run("do $$ begin raise exception 'no space left' using errcode = '53100'; end $$")
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        submit(store)
+
+
+def test_a_user_without_rights_is_told_so():
+    import psycopg
+
+    server = postgres.shared()
+    with psycopg.connect(server.url, autocommit=True) as plain:
+        plain.execute("create role guest login")
+    place = server.fresh().partition("@")[2]
+    with pytest.raises(Unavailable, match="permission denied"):
+        open_store(f"postgresql://guest@{place}")
 
 
 def _closed(store: JobStore, job: Job) -> bool:

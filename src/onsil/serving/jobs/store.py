@@ -408,9 +408,9 @@ class JobStore:
             old = run(
                 "select id, progress from jobs where finished < (select epoch() - ?)"
                 " and not exists (select 1 from deliveries d where d.job = jobs.id"
-                " and d.state = 'ready') and (kind not like ? or exists (select 1 from jobs later"
-                " where later.owner = jobs.owner and later.kind = jobs.kind"
-                f" and later.seq > jobs.seq)) order by finished limit {TOGETHER}"
+                " and d.state = 'ready') and (kind not like ? or seq < (select max(seq)"
+                " from jobs later where later.owner = jobs.owner and later.kind = jobs.kind))"
+                f" order by finished limit {TOGETHER}"
                 f"{self.database.skip_locked}",
                 *(days * A_DAY, SCHEDULED),
             )
