@@ -1,8 +1,10 @@
 """A real server of the routes of jobs, files and batches, and clients for it. Not a test itself."""
 
+import http.server
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +77,31 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
+
+
+@contextmanager
+def listener(statuses: list[int]) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    """A program that is told: its URL, and what it heard. It answers with the next status."""
+    heard: list[tuple[dict[str, str], bytes]] = []
+
+    class Ear(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            heard.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(statuses.pop(0) if statuses else 200)
+            self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ear)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/told?by=onsil", heard
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

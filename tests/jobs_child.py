@@ -138,7 +138,7 @@ def main() -> None:
     if given.without == "commit":
         hasty(store)
     if given.mode == "worker":
-        work(store, HANDLERS, float(given.more), 1)
+        work(Worker(store, HANDLERS, float(given.more)))
     else:
         serve(store, Path(given.more))
 

@@ -3,14 +3,19 @@
 import io
 import json
 import os
+import re
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import openai
 import psutil
 import pytest
+from job_doors import listener
 from openai_forms import conforms
 from served import make_pen, server
 
@@ -31,6 +36,52 @@ def home(tmp_path_factory) -> Path:
 
 def key_of(home: Path) -> str:
     return (home / "key").read_text().strip()
+
+
+class Served:
+    """One server for all tests here, which one of them kills and starts again."""
+
+    def __init__(self, home: Path, *arguments: str):
+        self.home, self.arguments, self.life = home, arguments, ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        self.address, _ = self.life.enter_context(server(self.home, *self.arguments, name="pen"))
+
+    def kill(self) -> None:
+        """SIGKILL to whoever listens there."""
+        port = int(self.address.rpartition(":")[2])
+        victim = next(
+            p
+            for p in psutil.Process().children(recursive=True)
+            if any(c.laddr and c.laddr.port == port for c in p.net_connections("inet"))
+        )
+        os.kill(victim.pid, signal.SIGKILL)
+        self.life.close()
+
+    def client(self, key: str = "") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key or key_of(self.home)}"}
+        return httpx.Client(base_url=self.address, headers=headers, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def ear() -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    """A program that is told when jobs are done."""
+    with listener([]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def poor(home) -> str:
+    """The key of one who may use ten tokens a day."""
+    return add_key(home, "kim", tokens_per_day=10)
+
+
+@pytest.fixture(scope="module")
+def served(home, ear, poor) -> Iterator[Served]:
+    made = Served(home, "--webhook-host", ear[0].split("/")[2])
+    yield made
+    made.life.close()
 
 
 def until(done, seconds: float = 30.0):
@@ -60,45 +111,54 @@ def batch_file(many: int) -> io.BytesIO:
     return io.BytesIO("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def test_a_job_is_answered_as_the_door_would_and_only_once(home):
-    with server(home, name="pen") as (address, _):
-        headers = {"Authorization": f"Bearer {key_of(home)}"}
-        with httpx.Client(base_url=address, headers=headers, timeout=30) as client:
-            now = client.post("/v1/chat/completions", json=CHAT).json()
-            asked = {"kind": "chat.completions", "input": CHAT}
-            first = client.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "a"})
-            again = client.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "a"})
-            assert first.status_code == 202 and again.json()["id"] == first.json()["id"]
-            later = until(lambda: finished(client, first.json()["id"]))
-            assert later["status"] == "done" and later["result"]["choices"] == now["choices"]
-            changed = asked | {"input": CHAT | {"seed": 4}}
-            other = client.post("/v1/jobs", json=changed, headers={"Idempotency-Key": "a"})
-            assert other.status_code == 409
-            bad = {"kind": "chat.completions", "input": CHAT | {"temperature": -1}}
-            made = client.post("/v1/jobs", json=bad).json()
-            assert "temperature" in until(lambda: finished(client, made["id"]))["error"]["message"]
-            assert client.post("/v1/jobs", json={"kind": "x", "input": 1}).status_code == 400
+def test_a_job_is_answered_as_the_door_would_and_only_once(served):
+    with served.client() as client:
+        now = client.post("/v1/chat/completions", json=CHAT).json()
+        asked = {"kind": "chat.completions", "input": CHAT}
+        first = client.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "a"})
+        again = client.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "a"})
+        assert first.status_code == 202 and again.json()["id"] == first.json()["id"]
+        later = until(lambda: finished(client, first.json()["id"]))
+        assert later["status"] == "done" and later["result"]["choices"] == now["choices"]
+        changed = asked | {"input": CHAT | {"seed": 4}}
+        other = client.post("/v1/jobs", json=changed, headers={"Idempotency-Key": "a"})
+        assert other.status_code == 409
+        bad = {"kind": "chat.completions", "input": CHAT | {"temperature": -1}}
+        made = client.post("/v1/jobs", json=bad).json()
+        assert "temperature" in until(lambda: finished(client, made["id"]))["error"]["message"]
+        assert client.post("/v1/jobs", json={"kind": "x", "input": 1}).status_code == 400
 
 
-def test_what_is_done_later_is_on_the_same_budget(home):
-    key = add_key(home, "kim", tokens_per_day=10)
-    with (
-        server(home, name="pen") as (address, _),
-        httpx.Client(base_url=address, headers={"Authorization": f"Bearer {key}"}) as client,
-    ):
+def test_whoever_is_told_can_check_who_tells(served, ear):
+    """The secret as the page on jobs says to make it."""
+    page = (Path(__file__).resolve().parents[1] / "docs" / "jobs.md").read_text()
+    found = re.search(r"^    \$ (python -c .*?)$\n\n", page, re.S | re.M)
+    assert found
+    made = subprocess.run(
+        ["sh", "-c", found[1].replace("\n    > ", "\n")],
+        env=os.environ | {"ONSIL_HOME": str(served.home)},
+        capture_output=True,
+        check=True,
+    )
+    secret, (url, heard) = made.stdout.decode().strip(), ear
+    with served.client() as client:
+        asked = {"kind": "chat.completions", "input": CHAT, "webhook": url}
+        job = client.post("/v1/jobs", json=asked).json()["id"]
+        headers, body = until(lambda: heard[-1] if heard else None)
+    assert json.loads(body)["data"] == {"id": job}
+    with openai.OpenAI(api_key="x", webhook_secret=secret) as official:
+        official.webhooks.verify_signature(body, headers)
+
+
+def test_what_is_done_later_is_on_the_same_budget(served, poor):
+    with served.client(poor) as client, served.client() as mine:
         made = client.post("/v1/jobs", json={"kind": "chat.completions", "input": CHAT}).json()
-        mine = {"Authorization": f"Bearer {key_of(home)}"}
-        look = f"/v1/jobs/{made['id']}"
-        assert client.get(look, headers=mine).status_code == 404  # kim's alone
-        refused = lambda: client.get("/v1/models").status_code == 429 or None  # noqa: E731
-        assert until(refused)
+        assert mine.get(f"/v1/jobs/{made['id']}").status_code == 404  # kim's alone
+        assert until(lambda: client.get("/v1/models").status_code == 429 or None)
 
 
-def test_the_official_client_runs_a_batch(home):
-    with (
-        server(home, name="pen") as (address, _),
-        openai.OpenAI(base_url=f"{address}/v1", api_key=key_of(home)) as official,
-    ):
+def test_the_official_client_runs_a_batch(served):
+    with openai.OpenAI(base_url=f"{served.address}/v1", api_key=key_of(served.home)) as official:
         file = official.files.create(file=("in.jsonl", batch_file(5)), purpose="batch")
         conforms(file.model_dump(exclude_unset=True), "OpenAIFile")
         made = official.batches.create(
@@ -120,29 +180,19 @@ def test_the_official_client_runs_a_batch(home):
         assert now.choices[0].message.content == said
 
 
-def test_a_killed_server_goes_on_with_its_batch_where_it_was(home):
+def test_a_killed_server_goes_on_with_its_batch_where_it_was(served):
     """kill -9 in the midst of forty lines; each is answered once."""
-    with server(home, name="pen") as (address, _):
-        headers = {"Authorization": f"Bearer {key_of(home)}"}
-        with httpx.Client(base_url=address, headers=headers, timeout=30) as client:
-            sent = {"file": ("in.jsonl", batch_file(40))}
-            file = client.post("/v1/files", files=sent, data={"purpose": "batch"}).json()
-            asked = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
-            batch = client.post("/v1/batches", json=asked | {"completion_window": "24h"}).json()
-            look = f"/v1/batches/{batch['id']}"
-            counts = lambda: client.get(look).json()["request_counts"]["completed"]  # noqa: E731
-            until(lambda: counts() >= 5 or None)
-            port = int(address.rpartition(":")[2])
-            victim = next(
-                p
-                for p in psutil.Process().children(recursive=True)
-                if any(c.laddr and c.laddr.port == port for c in p.net_connections("inet"))
-            )
-            os.kill(victim.pid, signal.SIGKILL)
-    with (
-        server(home, name="pen") as (address, _),
-        httpx.Client(base_url=address, headers=headers, timeout=30) as client,
-    ):
+    with served.client() as client:
+        sent = {"file": ("in.jsonl", batch_file(40))}
+        file = client.post("/v1/files", files=sent, data={"purpose": "batch"}).json()
+        asked = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
+        batch = client.post("/v1/batches", json=asked | {"completion_window": "24h"}).json()
+        look = f"/v1/batches/{batch['id']}"
+        counts = lambda: client.get(look).json()["request_counts"]["completed"]  # noqa: E731
+        until(lambda: counts() >= 5 or None)
+    served.kill()
+    served.start()
+    with served.client() as client:
         done = until(
             lambda: ((b := client.get(look).json())["status"] == "completed" and b) or None, 90
         )

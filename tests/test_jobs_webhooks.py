@@ -1,17 +1,13 @@
 """Webhooks: signed, sent until they are heard, and only where the operator allows."""
 
 import base64
-import http.server
 import json
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import job_stores
 import openai
 import pytest
+from job_doors import listener
 from job_stores import until
 
 from onsil.serving.jobs import JobStore
@@ -19,34 +15,6 @@ from onsil.serving.jobs import webhooks as hooks
 from onsil.serving.jobs.webhooks import NotAllowed, Webhooks, deliveries, target
 
 url, store = job_stores.url, job_stores.store
-
-
-@contextmanager
-def listener(statuses: list[int]) -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
-    """A program that is told: its URL, and what it heard. It answers with the next status."""
-    heard: list[tuple[dict[str, str], bytes]] = []
-
-    class Ear(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            heard.append(({k.lower(): v for k, v in self.headers.items()}, body))
-            self.send_response(statuses.pop(0) if statuses else 200)
-            self.send_header("Location", "http://127.0.0.1:1/elsewhere")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ear)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/told?by=onsil", heard
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def close_one(store: JobStore, url: str) -> str:

@@ -298,7 +298,8 @@ async def received(request: Request, files: FileStore) -> File:
         owner = owner_of(request)
         return await run_in_threadpool(files.keep, owner, incoming, upload.filename, "batch")
     finally:
-        await run_in_threadpool(upload.discard)
+        with anyio.CancelScope(shield=True):  # the caller may be gone; what came of it goes too
+            await run_in_threadpool(upload.discard)
 
 
 def file_routes(files: FileStore) -> list[Route]:
