@@ -33,7 +33,7 @@ from onsil.lineage import Workspace, children, history
 from onsil.serving import openai_chat, openai_completions, openai_embeddings, openai_responses
 from onsil.serving.access import COOKIE, SESSION_SECONDS, Access
 from onsil.serving.ai_mark import AIMark
-from onsil.serving.guard import SECONDS, Guard, Refused, parse
+from onsil.serving.guard import SECONDS, Guard, Refused, busy, parse
 from onsil.serving.models import Models
 from onsil.serving.openapi import RESERVED, document
 from onsil.serving.request_log import heard, observation
@@ -87,7 +87,7 @@ class Server:
     def admit(self) -> None:
         """Raises Refused (503) when all places are taken."""
         if self.places.locked():
-            raise Refused(503, "Too many questions at once; come back in a second.", "overloaded")
+            raise busy()
 
     async def answer(
         self,

@@ -8,6 +8,8 @@ answers pass through untouched.
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -21,6 +23,7 @@ LARGEST_BODY, DEEPEST = 1_000_000, 64
 UPLOADS, LARGEST_FILE = ("/v1/files",), 101_000_000  # bodies that are read as they come
 BODY_SECONDS, SECONDS = 30.0, 600.0  # for a body to arrive, for an answer to leave
 LARGEST_HEADERS = 32_000
+AT_ONCE = 256  # requests at work that may carry a body
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'; object-src 'none'",
@@ -31,6 +34,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+SENT = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 
 class Refused(Exception):
@@ -64,6 +68,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access, hosts: frozenset[str]):
         self.app, self.access, self.hosts = app, access, hosts
+        self.working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,29 +81,46 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                named = {name.lower() for name, _ in message["headers"]}
-                extra = [
-                    (name.encode(), value.encode())
-                    for name, value in HEADERS.items()
-                    if name.lower().encode() not in named
-                ]
+                named = {name for name, _ in message["headers"]}
+                extra = [header for header in SENT if header[0] not in named]
                 message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 
         try:
-            owner = self._admit(scope)
-            state = scope["state"] = scope.get("state", {}) | {"owner": owner}
-            if scope["path"] in UPLOADS:
-                receive = _counted(scope, receive)
-            else:
-                state["body"] = await asyncio.wait_for(_whole_body(scope, receive), BODY_SECONDS)
-            await asyncio.wait_for(self.app(scope, receive, sending), SECONDS)
+            scope["state"] = scope.get("state", {}) | {"owner": self._admit(scope)}
+            with self._place(scope["method"]):
+                await self._passed(scope, receive, sending)
         except Refused as refused:
             if not started:
                 await refuse(sending, refused)
         except TimeoutError:
             if not started:
                 await refuse(sending, Refused(408, "The request took too long.", "timeout_error"))
+
+    @contextmanager
+    def _place(self, method: str) -> Iterator[None]:
+        """One of `AT_ONCE` places, for what may carry a body: so many bodies are in memory at most.
+        What only asks needs none, and is answered also when all are taken. Raises Refused (503)."""
+        if method in ("GET", "HEAD"):
+            yield
+            return
+        if self.working >= AT_ONCE:
+            raise busy()
+        self.working += 1
+        try:
+            yield
+        finally:
+            self.working -= 1
+
+    async def _passed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """To the doors, with the body read. Raises Refused, TimeoutError."""
+        if scope["path"] in UPLOADS:
+            receive = _counted(scope, receive)
+        else:
+            async with asyncio.timeout(BODY_SECONDS):
+                scope["state"]["body"] = await _whole_body(scope, receive)
+        async with asyncio.timeout(SECONDS):
+            await self.app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> str:
         """Whose request it is ("" on public routes). Raises Refused unless host, origin and key are
@@ -123,6 +145,10 @@ class Guard:
                 return OWNER
             raise Refused(403, "A page's request must name its origin.", "permission_error")
         raise Refused(401, "A key is needed: Authorization: Bearer KEY.", "authentication_error")
+
+
+def busy() -> Refused:
+    return Refused(503, "Too many questions at once; come back in a second.", "overloaded")
 
 
 def _session(cookies: str) -> str:

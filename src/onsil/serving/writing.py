@@ -18,7 +18,7 @@ from onsil.inference.engine import Busy, Request, Token
 from onsil.inference.grammar import Grammar
 from onsil.inference.loading import ServedModel
 from onsil.inference.sampling import Sampling
-from onsil.serving.guard import Refused
+from onsil.serving.guard import Refused, busy
 from onsil.serving.speaking import Ask, Delta, End, Pieces, Speaker
 
 LIMIT = 512  # tokens, where none is named
@@ -37,11 +37,14 @@ class Writing(Speaker):
     queues: ClassVar[bool] = True
 
     async def say(self, ask: Ask) -> Pieces:
+        engine = self.served.engine
+        if 0 < engine.queue <= engine.waiting:
+            raise busy()  # before the work of reading the request
         request = await run_in_threadpool(self.request_of, ask)
         try:
-            stream = self.served.engine.submit(request)
+            stream = engine.submit(request)
         except Busy as e:
-            raise Refused(503, "Too many texts at once; come back soon.", "overloaded") from e
+            raise busy() from e
         except OnsilError as e:
             raise cannot(e) from e
         calls = Calls(tool["function"]["name"] for tool in ask.tools)
