@@ -1,27 +1,67 @@
-"""A connection that is not at work is closed: the clock that uvicorn does not keep.
+"""What uvicorn does not bound: how long a connection may dawdle, how many requests begin at once.
 
-Uvicorn bounds the idle time between two requests, but not how long the headers of one may take, nor
-how long a client may go on sending a body that was already answered; a few hundred such clients
-would take every file handle of the server. Here a connection is at work from the end of a
-request's headers to the end of its answer (the guard bounds that time), and whatever else it does
-may take `PATIENCE` seconds in all, however many bytes drip in.
+*A connection that is not at work is closed.* Uvicorn bounds the idle time between two requests, but
+not how long the headers of one may take, nor how long a client may go on sending a body that was
+already answered; a few hundred such clients would take every file handle of the server. Here a
+connection is at work from the end of a request's headers to the end of its answer (the guard bounds
+that time), and whatever else it does may take `PATIENCE` seconds in all, however slowly it drips.
+
+*Requests begin in turns.* An event loop does what is ready in one pass, and a thousand callers at
+once are a pass of a second, in which nothing else is heard. Here `TURN` of them begin in a pass;
+the others wait, in the order they came, while the loop looks around. A probe does not wait: whoever
+asks whether the server is alive hears it from the midst of the crowd.
 """
 
 import asyncio
 import sys
+from collections import deque
 from http import HTTPStatus
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from onsil.serving.guard import Refused
+from onsil.serving.life import PROBES
 
-PATIENCE = 20.0
+PATIENCE, TURN = 20.0, 8
+FIRST = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in PROBES)
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
+class Turns:
+    """Who may begin a request on one event loop, and who waits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop, self.begun = loop, 0  # in this pass
+        self.waiting: deque[tuple[PatientConnection, bytes]] = deque()
+
+    def take(self, connection: "PatientConnection", data: bytes) -> None:
+        """Begin now or later; until then no more is read from that connection."""
+        if not self.begun:
+            self.loop.call_soon(self._pass)
+        if self.begun < TURN:
+            self.begun += 1
+            connection.begin(data)
+        else:
+            connection.transport.pause_reading()
+            self.waiting.append((connection, data))
+
+    def _pass(self) -> None:
+        self.begun = min(TURN, len(self.waiting))
+        if self.begun:
+            self.loop.call_soon(self._pass)
+        for _ in range(self.begun):
+            connection, data = self.waiting.popleft()
+            connection.transport.resume_reading()
+            connection.begin(data)
+
+
+TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
+
+
 class PatientConnection(H11Protocol):
-    """Uvicorn's HTTP/1.1 with that bound; given to `uvicorn.Config(http=...)`."""
+    """Uvicorn's HTTP/1.1 with both bounds; given to `uvicorn.Config(http=...)`."""
 
     _clock: asyncio.TimerHandle | None = None
 
@@ -30,8 +70,20 @@ class PatientConnection(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
+        if self._at_work or data.startswith(FIRST):
+            self.begin(data)
+        else:
+            TURNS.setdefault(self.loop, Turns(self.loop)).take(self, data)
+
+    def begin(self, data: bytes) -> None:
+        """What was received is read."""
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._watch()
+
+    @property
+    def _at_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
         """Called where bytes were no request. Headers that are too long have a status of their own,
@@ -55,7 +107,7 @@ class PatientConnection(H11Protocol):
 
     def _watch(self) -> None:
         """Start the clock, leave it running, or stop it while there is work."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._at_work:
             self._stop()
         elif self._clock is None and not self.transport.is_closing():
             self._clock = self.loop.call_later(PATIENCE, self._give_up)
