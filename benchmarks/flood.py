@@ -14,13 +14,18 @@ import argparse
 import asyncio
 import json
 import resource
+import select
+import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from serving import RESULTS, append, http, llama, prepare
 from serving_load import at
@@ -28,25 +33,58 @@ from serving_load import at
 TOKENS, SECONDS = 40, 20.0
 
 
-async def watch(address: str, until: asyncio.Event, process: psutil.Process) -> dict[str, Any]:
-    """`/health` ten times a second, on a new connection each, and the memory at its highest."""
+def watch(address: str) -> None:
+    """`/health` ten times a second, on a new connection each, until standard input ends; then a
+    line: seconds each took, and how many did not answer 200. A process of its own, for the one
+    that floods would measure how busy it is itself."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    asking = f"GET /health HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
     times: list[float] = []
     lost = 0
-    before = peak = process.memory_info().rss
-    while not until.is_set():
-        began = time.perf_counter()
+    print("watching", flush=True)
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        began, said = time.perf_counter(), b""
         try:
-            async with httpx.AsyncClient(timeout=10) as client:
-                answered = await client.get(f"{address}/health")
-            lost += answered.status_code != 200
-        except httpx.HTTPError:
-            lost += 1
+            with socket.create_connection((host, int(port)), timeout=10) as connection:
+                connection.sendall(asking)
+                while part := connection.recv(4096):
+                    said += part
+        except OSError:
+            pass
+        lost += b" 200 " not in said.partition(b"\r\n")[0]
         times.append(time.perf_counter() - began)
-        peak = max(peak, process.memory_info().rss)
-        await asyncio.sleep(0.1)
+    print(json.dumps([times, lost]))
+
+
+@contextmanager
+def watched(address: str, process: psutil.Process) -> Iterator[dict[str, Any]]:
+    """What `watch` saw while the body ran, and by how much the server grew at most."""
+    seen: dict[str, Any] = {}
+    before = peak = process.memory_info().rss
+    command = [sys.executable, __file__, "watch", address]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as watcher:
+        assert watcher.stdin is not None and watcher.stdout is not None
+        watcher.stdout.readline()
+        over = threading.Event()
+
+        def weigh() -> None:
+            nonlocal peak
+            while not over.wait(0.1):
+                peak = max(peak, process.memory_info().rss)
+
+        weighing = threading.Thread(target=weigh)
+        weighing.start()
+        try:
+            yield seen
+        finally:
+            over.set()
+            weighing.join()
+            said, _ = watcher.communicate("")
+        times, lost = json.loads(said)
     times.sort()
     shown = [round(1e3 * t, 1) for t in (at(times, 0.5), at(times, 0.99), times[-1])]
-    return {"health_ms": shown, "health_lost": lost, "grown": peak - before}
+    seen |= {"health_ms": shown, "health_lost": lost, "grown": peak - before}
 
 
 async def slow_stream(address: str, headers: str, body: bytes) -> int:
@@ -81,12 +119,9 @@ async def half_open(address: str, headers: str, body: bytes) -> int:
 
 async def flood(kind: Any, place: tuple, callers: int, body: bytes) -> dict[str, Any]:
     address, headers, process = place
-    over = asyncio.Event()
-    watching = asyncio.create_task(watch(address, over, process))
-    await asyncio.sleep(0.5)
-    statuses = await asyncio.gather(*(kind(address, headers, body) for _ in range(callers)))
-    over.set()
-    seen = await watching
+    with watched(address, process) as seen:
+        await asyncio.sleep(0.5)
+        statuses = await asyncio.gather(*(kind(address, headers, body) for _ in range(callers)))
     counts = {str(s): statuses.count(s) for s in sorted(set(statuses))}
     return {
         "flood": kind.__name__,
@@ -120,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    watch(sys.argv[2]) if sys.argv[1:2] == ["watch"] else main()
