@@ -93,7 +93,7 @@ def server(
     assert process.stdout is not None and process.stderr is not None
     try:
         said = "".join(process.stdout.readline() for _ in range(3))
-        link = re.search(r"http://\S+sign-in\S+", said)
+        link = re.search(r"https?://\S+sign-in\S+", said)
         assert link, said + process.stderr.read()
         yield link.group().partition("/sign-in")[0], link.group()
     finally:

@@ -21,7 +21,7 @@ from onsil.serving.app import build
 from onsil.serving.drift import FEWEST, distance, drift, spelled, unknown_share, wilson
 from onsil.serving.feedback import keep, read_feedback
 from onsil.serving.keys import add_key
-from onsil.serving.monitoring import PREDICTIONS, masked, question_of, replay
+from onsil.serving.monitoring import PREDICTIONS, logged, masked, question_of, replay
 from onsil.serving.request_log import read_lines
 
 CHROMIUM = shutil.which("chromium")
@@ -80,13 +80,13 @@ def test_asked_to_it_keeps_questions_masked_and_replays_them_byte_for_byte(ws):
     assert rows["private"]["masked"] == 2 and "sha256" not in rows["private"]
     assert rows["plain"]["cited"] == [["휴가규정.md", "제3조(연차의 이월)"]]
     for name in ("plain", "streamed"):
-        again = asyncio.run(replay(ws, name, doors(ws)))
+        again = asyncio.run(replay(ws, logged(ws, name), doors(ws)))
         assert again.same and again.model == "desk@v1" and "5일" in again.now
         assert again.digest == rows[name]["digest"]
     with pytest.raises(OnsilError, match="2 identifiers in it were masked"):
-        asyncio.run(replay(ws, "private", doors(ws)))
+        asyncio.run(replay(ws, logged(ws, "private"), doors(ws)))
     with pytest.raises(OnsilError, match="not in the prediction log"):
-        asyncio.run(replay(ws, "nobody", doors(ws)))
+        asyncio.run(replay(ws, logged(ws, "nobody"), doors(ws)))
 
 
 def test_a_replay_says_when_the_bytes_are_others(ws):
@@ -97,10 +97,10 @@ def test_a_replay_says_when_the_bytes_are_others(ws):
     path = ws.root / PREDICTIONS
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in (row, row | {"id": "y", "digest": "d"})))
-    again = asyncio.run(replay(ws, "x", doors(ws)))
+    again = asyncio.run(replay(ws, logged(ws, "x"), doors(ws)))
     assert not again.same and again.before == "6일까지" != again.now
     with pytest.raises(OnsilError, match="no longer kept"):
-        asyncio.run(replay(ws, "y", doors(ws)))
+        asyncio.run(replay(ws, logged(ws, "y"), doors(ws)))
 
 
 def test_masking_reaches_every_text_and_key():

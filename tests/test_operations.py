@@ -38,8 +38,9 @@ from onsil.serving.request_log import (
     observed,
     read_lines,
 )
-from onsil.serving.run import settings_of
-from onsil.serving.tls import TLSFiles
+from onsil.serving.run import listening
+from onsil.serving.settings import Settings
+from onsil.serving.tls import TLSFiles, tls_files
 
 OPENSSL = shutil.which("openssl")
 QUESTION = "쓰지 않은 연차는 며칠까지 이월되나요?"
@@ -264,32 +265,22 @@ def certificate(folder: Path) -> TLSFiles:
 
 @needs_openssl
 def test_with_its_certificate_the_server_speaks_tls(home, tmp_path):
+    """And a caller who begins a handshake and says no more is not waited for."""
     import ssl
 
     files = certificate(tmp_path)
-    arguments = ["onsil", "serve", "desk", "--port", "0"]
-    program = (
-        f"import sys; sys.argv = {arguments!r}\n"
-        "from pathlib import Path\nfrom onsil.lineage import Workspace\n"
-        "from onsil.serving.run import serve\n"
-        f"serve(Workspace({str(home)!r}), 'desk', '127.0.0.1', 0, lambda t: print(t, flush=True),"
-        f" tls_cert=Path({str(files.cert)!r}), tls_key=Path({str(files.key)!r}))"
-    )
-    running = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    try:
-        said = "".join(running.stdout.readline() for _ in range(3))
-        link = re.search(r"https://\S+sign-in\S+", said).group()
-        address = link.partition("/sign-in")[0]
-        trusting = ssl.create_default_context(cafile=files.cert)
-        with httpx.Client(verify=trusting, headers=authorised(home)) as client:
-            assert client.post(address + DOOR, json=body()).status_code == 200
-        with pytest.raises(httpx.TransportError):
-            httpx.get(address.replace("https", "http") + "/health")
-    finally:
-        running.terminate()
-        assert running.wait(20) == 0
-        running.stdout.close()
+    short = "from onsil.serving import life; life.HANDSHAKE = 0.5"
+    pair = ("--tls-cert", str(files.cert), "--tls-key", str(files.key))
+    with server(home, *pair, first=short) as (address, _):
+        host, port = address.removeprefix("https://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as half_open:
+            half_open.sendall(b"\x16\x03\x01")  # a record begins; asyncio's own limit is 60 s
+            trusting = ssl.create_default_context(cafile=files.cert)
+            with httpx.Client(verify=trusting, headers=authorised(home)) as client:
+                assert client.post(address + DOOR, json=body()).status_code == 200
+            with pytest.raises(httpx.TransportError):
+                httpx.get(address.replace("https", "http") + "/health")
+            assert half_open.recv(1) == b""  # closed
 
 
 @needs_openssl
@@ -319,8 +310,36 @@ def test_a_certificate_that_cannot_work_is_refused_before_anybody_connects(tmp_p
 
 
 def test_one_tls_file_alone_is_refused(tmp_path):
+    assert tls_files(None, None) is None
     with pytest.raises(OnsilError, match="Only one of"):
-        settings_of(tls_cert=tmp_path / "cert.pem")
+        tls_files(tmp_path / "cert.pem", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "option"),
+    [
+        ({"port": 99_999}, "--port 99999"),
+        ({"drain_seconds": -1.0}, "--drain-seconds -1"),
+        ({"drain_seconds": float("nan")}, "--drain-seconds nan"),
+        ({"hostnames": ("https://ask.example.kr",)}, "--hostname https"),
+        ({"webhook_hosts": ("127.0.0.1",)}, "--webhook-host 127"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named(said, option):
+    with pytest.raises(OnsilError, match=option):
+        Settings(**said)
+    Settings(port=0, drain_seconds=0, hostnames=("a-1.kr",), webhook_hosts=("[::1]:80", "a.b:9"))
+
+
+def test_an_address_that_cannot_be_had_is_explained():
+    with listening("127.0.0.1", 0) as taken:
+        with pytest.raises(OnsilError) as said:
+            listening("127.0.0.1", taken.getsockname()[1])
+        assert "Another program" in str(said.value)
+    for host in ("192.0.2.1", "a..b"):  # of nobody (RFC 5737); no name
+        with pytest.raises(OnsilError) as said:
+            listening(host, 0)
+        assert "its own machine" in str(said.value)
 
 
 # -- requests and their log -----------------------------------------------------------------------
@@ -584,11 +603,13 @@ def test_off_it_is_the_application_itself_and_says_nothing():
 
 
 def test_off_unless_an_endpoint_is_given(monkeypatch):
-    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
-    assert tracing.endpoint_of("") == ""
-    assert tracing.endpoint_of("http://127.0.0.1:4318") == "http://127.0.0.1:4318"
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    assert tracing.endpoint_of("") == "http://127.0.0.1:1"
+    monkeypatch.delenv(tracing.VARIABLE, raising=False)
+    assert tracing.endpoint() == ""
+    monkeypatch.setenv(tracing.VARIABLE, "http://127.0.0.1:4318")
+    assert tracing.endpoint() == "http://127.0.0.1:4318"
+    monkeypatch.setenv(tracing.VARIABLE, "127.0.0.1")
+    with pytest.raises(OnsilError, match="is no address"):
+        tracing.endpoint()
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

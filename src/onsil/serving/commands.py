@@ -3,12 +3,15 @@
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onsil.errors import OnsilError, say
 from onsil.lineage import Workspace
+
+if TYPE_CHECKING:
+    from onsil.serving.settings import Settings
 
 Name = Annotated[str, typer.Argument(help="model: desk, desk@v3 · 모델 이름")]
 PLACEMENTS = ("inline", "pool", "process", "ray")
@@ -40,37 +43,69 @@ def serve(
     ai_notice: Annotated[
         bool, typer.Option("--ai-notice/--no-ai-notice", help="say that AI wrote it · AI 표시")
     ] = True,
-    traces: Annotated[str, typer.Option(help="an OTLP address · 추적 수집 주소")] = "",
     placement: Annotated[
         str, typer.Option(help="of serve.py: inline, pool, process, ray · 배치 방식")
     ] = "inline",
 ) -> None:
     """A page and an OpenAI-style API for a model, on this machine. · 웹 화면과 API."""
-    told = {
-        "hostnames": tuple(hostname or ()),
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "drain_seconds": drain_seconds,
-        "log_predictions": log_predictions,
-        "ai_notice": ai_notice,
-        "traces": traces,
-    }
+    from onsil.serving.ai_mark import AIMark
+    from onsil.serving.settings import Settings
+    from onsil.serving.tls import tls_files
+
+    settings = Settings(
+        host,
+        port,
+        tuple(hostname or ()),
+        tls_files(tls_cert, tls_key),
+        drain_seconds,
+        AIMark(ai_notice),
+        log_predictions,
+        jobs,
+        tuple(called.lower() for called in webhook_host or ()),
+    )
     if name.endswith(".py"):
-        from onsil.serving.deployed import read_deployment
-
-        made = read_deployment(Path(name))
-        return made.run(placed(placement), host, port, tell=typer.echo, **told)
+        return _serve_file(Path(name), settings, placement, check)
+    if placement != "inline":
+        raise _not_for(f"--placement {placement}", name)
     ws = Workspace.find()
-    more = {"jobs": jobs, "webhook_hosts": tuple(webhook_host or ())}
     if check:
-        from onsil.serving import checking
-        from onsil.serving.run import settings_of
-
-        settings = settings_of(host, port, **told, **more)
-        raise typer.Exit(checking.told(checking.check(ws, name, settings), typer.echo))
+        return _check(ws, name, settings)
     from onsil.serving.run import serve as run_server
 
-    run_server(ws, name, host, port, typer.echo, **told, **more)
+    run_server(ws, name, settings, typer.echo)
+
+
+def _serve_file(file: Path, settings: "Settings", placement: str, check: bool) -> None:
+    from onsil.serving.deployed import read_deployment
+
+    for option, given in (("--jobs", settings.jobs), ("--webhook-host", settings.webhook_hosts)):
+        if given:
+            raise _not_for(option, str(file))
+    made = read_deployment(file)
+    if check:
+        return _check(made.ws, made.first_model(), settings)
+    made.run(placed(placement), settings, typer.echo)
+
+
+def _check(ws: Workspace, name: str, settings: "Settings") -> None:
+    from onsil.serving import checking
+
+    raise typer.Exit(checking.told(checking.check(ws, name, settings), typer.echo))
+
+
+def _not_for(option: str, name: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"{option} does not go with {name}.",
+            "Placements belong to a file serve.py; where its jobs are kept stands in it.",
+            f"Leave {option.split()[0]} out.",
+        ),
+        ko=(
+            f"{name}에는 {option}을(를) 쓸 수 없습니다.",
+            "배치 방식은 serve.py 파일에만 있고, 그 작업을 두는 곳은 파일 안에 적습니다.",
+            f"{option.split()[0]}을(를) 빼 주세요.",
+        ),
+    )
 
 
 def placed(name: str) -> Any:
@@ -99,10 +134,19 @@ def list_keys(context: typer.Context) -> None:
         return
     from onsil.serving.keys import list_keys as found
 
-    for key in found(Workspace.find().root):
+    known = found(Workspace.find().root)
+    for key in known:
         made = time.strftime("%Y-%m-%d", time.localtime(key.made))
-        limits = f"{key.requests_per_minute or '–'}/min  {key.tokens_per_day or '–'} tokens/day"
+        rate, most = key.requests_per_minute or "–", key.tokens_per_day or "–"
+        limits = say(f"{rate}/min  {most} tokens/day", f"분당 {rate}회  하루 {most}토큰")
         typer.echo(f"{key.name:20} {made}  {limits}")
+    if not known:
+        typer.echo(
+            say(
+                "Nobody has a key but you: onsil keys add NAME",
+                "다른 사람의 키가 없습니다: onsil keys add 이름",
+            )
+        )
 
 
 @keys.command("add")
@@ -117,6 +161,10 @@ def add_key(
     from onsil.serving.keys import add_key as add
 
     typer.echo(add(Workspace.find().root, name, requests_per_minute, tokens_per_day))
+    typer.echo(
+        say("Hand it over now: it is not shown again.", "다시 볼 수 없으니 지금 전해 주세요."),
+        err=True,
+    )
 
 
 @keys.command("remove")
@@ -125,20 +173,22 @@ def remove_key(name: Annotated[str, typer.Argument(help="whose it is · 이름")
     from onsil.serving.keys import remove_key as remove
 
     remove(Workspace.find().root, name)
+    typer.echo(say(f"{name} is shut out.", f"{name}의 키로는 이제 들어올 수 없습니다."))
 
 
 def replay(
     request: Annotated[str, typer.Argument(help="its x-request-id · 요청 번호")],
-    name: Annotated[str, typer.Option(help="the model it was asked of · 모델 이름")],
 ) -> None:
     """Ask a logged request again of the same model. · 기록된 질문을 그 모델에 다시 묻습니다."""
     from onsil.serving.access import Access
     from onsil.serving.app import build
+    from onsil.serving.monitoring import logged
     from onsil.serving.monitoring import replay as again
 
     ws = Workspace.find()
-    doors = build(ws, name, Access("-" * 32), frozenset()).app
-    found = asyncio.run(again(ws, request, doors))
+    row = logged(ws, request)
+    doors = build(ws, row["model"].partition("@")[0], Access("-" * 32), frozenset()).app
+    found = asyncio.run(again(ws, row, doors))
     made = f"{found.model} ({found.digest[:12]})"
     if found.same:
         typer.echo(say(f"The same bytes from {made}.", f"{made}의 답이 그대로입니다."))

@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -19,13 +18,13 @@ from starlette.routing import Route
 from onsil.errors import OnsilError, say
 from onsil.graph.functions import module_from_file
 from onsil.graph.running import Placement
-from onsil.serving import tracing
-from onsil.serving.access import Access, key_of, refuse_open_door
+from onsil.serving.access import Access
 from onsil.serving.app import HANDLERS, health
 from onsil.serving.deployment import App
 from onsil.serving.guard import Guard
 from onsil.serving.operations import Operations
-from onsil.serving.run import listening, run, settings_of
+from onsil.serving.run import admitted, listening, run
+from onsil.serving.settings import Settings
 
 
 def read_deployment(file: Path) -> App:
@@ -81,22 +80,11 @@ def doors(app: App, access: Access, hosts: frozenset[str], routes: Sequence[Rout
 
 
 def serve_deployment(
-    app: App,
-    placement: Placement,
-    host: str,
-    port: int,
-    tell: Callable[[str], object],
-    **more: Any,
+    app: App, placement: Placement, settings: Settings, tell: Callable[[str], object]
 ) -> None:
-    """Serve until told to stop; `more` are the other arguments of `run.settings_of`. Prints the
-    key's place and every path. Raises OnsilError when it cannot begin."""
-    settings = settings_of(host, port, **more)
-    refuse_open_door(settings.host)
-    if settings.tls:
-        settings.tls.checked()
-    key = key_of(app.ws.root, tell)
-    if endpoint := tracing.endpoint_of(settings.traces):
-        tracing.start(endpoint)
+    """Serve until told to stop. Prints the key's place and every path. Raises OnsilError when it
+    cannot begin."""
+    key = admitted(app.ws.root, settings, tell)
     app.mark = settings.mark
     with listening(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]

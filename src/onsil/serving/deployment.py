@@ -54,6 +54,7 @@ from onsil.serving.refusals import answered, logged, refusal, refused
 from onsil.serving.request_log import observation
 from onsil.serving.rows import Scheduled, ScheduledBatch, Sink, Source
 from onsil.serving.schedules import Scheduler, cron_times, every_so_often
+from onsil.serving.settings import Settings
 
 JOBS = "jobs"  # the folder in the workspace: jobs.db and files
 TAKEN = (
@@ -411,16 +412,13 @@ class App:
     def run(
         self,
         placement: Placement = "inline",
-        host: str = "127.0.0.1",
-        port: int = 8000,
-        *,
+        settings: Settings = Settings(),
         tell: Callable[[str], object] = print,
-        **more: Any,
     ) -> None:
-        """Serve until told to stop; `more` are the other arguments of `run.settings_of`."""
+        """Serve until told to stop."""
         from onsil.serving.deployed import serve_deployment
 
-        serve_deployment(self, placement, host, port, tell, **more)
+        serve_deployment(self, placement, settings, tell)
 
 
 def meant(graph: Running) -> str:

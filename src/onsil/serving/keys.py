@@ -66,8 +66,16 @@ def add_key(
     for limit in (requests_per_minute, tokens_per_day):
         if limit is not None and limit < 1:
             raise OnsilError(
-                en=(f"A limit of {limit} lets nothing through.", "", "Give at least 1, or none."),
-                ko=(f"한도가 {limit}이면 아무것도 쓸 수 없습니다.", "", "1 이상으로 해 주세요."),
+                en=(
+                    f"A limit of {limit} lets nothing through.",
+                    "The key would be good for nothing.",
+                    "Give at least 1, or leave the limit out.",
+                ),
+                ko=(
+                    f"한도가 {limit}이면 아무것도 쓸 수 없습니다.",
+                    "만들어도 쓸모없는 키가 됩니다.",
+                    "1 이상으로 하거나 한도를 빼 주세요.",
+                ),
             )
     key = f"onsil-{secrets.token_urlsafe(32)}"
     with _changing(home) as keys:
@@ -97,8 +105,16 @@ def remove_key(home: Path, name: str) -> None:
         if len(left) == len(keys):
             known = ", ".join(key.name for key in keys)
             raise OnsilError(
-                en=(f"No key is called {name!r}.", "", f"There are: {known or 'none'}."),
-                ko=(f"{name!r}라는 키가 없습니다.", "", f"있는 키: {known or '없음'}."),
+                en=(
+                    f"No key is called {name!r}.",
+                    "Nothing was taken away.",
+                    f"There are: {known or 'none'}.",
+                ),
+                ko=(
+                    f"{name!r}라는 키가 없습니다.",
+                    "아무것도 지우지 않았습니다.",
+                    f"있는 키: {known or '없음'}.",
+                ),
             )
         keys[:] = left
 

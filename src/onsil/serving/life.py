@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from onsil.serving.guard import Refused
 
 PROBES = ("/health", "/ready")
+HANDSHAKE = 10.0  # seconds
 RETRY_AFTER = b"2"  # seconds; a restart is that quick
 
 
@@ -86,6 +87,16 @@ async def _say(send: Send, status: int, body: bytes) -> None:
         headers += [(b"retry-after", RETRY_AFTER), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+class PatientLoop(asyncio.SelectorEventLoop):
+    """Asyncio's own loop, in which a caller who begins TLS and says no more is held for `HANDSHAKE`
+    seconds instead of 60: until it is done, no clock of ours knows the connection."""
+
+    async def create_server(self, *args: Any, ssl: Any = None, **more: Any) -> asyncio.Server:
+        if ssl:
+            more["ssl_handshake_timeout"] = HANDSHAKE
+        return await super().create_server(*args, ssl=ssl, **more)
 
 
 class DrainingServer(uvicorn.Server):

@@ -108,13 +108,18 @@ class Replayed:
     now: str
 
 
-async def replay(ws: Workspace, request_id: str, app: ASGIApp) -> Replayed:
-    """Ask the logged request again of the model that answered it. `app`: the doors, without guard.
-    Raises OnsilError when there is no such request, it cannot be asked again or is refused."""
+def logged(ws: Workspace, request_id: str) -> dict[str, Any]:
+    """The row of a request in the prediction log. Raises OnsilError when there is none."""
     rows = [r for r in read_lines(ws.root / PREDICTIONS) if r.get("id") == request_id]
     if not rows:
         raise _no_replay(request_id, "it is not in the prediction log", "예측 기록에 없습니다")
-    row = rows[-1]
+    return rows[-1]
+
+
+async def replay(ws: Workspace, row: dict[str, Any], app: ASGIApp) -> Replayed:
+    """Ask a logged request again of the model that answered it. `app`: the doors of that model,
+    without guard. Raises OnsilError when it cannot be asked again or is refused."""
+    request_id = row["id"]
     if row["masked"]:
         why = f"{row['masked']} identifiers in it were masked"
         raise _no_replay(request_id, why, f"개인정보 {row['masked']}건을 가렸습니다")

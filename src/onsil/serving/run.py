@@ -5,6 +5,7 @@ when a first question was answered: whoever reads the address can use it.
 """
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,9 +16,7 @@ from starlette.types import ASGIApp
 from onsil.errors import OnsilError, say
 from onsil.lineage import Workspace
 from onsil.serving.access import Access, key_of, refuse_open_door
-from onsil.serving.ai_mark import AIMark
 from onsil.serving.settings import Settings
-from onsil.serving.tls import TLSFiles
 
 if TYPE_CHECKING:
     from onsil.serving.life import Life
@@ -31,54 +30,26 @@ FIRST = (
 AFTER = 2  # seconds for what is cut off to end well
 
 
-def settings_of(
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    hostnames: tuple[str, ...] = (),
-    tls_cert: Path | None = None,
-    tls_key: Path | None = None,
-    drain_seconds: float = 20.0,
-    ai_notice: bool = True,
-    log_predictions: bool = False,
-    traces: str = "",
-    jobs: str = "",
-    webhook_hosts: tuple[str, ...] = (),
-) -> Settings:
-    """Settings from what the command line said. Raises OnsilError for one TLS file without the
-    other."""
-    if (tls_cert is None) != (tls_key is None):
-        raise OnsilError(
-            en=(
-                "Only one of --tls-cert and --tls-key was given.",
-                "A certificate without its key proves nothing, and the other way round.",
-                "Give both, or neither.",
-            ),
-            ko=(
-                "--tls-cert와 --tls-key 중 하나만 지정했습니다.",
-                "인증서와 키는 함께 있어야 쓸 수 있습니다.",
-                "둘 다 지정하거나 둘 다 빼 주세요.",
-            ),
-        )
-    tls = TLSFiles(tls_cert, tls_key) if tls_cert and tls_key else None
-    mark = AIMark(ai_notice)
-    rest = log_predictions, traces, jobs, webhook_hosts
-    return Settings(host, port, hostnames, tls, drain_seconds, mark, *rest)
-
-
-def serve(
-    ws: Workspace, name: str, host: str, port: int, tell: Callable[[str], object], **more: Any
-) -> None:
-    """Serve until told to stop; `more` are the other arguments of `settings_of`. Prints the key's
-    place, the sign-in link and what to type. Raises OnsilError when it cannot begin."""
-    settings = settings_of(host, port, **more)
-    refuse_open_door(settings.host)
-    if settings.tls:
-        settings.tls.checked()
-    access_key = key_of(ws.root, tell)
+def serve(ws: Workspace, name: str, settings: Settings, tell: Callable[[str], object]) -> None:
+    """Serve until told to stop. Prints the key's place, the sign-in link and what to type. Raises
+    OnsilError when it cannot begin."""
+    access_key = admitted(ws.root, settings, tell)
     name = ws.resolve(name)[0]
     with listening(settings.host, settings.port) as listener:
         _serve(ws, name, settings, access_key, listener, tell)
+
+
+def admitted(home: Path, settings: Settings, tell: Callable[[str], object]) -> str:
+    """The owner's key of a server that may begin, with its traces on. Raises OnsilError for a door
+    that would be open to everybody or a certificate that cannot work."""
+    from onsil.serving import tracing
+
+    refuse_open_door(settings.host)
+    if settings.tls:
+        settings.tls.checked()
+    if endpoint := tracing.endpoint():
+        tracing.start(endpoint)
+    return key_of(home, tell)
 
 
 def _serve(
@@ -89,13 +60,10 @@ def _serve(
     listener: socket.socket,
     tell: Callable[[str], object],
 ) -> None:
-    from onsil.serving import tracing
     from onsil.serving.app import build
     from onsil.serving.operations import Operations
 
     port = listener.getsockname()[1]
-    if endpoint := tracing.endpoint_of(settings.traces):
-        tracing.start(endpoint)
     operations = Operations(ws, name, settings)
     access = Access(key, operations.ring)
     guard = build(
@@ -133,6 +101,7 @@ def run(
 
     config = uvicorn.Config(
         app,
+        loop="onsil.serving.life:PatientLoop",
         http=PatientConnection,
         log_level="warning",
         access_log=False,
@@ -193,25 +162,45 @@ def _told(ws: Workspace, settings: Settings, port: int, reference: str, code: st
 
 def listening(host: str, port: int) -> socket.socket:
     """A socket that takes calls from now on, before its address is told. Raises OnsilError when the
-    port is taken."""
+    port is taken or the host is none of this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(1024)
-    except OSError as e:
+    except (OSError, UnicodeError) as e:
         listener.close()
+        why = e.strerror if isinstance(e, OSError) else "this is no host name"
+        en, ko = NO_LISTENING.get(getattr(e, "errno", 0), OTHER_HOST)
         raise OnsilError(
-            en=(
-                f"{host}:{port} cannot be used: {e.strerror}.",
-                "Another program may be listening there.",
-                "Choose another one: --port 8001 (0 takes any that is free).",
-            ),
-            ko=(
-                f"{host}:{port}를 쓸 수 없습니다: {e.strerror}.",
-                "다른 프로그램이 쓰고 있을 수 있습니다.",
-                "다른 포트를 골라 주세요: --port 8001 (0이면 빈 포트를 씁니다).",
-            ),
+            en=(f"{host}:{port} cannot be used: {why}.", *en),
+            ko=(f"{host}:{port}를 쓸 수 없습니다: {why}.", *ko),
         ) from e
     return listener
+
+
+# What stands behind an error of bind(), and what to do, in English and Korean.
+OTHER_HOST = (
+    (
+        "A server can only listen at an address of its own machine.",
+        "Leave out --host to stay here.",
+    ),
+    ("이 컴퓨터의 주소에서만 열 수 있습니다.", "이 컴퓨터에서만 쓰려면 --host를 빼 주세요."),
+)
+NO_LISTENING = {
+    errno.EADDRINUSE: (
+        (
+            "Another program is listening there, perhaps another onsil.",
+            "Choose another one: --port 8001 (0 takes any that is free).",
+        ),
+        (
+            "다른 프로그램(먼저 연 onsil일 수도 있습니다)이 쓰고 있습니다.",
+            "다른 포트를 골라 주세요: --port 8001 (0이면 빈 포트를 씁니다).",
+        ),
+    ),
+    errno.EACCES: (
+        ("Ports below 1024 are the administrator's.", "Choose another one: --port 8001."),
+        ("1024 미만의 포트는 관리자만 쓸 수 있습니다.", "다른 포트를 골라 주세요: --port 8001"),
+    ),
+}

@@ -1,18 +1,26 @@
-"""How one server is set up: what `onsil serve` was told, checked by nobody yet."""
+"""How one server is set up: what `onsil serve` was told, each word looked at by itself.
 
+Whether they are safe together is `checking.py`'s to say.
+"""
+
+import re
 from dataclasses import dataclass, field
 
+from onsil.errors import OnsilError
 from onsil.serving.access import LOOPBACK
 from onsil.serving.ai_mark import AIMark
 from onsil.serving.tls import TLSFiles
+
+NAMED = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
+CALLED = re.compile(rf"(?:{NAMED.pattern}):\d{{1,5}}")
 
 
 @dataclass(frozen=True)
 class Settings:
     """`hostnames`: names others reach this machine by, beside the address itself; `drain_seconds`:
-    how long what runs may go on after SIGTERM; `traces`: an OTLP/HTTP endpoint, "" for none;
-    `jobs`: the URL of a job store, "" for the workspace's own; `webhook_hosts`: `host:port` of
-    those who may be told when a job is done."""
+    how long what runs may go on after SIGTERM; `jobs`: the URL of a job store, "" for the
+    workspace's own; `webhook_hosts`: `host:port` of those who may be told when a job is done.
+    Raises OnsilError for a value that cannot be meant."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -21,9 +29,20 @@ class Settings:
     drain_seconds: float = 20.0
     mark: AIMark = field(default_factory=AIMark)
     log_predictions: bool = False
-    traces: str = ""
     jobs: str = ""
     webhook_hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise _unfit("--port", self.port, *PORT)
+        if not 0 <= self.drain_seconds < float("inf"):
+            raise _unfit("--drain-seconds", self.drain_seconds, *DRAIN)
+        for name in self.hostnames:
+            if not NAMED.fullmatch(name):
+                raise _unfit("--hostname", name, *HOSTNAME)
+        for called in self.webhook_hosts:
+            if not CALLED.fullmatch(called):
+                raise _unfit("--webhook-host", called, *WEBHOOK)
 
     @property
     def public(self) -> bool:
@@ -47,3 +66,32 @@ class Settings:
         names = own | {name.lower() for name in self.hostnames}
         usual = 443 if self.tls else 80
         return frozenset(f"{n}:{port}" for n in names) | (names if port == usual else frozenset())
+
+
+# Why a value cannot be meant, and what could, in English and Korean.
+PORT = (
+    ("Ports are numbered from 0 to 65535.", "Choose one, or 0 for any that is free."),
+    ("포트는 0부터 65535까지의 번호입니다.", "번호를 고르거나, 빈 포트를 쓰려면 0을 주세요."),
+)
+DRAIN = (
+    ("Whoever stops the server waits that long.", "Give 0 seconds or more, such as 20."),
+    ("서버를 끝낼 때 이만큼 기다립니다.", "20처럼 0 이상의 초를 주세요."),
+)
+HOSTNAME = (
+    ("Browsers send a bare name, and every other one is refused.", "Write it so: ask.example.kr"),
+    (
+        "브라우저는 이름만 보내고, 다른 이름은 모두 거부합니다.",
+        "이렇게 적어 주세요: ask.example.kr",
+    ),
+)
+WEBHOOK = (
+    ("Nobody else is ever told that a job is done.", "Write it so: 127.0.0.1:9000"),
+    ("작업이 끝났다는 알림은 여기 적은 곳에만 보냅니다.", "이렇게 적어 주세요: 127.0.0.1:9000"),
+)
+
+
+def _unfit(option: str, value: object, en: tuple[str, str], ko: tuple[str, str]) -> OnsilError:
+    return OnsilError(
+        en=(f"{option} {value} cannot be used.", *en),
+        ko=(f"{option} {value}은(는) 쓸 수 없습니다.", *ko),
+    )

@@ -59,6 +59,26 @@ def _no_password() -> str:
     return ""
 
 
+def tls_files(cert: Path | None, key: Path | None) -> TLSFiles | None:
+    """The pair that was given, if one was. Raises OnsilError for one without the other."""
+    if cert and key:
+        return TLSFiles(cert, key)
+    if not cert and not key:
+        return None
+    raise OnsilError(
+        en=(
+            "Only one of --tls-cert and --tls-key was given.",
+            "A certificate without its key proves nothing, and the other way round.",
+            "Give both, or neither.",
+        ),
+        ko=(
+            "--tls-cert와 --tls-key 중 하나만 지정했습니다.",
+            "인증서와 키는 함께 있어야 쓸 수 있습니다.",
+            "둘 다 지정하거나 둘 다 빼 주세요.",
+        ),
+    )
+
+
 def _shaken(server: ssl.SSLContext, cert: Path) -> float:
     """A handshake in memory with a client that trusts this certificate: the time it expires."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

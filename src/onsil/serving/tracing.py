@@ -22,6 +22,7 @@ from onsil.serving.metrics import MODEL, OPERATION, PROVIDER, STATUS
 from onsil.serving.request_log import declared, observation
 
 Attributes = Mapping[str, str | int | float | bool]
+VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _tracer: Any = None  # opentelemetry.trace.Tracer while tracing is on
 _provider: Any = None
 _nothing = nullcontext()
@@ -168,6 +169,21 @@ def _finish(made: Any, scope: Scope) -> None:
         made.update_name(f"{scope['method']} {known['http.route']}")
 
 
-def endpoint_of(asked: str) -> str:
-    """The endpoint that was asked for, else OpenTelemetry's own variable; empty for none."""
-    return asked or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+def endpoint() -> str:
+    """Where spans go, by OpenTelemetry's own variable; empty for nowhere. Raises OnsilError for
+    what is no address."""
+    found = os.environ.get(VARIABLE, "")
+    if found and not found.startswith(("http://", "https://")):
+        raise OnsilError(
+            en=(
+                f"${VARIABLE} is {found}, which is no address.",
+                "Traces would be made and never arrive.",
+                "Set it so: http://127.0.0.1:4318, or unset it.",
+            ),
+            ko=(
+                f"${VARIABLE}의 값 {found}은(는) 주소가 아닙니다.",
+                "이대로면 추적 기록이 만들어져도 도착하지 않습니다.",
+                "http://127.0.0.1:4318처럼 적거나 지워 주세요.",
+            ),
+        )
+    return found
