@@ -136,24 +136,27 @@ def batches(home: Path, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]
 
 
 def ours(home: Path, judge: Judge, told: argparse.Namespace) -> dict:
-    """The product's own loop, objective, default decoder (untied) and recipe for training from
-    noise; `--set` changes a word of the shape or of the recipe."""
+    """The product's own loop and objective, with the shape and the recipe for speed; with `--set
+    preset=decoder` the default decoder (untied) and its recipe for training from noise. `--set`
+    also changes a word of the shape or of the recipe."""
     from dataclasses import replace
 
-    from onsil.models.shape import decoder_shape
+    from onsil.models.shape import decoder_shape, race_shape
     from onsil.models.transformer import Transformer
     from onsil.training.loop import train
     from onsil.training.objectives import Batch, token_loss
-    from onsil.training.optim import FAST, FAST_PEAK
+    from onsil.training.optim import FAST, FAST_PEAK, RACE
 
     data = list(batches(home, told.seed))
     judge.clock = Clock()
     words = dict(told.set)
     peak = words.pop("rate", FAST_PEAK)
-    shape = decoder_shape(VOCABULARY, words.pop("width", 192), words.pop("depth", 4), ROW)
+    race = words.pop("preset", "race") == "race"
+    make, recipe, width = (race_shape, RACE, 128) if race else (decoder_shape, FAST, 192)
+    shape = make(VOCABULARY, words.pop("width", width), words.pop("depth", 4), ROW)
     shape = replace(shape, tied=False, **{k: v for k, v in words.items() if hasattr(shape, k)})
-    recipe = replace(FAST, **{k: v for k, v in words.items() if hasattr(FAST, k)})
-    model = Transformer(shape, "bf16").initialise(told.seed)
+    recipe = replace(recipe, **{k: v for k, v in words.items() if hasattr(recipe, k)})
+    model = Transformer(shape, "bf16").initialise(told.seed, wide=race)
 
     def batch_of(x, y):
         return Batch(x.view(1, -1), [ROW] * len(x), y.view(1, -1))

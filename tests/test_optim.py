@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from onsil.errors import OnsilError
-from onsil.models.shape import decoder_shape
+from onsil.models.shape import decoder_shape, race_shape
 from onsil.models.transformer import Transformer
 from onsil.training.loop import train
 from onsil.training.objectives import causal_batch, pieces_of, schedule, token_loss
-from onsil.training.optim import FAST, FAST_PEAK, Optimizer, Recipe, rate_share
+from onsil.training.optim import FAST, FAST_PEAK, RACE, Optimizer, Recipe, rate_share
 from onsil.training.plan import plan_for
 from onsil.training.pretraining import recipe_of
 
@@ -21,13 +21,13 @@ STEPS = schedule([len(p) for p in PIECES], 96, 4, 0)
 MUON = Recipe(optimizer="muon", embedding=2.0, head=0.5)
 
 
-def model_of(compute: str = "fp32") -> Transformer:
-    return Transformer(decoder_shape(97, 64, 2, 64), compute).initialise(0)
+def model_of(make=decoder_shape) -> Transformer:
+    return Transformer(make(97, 64, 2, 64)).initialise(0, wide=make is race_shape)
 
 
-def run(scratch, recipe=MUON, stop_after=None, parts=1, **more):
+def run(scratch, recipe=MUON, stop_after=None, parts=1, make=decoder_shape, **more):
     scratch.mkdir(exist_ok=True)
-    model = model_of()
+    model = model_of(make)
 
     def loss_of(k):
         chosen = [PIECES[i] for i in STEPS[k]]
@@ -68,6 +68,26 @@ def test_muon_moves_the_matrices_of_the_blocks_and_nothing_else():
     assert len(names) == 2 * 7 and all("blocks." in n and "norm" not in n for n in names)
 
 
+def test_each_kind_of_weight_has_the_rate_and_the_decay_of_its_word():
+    shape = race_shape(97, 64, 2, 64)
+    parameters = dict(Transformer(shape).initialise(0, wide=True).named_parameters())
+    words = {"matrix": 2.0, "embedding": 3.0, "head": 4.0, "values": 5.0, "pairs": 6.0}
+    optimizer = Optimizer(parameters, 0.1, 10, Recipe("muon", scalars=7.0, **words))
+    group_of = {
+        id(w): group for part in optimizer.parts for group in part.param_groups
+        for w in group["params"]
+    }  # fmt: skip
+    for name, factor in {
+        "blocks.1.mlp.up.weight": 2, "embedding.weight": 3, "head.weight": 4,
+        "blocks.0.attention.value.weight": 5, "pair.weight": 6, "skips": 7,
+        "blocks.0.attention.shift": 7, "blocks.0.attention.value_gate.weight": 1,
+    }.items():  # fmt: skip
+        group = group_of[id(parameters[name])]
+        assert group["peak"] == pytest.approx(0.1 * factor), name
+        decay = 0.1 * 0.1 if parameters[name].dim() > 1 else 0.0
+        assert group["peak"] * group["weight_decay"] == pytest.approx(decay), name
+
+
 def test_a_muon_step_is_orthogonal_and_as_large_as_adam_would_make_it():
     weight = torch.nn.Parameter(torch.zeros(64, 32))
     name = "blocks.0.mlp.up.weight"
@@ -80,11 +100,14 @@ def test_a_muon_step_is_orthogonal_and_as_large_as_adam_would_make_it():
     assert abs(float(weight.detach().square().mean().sqrt()) - 0.2) < 0.04
 
 
-@pytest.mark.parametrize("stop_after", [1, 7, 12])
-def test_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, stop_after):
-    whole, _ = run(tmp_path / "whole")
-    run(tmp_path / "parts", stop_after=stop_after)
-    parts, _ = run(tmp_path / "parts")
+@pytest.mark.parametrize(
+    ("make", "recipe", "stop_after"),
+    [(decoder_shape, MUON, 1), (decoder_shape, MUON, 7), (race_shape, RACE, 12)],
+)
+def test_stopped_and_resumed_is_bitwise_never_stopped(tmp_path, make, recipe, stop_after):
+    whole, _ = run(tmp_path / "whole", recipe, make=make)
+    run(tmp_path / "parts", recipe, stop_after, make=make)
+    parts, _ = run(tmp_path / "parts", recipe, make=make)
     assert all(torch.equal(parts[name], weight) for name, weight in whole.items())
 
 

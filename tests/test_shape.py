@@ -13,7 +13,7 @@ import pytest
 
 from onsil.errors import OnsilError
 from onsil.models.families import shape_of
-from onsil.models.shape import Rotary, Shape, decoder_shape, encoder_shape
+from onsil.models.shape import Rotary, Shape, decoder_shape, encoder_shape, race_shape
 
 # Fields without a case of a second value yet; each leaves the list with its case.
 WAITING: set[str] = set()
@@ -50,7 +50,7 @@ def values(shapes: list[Any], kind: type) -> dict[str, set[Any]]:
 
 def test_every_field_has_two_values():
     shapes = [stack for case in cases().values() for stack in stacks(shape_of(config_of(case)))]
-    shapes += [decoder_shape(1000, 256, 4), encoder_shape(1000, 128, 2)]
+    shapes += [decoder_shape(1000, 256, 4), encoder_shape(1000, 128, 2), race_shape(1000, 128, 2)]
     turns = [shape.rotary for shape in shapes if shape.positions == "rotary"]
     turns += [shape.local_rotary for shape in shapes if shape.local_rotary]
     found = values(shapes, Shape) | {f"rotary.{k}": v for k, v in values(turns, Rotary).items()}
@@ -83,6 +83,10 @@ def test_every_field_has_two_values():
         ({"experts": 4, "experts_used": 0}, "experts=4, experts_used=0"),
         ({"position_offset": -1}, "position_offset=-1"),
         ({"head_width": 15}, "head_width=15, turned=15"),
+        ({"pairs": -1}, "pairs=-1"),
+        ({"pairs": 8, "causal": False}, "pairs=8"),
+        ({"key_shift": True, "causal": False}, "key_shift=True"),
+        ({"value_tables": True, "reads": "vectors"}, "value_tables=True"),
         ({"rotary": Rotary(width=7)}, "head_width=16, turned=7"),
         ({"rotary": Rotary(width=18)}, "head_width=16, turned=18"),
     ],

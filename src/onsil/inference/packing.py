@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onsil.errors import OnsilError
 from onsil.models.attention import Attention, Linear, Norm
 from onsil.models.positions import rotate
+from onsil.models.shape import Shape
 from onsil.models.transformer import ACTIVATIONS, MLP, Experts, Transformer
 
 GROUP = 16
@@ -281,9 +283,28 @@ def _joint(attention: Attention, heads: tuple[int, int]) -> PackedNorm | None:
     return PackedNorm(norms[0].layer, norms[0].epsilon, weight, bias)
 
 
+def _looks_elsewhere(shape: Shape) -> OnsilError:
+    told = f"key_shift={shape.key_shift}, value_tables={shape.value_tables}, pairs={shape.pairs}"
+    return OnsilError(
+        en=(
+            f"A model with {told} cannot be served.",
+            "Its layers look at more than keys and values, and slots keep only those.",
+            "Serve a model of decoder_shape.",
+        ),
+        ko=(
+            f"{told}인 모델은 서비스할 수 없습니다.",
+            "층이 키와 값 말고도 앞 토큰을 보는데, 슬롯에는 키와 값만 남습니다.",
+            "decoder_shape로 만든 모델을 서비스해 주세요.",
+        ),
+    )
+
+
 def ready(model: Transformer, grouped: bool = False) -> Transformer:
     """The model for `inference.slots`: its norms and embeddings shared, its matrices packed.
     `grouped`: as if there were no oneDNN."""
+    s = model.shape
+    if s.key_shift or s.value_tables or s.pairs:
+        raise _looks_elsewhere(s)
     made = Packer(model.dtype, grouped).ready(model)
     assert isinstance(made, Transformer)
     if model.project_in is not None and model.embedding is not None:

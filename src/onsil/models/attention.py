@@ -35,10 +35,13 @@ class Norm(nn.Module):
         super().__init__()
         self.offset = 1.0 if shape.norm == "rms+1" else 0.0
         self.layer, self.epsilon = shape.norm == "layer", shape.norm_epsilon
-        self.weight = nn.Parameter(torch.full(size, 1.0 - self.offset))
+        plain = shape.norm == "plain"
+        self.weight = None if plain else nn.Parameter(torch.full(size, 1.0 - self.offset))
         self.bias = nn.Parameter(torch.zeros(size)) if self.layer and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return _PlainNorm.apply(x, self.epsilon)
         width, wide = x.shape[-1:], x.float()
         weight = self.weight.float() + self.offset if self.offset else self.weight.float()
         if not self.layer:
@@ -48,6 +51,33 @@ class Norm(nn.Module):
             y = F.layer_norm(wide, width, eps=self.epsilon) * weight
             return (y if bias is None else y + bias).type_as(x)
         return F.layer_norm(wide, width, weight, bias, self.epsilon).type_as(x)
+
+
+class _PlainNorm(torch.autograd.Function):
+    """x / √(mean x² + ε) in the dtype of `x`, the mean in float32; a way back in four passes, where
+    autograd's own takes a dozen, each of them over float32."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, epsilon: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = length.square_().div_(x.size(-1)).add_(epsilon).rsqrt_().to(x.dtype)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor):
+        y, scale = ctx.saved_tensors
+        along = (upstream[0] * y).sum(-1, keepdim=True, dtype=torch.float32).div_(-y.size(-1))
+        return torch.addcmul(upstream[0], y, along.to(y.dtype)).mul_(scale), None
+
+
+def before(x_BTX: Tensor, at_BT: Tensor, last_B1X: Tensor | None = None) -> Tensor:
+    """What stood one place earlier: B T X. `at`: positions, so that the first of each document has
+    zeros before it; `last`: what came before the first row here."""
+    first = torch.zeros_like(x_BTX[:, :1]) if last_B1X is None else last_B1X
+    moved = torch.cat((first, x_BTX[:, :-1]), 1)
+    return moved.masked_fill((at_BT == 0).unflatten(-1, (-1, *[1] * (x_BTX.dim() - 2))), 0)
 
 
 class View:
@@ -120,6 +150,7 @@ class Views:
         self.parts = parts
         self.lengths = [part.q_BT.size(1) for part in parts]
         self.q_BT = torch.cat([part.q_BT for part in parts], 1)
+        self.ids_BT: Tensor | None = None  # the tokens, where layers have tables of their own
         self.tables: dict[Rotary, tuple[Tensor, Tensor]] = {}
         self.alike = len(parts) > 1 and all(part is parts[0] for part in parts)
 
@@ -146,6 +177,7 @@ class Cache:
         self.layers: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(depth)]
         self.past = 0
         self.keep_BS: Tensor | None = None
+        self.last_B1: Tensor | None = None  # the last token, where pairs are looked up
 
     def grow(self, keep_BT: Tensor | None, new_BT: Tensor) -> Tensor | None:
         """Count new positions in; the padding of old and new ones together."""
@@ -207,6 +239,10 @@ class Attention(nn.Module):
         self.k = Linear(D, G * K, bias="k" in shape.bias)
         self.v = Linear(D, G * K, bias="v" in shape.bias)
         self.o = Linear(H * K, D, bias="o" in shape.bias)
+        self.shift = nn.Parameter(torch.zeros(G * K)) if shape.key_shift and not cross else None
+        told = shape.value_tables and not cross
+        self.value = nn.Embedding(shape.vocabulary, G * K) if told else None
+        self.value_gate = Linear(D, G, bias=False) if told else None
         sizes = {"head": ((K,), (K,)), "heads": ((H, K), (G, K)), "all": ((H * K,), (G * K,))}
         own = shape.qk_norm != "none" and not cross
         of_q, of_k = sizes.get(shape.qk_norm, ((), ()))
@@ -224,11 +260,21 @@ class Attention(nn.Module):
         """`source` is `x` itself, or the encoder's states when this is cross-attention."""
         s = self.shape
         q = self.heads_of(self.q(x_BTD), s.heads, self.q_norm)
+        last_B1X = None
         if self.cross and cache:  # the keys of the source never change
             k, v = cache
         else:
-            k = self.heads_of(self.k(source_BSD), s.kv_heads, self.k_norm)
+            k_BSX = self.k(source_BSD)
+            if self.shift is not None:
+                earlier = before(k_BSX, views.q_BT, cache[2] if cache else None)
+                last_B1X = k_BSX[:, -1:]
+                k_BSX = torch.addcmul(k_BSX, earlier, self.shift.to(k_BSX.dtype))
+            k = self.heads_of(k_BSX, s.kv_heads, self.k_norm)
             v = self.heads_of(self.v(source_BSD), s.kv_heads, None)
+            if self.value is not None and self.value_gate is not None:
+                gate_BGS1 = 3 * torch.sigmoid(self.value_gate(x_BTD)).mT[..., None]
+                told = self.value(views.ids_BT).type_as(v)
+                v = v + gate_BGS1 * self.heads_of(told, s.kv_heads, None)
         rotary = None if self.cross else s.rotary_of(self.kind)
         if rotary is not None:
             q = rotate(q, views.rotary(self.kind), rotary.interleaved)
@@ -236,7 +282,7 @@ class Attention(nn.Module):
         if cache is not None:
             if cache and not self.cross:
                 k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
-            cache[:] = (k, v)
+            cache[:] = (k, v) if last_B1X is None else (k, v, last_B1X)
         if len(views.parts) == 1:
             y = self.attend(q, k, v, views.parts[0], table)
         elif views.alike:  # documents of one length and view are the rows of one batch

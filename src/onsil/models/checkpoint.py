@@ -218,6 +218,29 @@ def _misfit(folder: Path, en: str, ko: str) -> OnsilError:
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def grown_config(shape: Shape) -> dict[str, Any]:
+    """The config.json of a shape that was grown here. Raises OnsilError when a word of the shape
+    would be lost in it: another tool would run another model."""
+    settings = config_of(shape)
+    read = shape_of(settings).as_dict()
+    lost = {name: value for name, value in shape.as_dict().items() if read[name] != value}
+    if lost:
+        told, kind = ", ".join(f"{k}={v}" for k, v in lost.items()), settings["model_type"]
+        raise OnsilError(
+            en=(
+                f"A {kind} checkpoint has no place for {told}.",
+                "Read back, it would be another model, so nothing was written.",
+                "Train decoder_shape or encoder_shape for models that are kept.",
+            ),
+            ko=(
+                f"{kind} 체크포인트에는 {told}을(를) 적을 자리가 없습니다.",
+                "다시 읽으면 다른 모델이 되므로 아무것도 쓰지 않았습니다.",
+                "보관할 모델은 decoder_shape나 encoder_shape로 학습해 주세요.",
+            ),
+        )
+    return settings
+
+
 def save(
     model: Any,
     folder: Path,
@@ -232,7 +255,7 @@ def save(
     onsil reads it back (`load`), as float32.
     """
     origin: Origin | None = model.origin
-    settings = config_of(model.shape) if origin is None else copy.deepcopy(origin.config)
+    settings = grown_config(model.shape) if origin is None else copy.deepcopy(origin.config)
     settings.pop("quantization_config", None)
     family = FAMILIES[settings["model_type"]]
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}

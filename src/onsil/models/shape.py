@@ -54,7 +54,8 @@ class Shape:
     # pre x+f(n(x)) · post n(x+f(x)) · output x+n(f(x)) · sandwich x+n'(f(n(x)))
     # · parallel x+attention(n(x))+mlp(n'(x)) · shared: parallel with n' = n
     wiring: Literal["pre", "post", "output", "sandwich", "parallel", "shared"] = "pre"
-    norm: Literal["rms", "rms+1", "layer"] = "rms"  # rms+1: multiplies by 1 + weight
+    # rms+1: multiplies by 1 + weight · plain: rms without a weight
+    norm: Literal["rms", "rms+1", "plain", "layer"] = "rms"
     norm_epsilon: float = 1e-6
     # norm of queries and keys: of each head, of each head with own weights, of all heads at once
     qk_norm: Literal["none", "head", "heads", "all"] = "head"
@@ -67,8 +68,18 @@ class Shape:
     reach: int = 128  # relative: from here on all distances are one
     relative_layers: bool = False  # relative: a table a layer (umT5), not one for all
     gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
     bias: str = ""  # which carry one: q k v o, u(p and gate), d(own), h(ead)
+    # To each key a share of the key before it, learnt for every channel: Primer's convolution, two
+    # wide (So et al. 2021). One layer can then look for what followed the same token before.
+    key_shift: bool = False
+    # A second embedding of every token for each layer, added to its values through a gate a head
+    # (nanochat; after Zhou et al. 2024, ResFormer)
+    value_tables: bool = False
+    embedding_skips: bool = False  # each layer gets a learnt share of the embedding again
+    # Rows of a hashed table for a token and the one before it, added to the embedding: weights that
+    # cost no products (Huang et al. 2025, "Over-Tokenized Transformer"). 0: none
+    pairs: int = 0
     experts: int = 0  # 0: one MLP for all tokens
     experts_used: int = 2
     experts_renormalised: bool = True  # the weights of the used ones sum to one
@@ -141,6 +152,16 @@ class Shape:
                 "channels turn in pairs",
                 "채널은 둘씩 짝지어 회전합니다",
             )
+        if self.pairs < 0:
+            raise _impossible(f"pairs={self.pairs}", "must be at least 0", "0 이상이어야 합니다")
+        tables = self.pairs or self.value_tables
+        if (self.key_shift or tables) and not (self.causal and self.reads == "tokens"):
+            raise _impossible(
+                f"key_shift={self.key_shift}, pairs={self.pairs}, "
+                f"value_tables={self.value_tables}, causal={self.causal}",
+                "these are for stacks that read tokens in their order",
+                "토큰을 차례대로 읽는 모델에만 둘 수 있습니다",
+            )
         if set(self.pattern) - set("GLN"):
             raise _impossible(
                 f"pattern={self.pattern!r}", "a layer is G, L or N", "층은 G, L, N 중 하나입니다"
@@ -185,6 +206,27 @@ def decoder_shape(vocabulary: int, width: int, depth: int, context: int = 1024) 
     """Qwen3's wiring at any size: RMSNorm, rotary positions, QK-norm, grouped queries, SwiGLU."""
     heads = max(2, width // 64)
     return Shape(vocabulary, width, depth, heads, kv_heads=heads // 2, context=context)
+
+
+def race_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> Shape:
+    """What learns most in a core-second of those measured (docs/log.md, "Training against
+    nanochat"), at the price that no other tool reads it: `decoder_shape` is for use."""
+    return Shape(
+        vocabulary,
+        width,
+        depth,
+        max(2, width // 64),
+        context=context,
+        norm="plain",
+        gated=False,
+        activation="relu2",
+        embedding_norm=True,
+        key_shift=True,
+        value_tables=True,
+        embedding_skips=True,
+        pairs=4 * vocabulary,
+        tied=False,
+    )
 
 
 def encoder_shape(vocabulary: int, width: int, depth: int, context: int = 512) -> Shape:

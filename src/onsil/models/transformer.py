@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onsil.models.attention import Attention, Cache, Linear, Norm, View, Views
+from onsil.models.attention import Attention, Cache, Linear, Norm, View, Views, before
 from onsil.models.positions import sinusoids
 from onsil.models.shape import Shape
 
@@ -29,7 +29,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
 }
+PAIR = (36_313, 27_191)  # odd multipliers that spread pairs of tokens over the table
 
 
 class MLP(nn.Module):
@@ -134,6 +136,7 @@ class Transformer(nn.Module):
         D, wide, tokens = shape.width, shape.embedding_width, shape.reads == "tokens"
         self.embedding = nn.Embedding(shape.vocabulary, wide) if tokens else None
         projected = wide != D
+        self.pair = nn.Embedding(shape.pairs, wide) if shape.pairs else None
         self.project_in = Linear(wide, D, bias=False) if projected else None
         rows = shape.context + shape.position_offset
         self.position = nn.Embedding(rows, D) if shape.positions == "learned" else None
@@ -142,6 +145,8 @@ class Transformer(nn.Module):
         shared = shape.positions == "relative" and not shape.relative_layers
         self.relative = nn.Embedding(shape.buckets, shape.heads) if shared else None
         self.blocks = nn.ModuleList(Block(shape, shape.kind(i)) for i in range(shape.depth))
+        skips = shape.embedding_skips
+        self.skips = nn.Parameter(torch.zeros(shape.depth)) if skips else None
         self.final_norm = Norm(shape, D) if shape.wiring != "post" else None
         self.project_out = Linear(D, wide, bias=False) if projected else None
         self.transform = Linear(D, D) if shape.head_transform else None
@@ -161,8 +166,11 @@ class Transformer(nn.Module):
         if self.shared() and self.head is not None and self.embedding is not None:
             self.head.weight = self.embedding.weight
 
-    def initialise(self, seed: int) -> "Transformer":
-        """Normal(0, 0.02) matrices; outputs of each branch scaled by 1/√(2·depth) (GPT-2)."""
+    def initialise(self, seed: int, wide: bool = False) -> "Transformer":
+        """Normal(0, 0.02) matrices; outputs of each branch scaled by 1/√(2·depth) (GPT-2). With
+        `wide`, as nanochat starts: what reads is uniform at ±√(3/width), MLPs at 0.4 of it, what
+        writes into the stream is zero, and the embedding is so large (0.8) and the head so small
+        (0.001) that the embedding learns at rates far above the rest (`race_shape`)."""
         generator = torch.Generator().manual_seed(seed)
         norms = {id(p) for m in self.modules() if isinstance(m, Norm) for p in m.parameters()}
         for name, parameter in self.named_parameters():
@@ -170,11 +178,29 @@ class Transformer(nn.Module):
                 parameter.data.fill_(0.0 if self.shape.norm == "rms+1" else 1.0)
             elif parameter.dim() < 2 or id(parameter) in norms:
                 parameter.data.fill_(0.0)
+            elif wide:
+                self._start_wide(name, parameter.data, generator)
             else:
                 ends = ("attention.o.weight", "cross.o.weight", "mlp.down.weight", "mlp.down")
                 std = 0.02 / (2 * self.shape.depth) ** 0.5 if name.endswith(ends) else 0.02
                 parameter.data.normal_(0.0, std, generator=generator)
+        if wide and self.skips is not None:
+            self.skips.data.copy_(torch.linspace(0.2, 0.05, self.shape.depth))
         return self
+
+    def _start_wide(self, name: str, weight: Tensor, generator: torch.Generator) -> None:
+        reach = (3 / self.shape.width) ** 0.5
+        match name.split(".")[-2]:
+            case "embedding":
+                weight.normal_(0.0, 0.8, generator=generator)
+            case "head":
+                weight.normal_(0.0, 0.001, generator=generator)
+            case "o" | "down" | "pair" | "value_gate":
+                weight.zero_()
+            case "up" | "gate":
+                weight.uniform_(-0.4 * reach, 0.4 * reach, generator=generator)
+            case _:
+                weight.uniform_(-reach, reach, generator=generator)
 
     def new_cache(self) -> Cache:
         """Nothing seen yet; filled by `encode`."""
@@ -234,14 +260,25 @@ class Transformer(nn.Module):
             x = x + self.segment(torch.zeros_like(ids_BT) if segments_BT is None else segments_BT)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
+        if self.pair is not None:
+            assert vectors_BTD is None, "pairs are looked up by token"
+            earlier = before(ids_BT, views.q_BT, None if cache is None else cache.last_B1)
+            x = x + self.pair((ids_BT * PAIR[0] ^ earlier * PAIR[1]) % s.pairs)
+            if cache is not None:
+                cache.last_B1 = ids_BT[:, -1:]
         x = x.to(self.dtype)
-        source_views = None
+        if s.value_tables:
+            assert vectors_BTD is None, "values are looked up by token"
+            views.ids_BT = ids_BT
+        source_views, begun = None, x
         if source_BSD is not None:
             at_BS = torch.arange(source_BSD.size(1), device=x.device)[None]
             unordered = replace(s, causal=False, positions="none")
             source_views = Views([View(unordered, views.q_BT, at_BS, source_keep_BS)])
         for i, block in enumerate(self.blocks):
             kept = None if cache is None else cache.layers[i]
+            if self.skips is not None:
+                x = x + self.skips[i].to(x.dtype) * begun
             x = block(x, views, self.relative, source_BSD, source_views, kept)
         return x if self.final_norm is None else self.final_norm(x)
 

@@ -28,7 +28,9 @@ STATES = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 @dataclass(frozen=True)
 class Recipe:
     """What a run does with its gradients. `warm` and `decay` are shares of the steps; `matrix`,
-    `embedding` and `head` are what the peak rate is multiplied by for those weights."""
+    `embedding`, `head`, `values` (tables of values), `pairs` and `scalars` (whatever has one
+    dimension) are what the peak rate is multiplied by for those weights; weights decay by the peak
+    rate alone."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["wsd", "cosine", "inverse_sqrt"] = "wsd"
@@ -40,11 +42,34 @@ class Recipe:
     matrix: float = 1.0
     embedding: float = 1.0
     head: float = 1.0
+    values: float = 1.0
+    pairs: float = 1.0
+    scalars: float = 1.0
+
+    def factor(self, name: str, weight: Tensor) -> float:
+        """What the peak rate is multiplied by for this weight."""
+        if is_matrix(name, weight):
+            return self.matrix
+        if weight.dim() < 2:
+            return self.scalars
+        ends = {"embedding": self.embedding, "head": self.head}
+        ends |= {"value": self.values, "pair": self.pairs}
+        return ends.get(name.removesuffix(".weight").split(".")[-1], 1.0)
+
+
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether this is what Muon moves."""
+    return weight.dim() == 2 and bool(MATRIX.search(name))
 
 
 # From noise, and with much more text than one pass can overfit: chosen on 300 steps of 35 MB of
 # Korean (docs/log.md, "Training against nanochat"). A few passes over a small folder want AdamW.
 FAST, FAST_PEAK = Recipe("muon", decay=0.65, matrix=0.5, head=0.5), 0.01
+# For `race_shape` from its wide start, on the same text.
+RACE = Recipe(
+    "muon", decay=0.65, betas=(0.8, 0.98), embedding=75.0, head=2.0, values=37.5, pairs=1.1,
+    scalars=3.0,
+)  # fmt: skip
 
 
 def rate_share(step: int, steps: int, recipe: Recipe) -> float:
@@ -69,14 +94,10 @@ class Optimizer:
         muon = recipe.optimizer == "muon"
         groups: dict[tuple[bool, float, float], list[Tensor]] = {}
         for name, weight in parameters.items():
-            matrix = weight.dim() == 2 and bool(MATRIX.search(name))
-            factor = recipe.matrix if matrix else 1.0
-            if "embedding.weight" in name:
-                factor = recipe.embedding
-            elif name.endswith("head.weight"):
-                factor = recipe.head
-            decay = recipe.weight_decay if weight.dim() > 1 else 0.0
-            groups.setdefault((matrix and muon, peak * factor, decay), []).append(weight)
+            factor = recipe.factor(name, weight)
+            decay = recipe.weight_decay / factor if weight.dim() > 1 else 0.0
+            kind = (muon and is_matrix(name, weight), peak * factor, decay)
+            groups.setdefault(kind, []).append(weight)
         split: dict[bool, list[dict]] = {True: [], False: []}
         for (orthogonal, rate, decay), weights in groups.items():
             split[orthogonal].append(
