@@ -10,14 +10,15 @@ import jsonschema
 import psutil
 import pytest
 import torch
+from engines import SENTENCE, WORDS, V, ids_of, small, told
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
-from test_engine import SENTENCE, WORDS, V, ids_of, small, told
 
 from onsil.inference import Sampling
 from onsil.inference.engine import Engine, Request
 from onsil.inference.grammar import OPTIONS, BadSchema, Broken, Grammars
+from onsil.inference.slots import Slots
 
 END = WORDS.token_to_id("<|end|>")
 
@@ -103,7 +104,7 @@ def test_enough_of_them_end(grammars):
 
 
 def test_the_engine_writes_what_the_schema_asks_for(grammars):
-    engine = Engine(small(), WORDS, slots=3)
+    engine = Engine(Slots(small(), 3), WORDS)
     own = Grammars(WORDS, frozenset([END]), V, grammars.confined)
     wanted = {
         "type": "object",

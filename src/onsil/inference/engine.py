@@ -25,31 +25,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from onsil.inference.ending import computing
 from onsil.inference.grammar import Grammar, Matcher
 from onsil.inference.prefixes import PAGE, Prefixes
 from onsil.inference.reading import Reader
-from onsil.inference.refusals import TooLong, impossible, no_states
+from onsil.inference.refusals import Busy, TooLong, impossible, no_states
 from onsil.inference.sampling import Sampler, Sampling, is_sound
-from onsil.inference.slots import BLOCK, GULP, Pairs, Part, Runner, Slots
+from onsil.inference.slots import BLOCK, GULP, Part, Runner, Slots
 from onsil.inference.streaming import Characters, Piece, Reason, Stops, Stream, Token, Words, tell
-from onsil.models.adapters import SoftPrompt
-from onsil.models.encoder_decoder import EncoderDecoder
-from onsil.models.transformer import Transformer
 
-QUEUE, CAPACITY, CACHE_BYTES = 64, 8192, 256 << 20
+QUEUE, CACHE_BYTES = 64, 256 << 20
 GREEDY = Sampling()
 SLOWER = 2.0  # times what a step takes, at most, while a prompt is read
 LONGEST_STEP = 0.1  # seconds, about, when nobody is writing
 log = logging.getLogger("onsil.inference")
 
 __all__ = ["Busy", "Engine", "Piece", "Request", "Stream", "Token"]
-
-
-class Busy(Exception):
-    """The queue is full, or the engine is closing: come back later."""
 
 
 @dataclass(frozen=True)
@@ -101,42 +94,25 @@ class _Text:
 
 
 class Engine:
-    """Writes with a decoder (or, each text by itself, an encoder-decoder).
-
-    `capacity`: tokens a text may have, prompt included, where the model allows more; `start`: what
-    an encoder-decoder begins with; `soft`: a learnt prompt before every text; `reader`: what makes
-    vectors, if not the decoder itself; `digest`: what to call it. The model is shared, all but its
-    matrices."""
+    """Writes with what a model is run by: `Slots` for a decoder, `Pairs` for an encoder-decoder.
+    `reader`: what makes vectors, if not the decoder itself. It is there until it is closed."""
 
     def __init__(
         self,
-        model: Transformer | EncoderDecoder,
+        runner: Runner,
         tokenizer: Any,
-        slots: int = 8,
         queue: int = QUEUE,
-        capacity: int = CAPACITY,
         cache_bytes: int = CACHE_BYTES,
-        digest: str = "",
-        start: int = 0,
-        soft: SoftPrompt | None = None,
         reader: Reader | None = None,
     ):
-        model = model.eval()
-        self.runner: Runner = (
-            Pairs(model, slots, capacity, start)
-            if isinstance(model, EncoderDecoder)
-            else Slots(model, slots, capacity, soft)
-        )
-        self.lead = () if soft is None else (0,) * len(soft.rows_PD)  # what stands for its rows
-        self.reader = reader
-        self.slots, self.digest = slots, digest
-        self.context = self.runner.capacity - len(self.lead)
+        self.runner, self.reader = runner, reader
+        self.slots, self.context = runner.slots, runner.context
         self.tokenizer, self.words, self.queue = tokenizer, Words(tokenizer), queue
         self.prefixes = Prefixes(cache_bytes)
         self.steps = self.tokens_read = self.tokens_written = 0
         self._waiting: deque[_Text] = deque()
         self._running: list[_Text] = []
-        self._free = list(range(slots))
+        self._free = list(range(self.slots))
         self._to_tell: list = []
         self._changed = threading.Condition()
         self._closing = False
@@ -167,15 +143,14 @@ class Engine:
         """Queue a request. Raises Busy when the queue is full, and OnsilError for a prompt that is
         empty or leaves no room, tokens the model does not know, or sampling that makes no sense."""
         self._check(request)
-        decode = lambda ids: self.tokenizer.decode(ids)  # noqa: E731
         limit = min(request.limit, self.context - self.runner.taken(len(request.ids)))
-        if self.lead:
-            request = replace(request, ids=(*self.lead, *request.ids))
+        if self.runner.lead:
+            request = replace(request, ids=(*self.runner.lead, *request.ids))
         text = _Text(
             request,
             Stream(self._wake),
             Sampler(request.sampling, self.vocabulary),
-            Characters(decode),
+            Characters(self.tokenizer.decode),
             Stops(request.stop_texts),
             limit,
         )
@@ -202,7 +177,11 @@ class Engine:
                 raise TooLong(len(ids), self.context)
         with self._embedding:
             self._own = self._own or runner.beside()
-            return torch.stack([self._own.embed(list(ids)) for ids in texts]).numpy()
+            return np.stack([self._vector(self._own, ids) for ids in texts])
+
+    @computing()
+    def _vector(self, own: Slots, ids: Sequence[int]) -> np.ndarray:
+        return own.embed(list(ids)).numpy().copy()
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more requests and end; those that are here are finished first, or cancelled when
@@ -263,16 +242,15 @@ class Engine:
                 self._running.append(text)
                 begun.append(text)
         for text in begun:
-            self._begin(text)
+            try:
+                self._begin(text)
+            except Exception as e:  # its own alone; it is told and logged
+                self._fail(text, e)
 
     def _begin(self, text: _Text) -> None:
         request = text.request
         if request.grammar is not None:
-            try:
-                text.matcher = request.grammar.start()
-            except Exception as e:
-                self._fail(text, e)
-                return
+            text.matcher = request.grammar.start()
         if self.prefixes.most and self.runner.cuts:
             text.pages = self.prefixes.names(request.ids, request.salt)
             for page in self.prefixes.found(text.pages):
@@ -288,19 +266,19 @@ class Engine:
         """One pass of the model, and a token for each text that has all of its prompt read."""
         began = time.perf_counter()
         parts, texts = self._parts()
+        read = 0
         try:
             scores = self.runner.step(parts)
+            for part, text in zip(parts, texts, strict=True):
+                text.fed += len(part.ids)
+                if text.reading:
+                    read += len(part.ids)
+                    self._remember(text, part)
         except Exception as e:  # of all in this step; the engine goes on with the next
             for text in texts:
                 self._fail(text, e)
             return
         self.steps += 1
-        read = 0
-        for part, text in zip(parts, texts, strict=True):
-            text.fed += len(part.ids)
-            if text.reading:
-                read += len(part.ids)
-                self._remember(text, part)
         self.tokens_read += read
         writing = [text for part, text in zip(parts, texts, strict=True) if part.asks]
         self._write(writing, scores)
@@ -359,7 +337,7 @@ class Engine:
                 if not sound and not bool(row.isfinite().all()):
                     raise ArithmeticError("the model's scores are not finite")
                 self._next(text, row)
-            except Exception as e:
+            except Exception as e:  # a grammar that breaks, say; it ends this text alone
                 self._fail(text, e)
 
     def _next(self, text: _Text, scores_V: Tensor) -> None:

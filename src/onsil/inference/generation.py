@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from onsil.errors import OnsilError
+from onsil.inference.refusals import TooLong
 from onsil.inference.sampling import Sampler, Sampling
+from onsil.inference.streaming import Characters
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
@@ -57,20 +59,17 @@ class Writer(NamedTuple):
     start: int
 
     def write(self, text: str, limit: int, how: Sampling = Sampling()) -> Iterator[str]:
-        """What it writes after `text`, in pieces that are whole characters. Raises OnsilError when
+        """What it writes after `text`, in pieces that are whole characters. Raises TooLong when
         the text is empty or leaves no room."""
         prompt = self.tokenizer.encode(text).ids
         context = min(stack.context for stack in stacks_of(self.model))
         learned = any(s.positions == "learned" for s in stacks_of(self.model))
         if not prompt or (learned and len(prompt) >= context):
-            raise _no_room(len(prompt), context)
-        ids, shown = [], ""
+            raise TooLong(len(prompt), context)
+        characters = Characters(self.tokenizer.decode)
         for token in written(self.model, prompt, self.stop, limit, how, self.start):
-            ids.append(token)
-            whole = self.tokenizer.decode(ids)
-            if not whole.endswith("\ufffd"):
-                yield whole[len(shown) :]
-                shown = whole
+            if shown := characters.add(token):
+                yield shown
 
 
 def stacks_of(model: Model) -> list:
@@ -111,20 +110,5 @@ def _cannot(folder: Path, en: str, ko: str) -> OnsilError:
             f"이 모델은 글을 쓸 수 없습니다: {ko}.",
             "이어 쓰기는 토크나이저가 있는 디코더나 인코더-디코더만 할 수 있습니다.",
             "할 수 있는 일은 다음 명령으로 확인해 주세요: onsil inspect 이름",
-        ),
-    )
-
-
-def _no_room(tokens: int, context: int) -> OnsilError:
-    return OnsilError(
-        en=(
-            f"The beginning has {tokens} tokens; the model holds {context}.",
-            "There is nothing to go on from, or no room to write in.",
-            "Give a beginning that is neither empty nor longer than the model's context.",
-        ),
-        ko=(
-            f"시작 글이 {tokens}토큰인데 모델이 다루는 길이는 {context}토큰입니다.",
-            "이어 쓸 글이 없거나 쓸 자리가 없습니다.",
-            "비어 있지 않고 모델의 문맥보다 짧은 글로 시작해 주세요.",
         ),
     )

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from onsil.errors import OnsilError
 from onsil.inference.confined import Confined, GaveUp
+from onsil.inference.ending import computing
 
 LARGEST, DEEPEST, MOST_NODES = 64_000, 64, 10_000  # characters, levels, values of a schema
 MOST_REPEATS, LONGEST_PATTERN = 10_000, 1_000
 SECONDS = 1.0
-CACHE_BYTES, SCHEMA_BYTES, GROWTH = 64 << 20, 120_000, 60  # kept; each at least; × its text
+CACHE_BYTES, SCHEMA_BYTES, GROWTH = 16 << 20, 120_000, 60  # kept; each at least; × its text
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 # Keywords whose value says something of the same place of the answer.
 SAME_PLACE = ("anyOf", "oneOf", "allOf", "if", "then", "else", "not")
@@ -116,6 +117,7 @@ class Grammars:
         self.lock = threading.Lock()
         self._words: Any = None
 
+    @computing()
     def json(self, schema: Mapping[str, Any] | None = None) -> Grammar:
         """Of a schema; of any object when there is none. Raises BadSchema within about a second."""
         schema = OBJECT if schema is None else schema

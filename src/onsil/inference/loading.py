@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from onsil.inference.engine import CACHE_BYTES, CAPACITY, QUEUE, Engine
+from onsil.inference.ending import computing
+from onsil.inference.engine import CACHE_BYTES, Engine
 from onsil.inference.generation import load_writer
 from onsil.inference.grammar import Grammars
 from onsil.inference.prompts import Prompts, load_prompts
 from onsil.inference.reading import Reader
+from onsil.inference.slots import Pairs, Slots
 from onsil.models.adapters import load_prompt
 from onsil.models.checkpoint import load
 from onsil.models.encoder_decoder import EncoderDecoder
@@ -42,18 +44,13 @@ class ServedModel:
         self.prompts.confined.close()
 
 
+@computing()
 def load_engine(
-    folder: Path,
-    slots: int = 8,
-    compute: str = "fp32",
-    *,
-    queue: int = QUEUE,
-    capacity: int = CAPACITY,
-    cache_bytes: int = CACHE_BYTES,
-    digest: str = "",
+    folder: Path, slots: int = 8, compute: str = "fp32", cache_bytes: int = CACHE_BYTES
 ) -> ServedModel:
     """The engine of a folder. `compute`: "fp32", or "bf16" for half the memory and the time of a
-    step, and answers that may differ. Raises OnsilError when nothing in it writes or reads."""
+    step, and answers that may differ; `cache_bytes`: of beginnings that were read before. Raises
+    OnsilError when nothing in it writes or reads."""
     grown = (folder / "decoder").is_dir()
     weights = folder / "decoder" if grown else folder
     words = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
@@ -62,27 +59,17 @@ def load_engine(
     if (folder / "encoder").is_dir():
         reader = Reader(loads(folder / "encoder")[0])
     elif _only_reads(weights):
-        return _reading(folder, words, loads(weights)[0], digest)
+        return _reading(folder, words, loads(weights)[0])
     writer = load_writer(weights, words, loads)
-    soft = None
-    if (weights / PROMPT).is_dir():
-        assert isinstance(writer.model, Transformer)
-        soft = load_prompt(writer.model, weights / PROMPT)
-    engine = Engine(
-        writer.model,
-        writer.tokenizer,
-        slots,
-        queue=queue,
-        capacity=capacity,
-        cache_bytes=cache_bytes,
-        digest=digest,
-        start=writer.start,
-        soft=soft,
-        reader=reader,
-    )
-    pair = isinstance(writer.model, EncoderDecoder)
-    prompts = load_prompts(weights, writer.tokenizer, engine.context, writer.stop)
+    if pair := isinstance(writer.model, EncoderDecoder):
+        runner = Pairs(writer.model, slots, writer.start)
+    else:
+        soft = (weights / PROMPT).is_dir()
+        soft = load_prompt(writer.model, weights / PROMPT) if soft else None
+        runner = Slots(writer.model, slots, soft=soft)
+    prompts = load_prompts(weights, writer.tokenizer, runner.context, writer.stop)
     prompts.open_ended = not pair
+    engine = Engine(runner, writer.tokenizer, cache_bytes=cache_bytes, reader=reader)
     return _served(engine, prompts, "encoder-decoder" if pair else "decoder")
 
 
@@ -95,8 +82,8 @@ def _only_reads(folder: Path) -> bool:
     return read_json(folder / "config.json").get("model_type") in ("bert", "roberta")
 
 
-def _reading(folder: Path, words: Path, model: Transformer, digest: str) -> ServedModel:
-    engine = Reader(model, digest)
+def _reading(folder: Path, words: Path, model: Transformer) -> ServedModel:
+    engine = Reader(model)
     prompts = load_prompts(folder, load_tokenizer(words), engine.context + 1, frozenset())
     return _served(engine, prompts, "encoder")
 

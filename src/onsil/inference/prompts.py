@@ -23,6 +23,7 @@ from typing import Any
 
 from onsil.inference.calls import CLOSE, OPEN
 from onsil.inference.confined import Confined, GaveUp
+from onsil.inference.ending import computing
 from onsil.inference.refusals import TooLong, bad_chat, no_template
 from onsil.tokenizer.turns import FILE, Message, Template, load_template, plain_ids, prompt_ids
 
@@ -79,6 +80,7 @@ class Prompts:
         """Whether the template has a place for tools; else they are told in the system turn."""
         return self.jinja is not None and "tools" in self.jinja
 
+    @computing()
     def text(self, text: str) -> tuple[int, ...]:
         """A text to go on from, or to make a vector of. Raises TooLong."""
         self._modest(len(text.encode("utf-8", "replace")))
@@ -87,6 +89,7 @@ class Prompts:
             ids.pop()
         return self._fitting(ids)
 
+    @computing()
     def chat(self, messages: Chat, tools: Sequence[Mapping[str, Any]] = ()) -> tuple[int, ...]:
         """Up to where the assistant's next turn begins. `messages`: role, content (text or None),
         tool_calls, tool_call_id, name, as OpenAI has them. Raises TooLong, and OnsilError when

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onsil.inference.ending import computing
 from onsil.inference.refusals import TooLong, only_reads
 from onsil.models.transformer import Transformer
 
@@ -26,20 +27,24 @@ class Reader:
 
     slots = waiting = running = queue = 0
 
-    def __init__(self, model: Transformer, digest: str = ""):
-        self.model, self.digest = model.eval(), digest
+    def __init__(self, model: Transformer):
+        self.model = model.eval()
         self.context, self.vocabulary = model.shape.context, model.shape.vocabulary
         self.lock = threading.Lock()
 
-    @torch.inference_mode()
     def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """(N, D) float32, each row of length one. Raises TooLong."""
         for ids in texts:
             if not 0 < len(ids) <= self.context:
                 raise TooLong(len(ids), self.context)
         with self.lock:
-            rows = [self.model.encode(torch.tensor([list(ids)]))[0] for ids in texts]
-        return torch.stack([unit(row.double().mean(0)) for row in rows]).numpy()
+            return np.stack([self._vector(ids) for ids in texts])
+
+    @computing()
+    @torch.inference_mode()
+    def _vector(self, ids: Sequence[int]) -> np.ndarray:
+        states_TD = self.model.encode(torch.tensor([list(ids)]))[0]
+        return unit(states_TD.double().mean(0)).numpy().copy()
 
     def submit(self, request: object) -> NoReturn:
         """Raises OnsilError: nothing here writes."""

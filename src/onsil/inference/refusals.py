@@ -3,6 +3,10 @@
 from onsil.errors import OnsilError
 
 
+class Busy(Exception):
+    """The queue is full, or the engine is closing: come back later."""
+
+
 class TooLong(OnsilError):
     """A prompt that is empty or leaves no room. `tokens` is 0 where they were not even counted."""
 

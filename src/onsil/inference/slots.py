@@ -33,6 +33,7 @@ from onsil.models.transformer import Transformer
 
 BLOCK = 16
 GULP = 32 * BLOCK  # tokens of a prompt that nobody waits behind
+CAPACITY = 8192  # tokens a slot holds, where the model allows more
 
 
 class Part(NamedTuple):
@@ -50,14 +51,15 @@ class Runner(Protocol):
     """What the engine needs of a model: `step` gives a row of scores for each part that asks."""
 
     slots: int
-    capacity: int
+    context: int  # tokens a text may have, its prompt included
     vocabulary: int
+    lead: tuple[int, ...]  # what stands before every prompt
     cuts: bool  # whether a prompt may come in parts
 
     def step(self, parts: list[Part]) -> Tensor: ...
 
     def taken(self, prompt: int) -> int:
-        """Places of `capacity` that a prompt of so many tokens takes."""
+        """Places of `context` that a prompt of so many tokens takes."""
         ...
 
     def page(self, slot: int, start: int, end: int) -> Tensor | None: ...
@@ -155,16 +157,18 @@ class Slots:
         self,
         model: Transformer,
         slots: int,
-        capacity: int,
+        capacity: int = CAPACITY,
         soft: SoftPrompt | None = None,
         grouped: bool = False,
     ):
         self.soft_PD = None if soft is None else soft.rows_PD.detach()
-        packed = ready(model, grouped)
+        self.lead = () if soft is None else (0,) * len(soft.rows_PD)
+        packed = ready(model.eval(), grouped)
         # tanh of all rows at once would do the last few numbers another way: it is taken by row.
         self.cap = model.shape.logit_cap
         packed.shape = replace(model.shape, logit_cap=0.0)
         self._make(packed, slots, capacity)
+        self.context = self.capacity - len(self.lead)
 
     def beside(self) -> "Slots":
         """The same model with memory of its own, for one text: to embed beside the engine."""
@@ -262,11 +266,12 @@ class Pairs:
     its own. `start`: the token its text begins with."""
 
     cuts = False
+    lead = ()
 
-    def __init__(self, model: EncoderDecoder, slots: int, capacity: int, start: int):
-        self.model, self.slots, self.start = model, slots, start
+    def __init__(self, model: EncoderDecoder, slots: int, start: int):
+        self.model, self.slots, self.start = model.eval(), slots, start
         self.vocabulary = model.decoder.shape.vocabulary
-        self.capacity = min(capacity, *(s.context for s in model.shape.stacks))
+        self.context = min(CAPACITY, *(s.context for s in model.shape.stacks))
         self.kept: list[tuple[Cache, Tensor] | None] = [None] * slots
 
     def taken(self, prompt: int) -> int:

@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from onsil.inference.sampling import log_chances
@@ -222,7 +223,7 @@ def tell(waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future]]) -> Non
     for loop, future in waiting:
         by_loop.setdefault(loop, []).append(future)
     for loop, futures in by_loop.items():
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # a loop that is closed: nobody reads there any more
             loop.call_soon_threadsafe(_set, futures)
 
 
