@@ -12,7 +12,7 @@ from job_doors import error_of
 from job_stores import pragma, until, working
 from jobs_child import application, handlers
 
-from onsil.serving.jobs import open_store
+from onsil.serving.jobs import open_store, routes
 from onsil.serving.jobs.files import FileStore
 
 url, store, files = job_stores.url, job_stores.store, job_doors.files
@@ -74,8 +74,9 @@ def test_a_dead_job_is_retried_and_a_waiting_one_cancelled(door, store):
     assert door.post(f"{waiting}/cancel").json()["status"] == "cancelled"
 
 
-def test_events_come_while_a_job_runs_and_go_on_behind_the_last(door, store, tmp_path):
-    body = {"kind": "work", "input": {"n": 1, "seconds": 1.5}}
+def test_events_come_while_a_job_runs_and_go_on_behind_the_last(door, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(routes, "GLANCE", 0.02)
+    body = {"kind": "work", "input": {"n": 1, "seconds": 0.6}}
     place = door.post("/v1/jobs", json=body).headers["location"]
     with working(store, handlers(store, tmp_path)), door.stream("GET", f"{place}/events") as s:
         text = "".join(s.iter_text())

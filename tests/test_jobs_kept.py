@@ -185,14 +185,14 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(url, monkeypatch):
 @pytest.fixture
 def crowded(store: JobStore) -> Iterator[JobStore]:
     """Very many jobs, most of them done and in front."""
-    many = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 20000)"
-    state = "case when i < 19000 then 'done' else 'ready' end"
+    many = "with recursive n(i) as (select 1 union all select i + 1 from n where i < 5000)"
+    state = "case when i < 4800 then 'done' else 'ready' end"
     with store.database.transaction() as run:
         run(
             f"{many} insert into jobs (id, owner, key, kind, fingerprint, payload, state,"
             " max_attempts, created, finished, expires, result)"
             f" select 'job_' || i, 'kim', '' || i, 'work', '', '1', {state}, 3, i,"
-            " case when i < 19000 then i end, 1e12, 'null' from n"
+            " case when i < 4800 then i end, 1e12, 'null' from n"
         )
         run(
             f"{many} insert into deliveries (id, job, url, body, state, created)"
@@ -242,6 +242,7 @@ def test_among_many_jobs_every_question_goes_by_an_index(crowded, monkeypatch):
             else:
                 plan = [row["QUERY PLAN"] for row in run(f"explain {sql}", *values)]
                 bad = r"Seq Scan on (jobs|events|deliveries)|jobs_pkey on jobs +\("
+                bad += r"|Filter: .*(expires|finished) <"
         assert not [step for step in plan if re.search(bad, step)], (sql, plan)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from served import make_pen, server
 
 from onsil.serving.keys import add_key
 
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 CHAT = {
     "model": "pen",
     "messages": [{"role": "user", "content": "휴가"}],
@@ -136,7 +138,7 @@ def test_whoever_is_told_can_check_who_tells(served, ear):
     assert found
     made = subprocess.run(
         ["sh", "-c", found[1].replace("\n    > ", "\n")],
-        env=os.environ | {"ONSIL_HOME": str(served.home)},
+        env=os.environ | {"ONSIL_HOME": str(served.home), "PATH": PATH},
         capture_output=True,
         check=True,
     )

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ from onsil.serving.jobs.worker import Handler, Worker
 def work(worker: Worker) -> None:
     """A worker in the main thread until SIGTERM or SIGINT; closes its store."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stop())
+        # not in the handler itself: what it interrupts may hold the lock that `stop` needs
+        signal.signal(number, lambda *_: threading.Thread(target=worker.stop).start())
     try:
         worker.run()
     finally:

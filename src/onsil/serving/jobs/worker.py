@@ -122,9 +122,10 @@ class Worker:
         return thread
 
     def stop(self) -> None:
-        """Claim nothing more; `run` returns when what runs is finished or given back. May be called
-        from a signal handler."""
+        """Claim nothing more; `run` returns when what runs is finished or given back."""
         self._stopped.set()
+        self._places.release()  # `run` waits for a place
+        self.store.database.tell()  # or for work
 
     def run(self) -> None:
         """Work until `stop`."""
@@ -145,7 +146,8 @@ class Worker:
 
     def _step(self) -> None:
         """One job handed to a thread, or one wait for there to be any."""
-        if not self._places.acquire(timeout=LOOK):
+        self._places.acquire()
+        if self._stopped.is_set():
             return
         job = None
         try:
