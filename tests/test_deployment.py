@@ -188,7 +188,7 @@ async def test_a_job_is_one_however_often_it_is_sent_and_bad_input_is_not_repeat
         bad = await client.post("/v1/jobs", json={"input": {"nothing": 1}})
         job = await done(client, bad.headers["Location"])
         assert job["status"] == "dead" and job["attempts"] == 1
-        assert "question must be text" in job["error"]["message"]
+        assert "question or messages" in job["error"]["message"]
 
 
 @running

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from graph_steps import bang, upper
 
 from onsil.errors import OnsilError
 from onsil.graph import (
@@ -49,17 +50,6 @@ async def asked(node: Node, value: Any, **how: Any) -> Any:
 
 def outcomes(trace: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(line["step"], line["outcome"]) for line in trace]
-
-
-@step
-def upper(text: str) -> str:
-    return text.upper()
-
-
-@step
-async def bang(text: str) -> str:
-    await asyncio.sleep(0)
-    return text + "!"
 
 
 def waiting(seconds: float, name: str, ended: list[str] | None = None, answer: Any = None) -> Node:

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 import pytest
-from test_graph import bang, failing, flaky, outcomes, running, upper, waiting
+from graph_steps import bang, upper
+from test_graph import failing, flaky, outcomes, running, waiting
 
 from onsil.graph import (
     BadInput,

@@ -31,12 +31,13 @@ from onsil.graph.works import failure_of, work_of
 from onsil.lineage import Workspace
 
 SHARE = 0.1  # of a CPU, for one actor
-START = 60.0  # seconds for an actor to come up
+START = 600.0  # seconds for an actor to come up and its model to be loaded and warm
 ROWS = 16  # in one batch of a batch
 
 
 def ray_cluster() -> Any:
-    """Ray, connected to a cluster. Raises OnsilError without the extra [ray]."""
+    """Ray, connected to a cluster. Raises OnsilError without the extra [ray] and when it does not
+    start."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray  # pyright: ignore
@@ -54,8 +55,23 @@ def ray_cluster() -> Any:
             ),
         ) from e
     if not ray.is_initialized():
-        dashboard = None if os.environ.get("RAY_ADDRESS") else False
-        ray.init(log_to_driver=False, include_dashboard=dashboard)
+        address = os.environ.get("RAY_ADDRESS", "")
+        try:
+            ray.init(log_to_driver=False, include_dashboard=None if address else False)
+        except Exception as e:  # Ray says Exception of its own time-out
+            ray.shutdown()
+            raise OnsilError(
+                en=(
+                    f"Ray does not start (RAY_ADDRESS={address!r}): {e}",
+                    "The placement 'ray' runs steps on a Ray cluster.",
+                    "Look at `ray status`, or unset RAY_ADDRESS to have one on this machine alone.",
+                ),
+                ko=(
+                    f"Ray를 시작하지 못했습니다(RAY_ADDRESS={address!r}): {e}",
+                    "'ray' 배치는 단계를 Ray 클러스터에서 실행합니다.",
+                    "`ray status`를 살펴보거나, RAY_ADDRESS를 비워 이 컴퓨터에서만 실행해 주세요.",
+                ),
+            ) from e
     return ray
 
 
@@ -111,7 +127,7 @@ class Actor:
             if message.get("load"):
                 return json.dumps({"value": await self.work.load(pin)})
             return json.dumps({"value": plain(await self.work.call(message["value"], pin))})
-        except Exception as e:
+        except Exception as e:  # told to the caller, who raises it
             return json.dumps({"failure": failure_of(e).told()})
 
     async def pid(self) -> int:
@@ -140,7 +156,7 @@ class OnRay:
             async with asyncio.timeout(START):
                 return await self._asked({"load": True, "pin": pin})
         except TimeoutError as e:
-            raise NotReady(f"Its actor has not started in {START:.0f} seconds.") from e
+            raise NotReady(f"Its actor was not ready in {START:.0f} seconds.") from e
 
     async def _asked(self, message: dict[str, Any]) -> Json:
         while self.lost:

@@ -42,11 +42,12 @@ PLACEMENTS = ("inline", "pool", "process", "ray")
 PAUSE = 0.05  # seconds before the first retry, then twice as long each time
 log = logging.getLogger("onsil.graph")
 Spanned = Callable[[str, dict[str, str]], AbstractContextManager[Any]]
+_nothing = nullcontext()
 
 
 def unseen(name: str, attributes: dict[str, str]) -> AbstractContextManager[Any]:
     """No span."""
-    return nullcontext()
+    return _nothing
 
 
 def compile(node: Node, placement: Placement = "inline", ws: Workspace | None = None) -> "Running":

@@ -51,7 +51,7 @@ class Child:
             line = packed(told | {"id": number})
         except asyncio.CancelledError:
             line = packed({"id": number, "value": None})
-        except Exception as e:
+        except Exception as e:  # told to the caller, who raises it
             line = packed({"id": number, "failure": failure_of(e).told()})
         self.writer.write(line)
         await self.writer.drain()
