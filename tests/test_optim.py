@@ -79,8 +79,8 @@ def test_each_kind_of_weight_has_the_rate_and_the_decay_of_its_word():
     }  # fmt: skip
     for name, factor in {
         "blocks.1.mlp.up.weight": 2, "embedding.weight": 3, "head.weight": 4,
-        "blocks.0.attention.value.weight": 5, "pair.weight": 6, "skips": 7,
-        "blocks.0.attention.shift": 7, "blocks.0.attention.value_gate.weight": 1,
+        "blocks.1.attention.value.weight": 5, "pair.weight": 6, "skips": 7,
+        "blocks.0.attention.shift": 7, "blocks.1.attention.value_gate.weight": 1,
     }.items():  # fmt: skip
         group = group_of[id(parameters[name])]
         assert group["peak"] == pytest.approx(0.1 * factor), name

@@ -231,7 +231,7 @@ def local(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: fl
 
 
 class Attention(nn.Module):
-    def __init__(self, shape: Shape, kind: str = "G", cross: bool = False):
+    def __init__(self, shape: Shape, kind: str = "G", cross: bool = False, tables: bool = False):
         super().__init__()
         self.shape, self.kind, self.cross = shape, kind, cross
         D, H, G, K = shape.width, shape.heads, shape.kv_heads, shape.head_width
@@ -240,9 +240,8 @@ class Attention(nn.Module):
         self.v = Linear(D, G * K, bias="v" in shape.bias)
         self.o = Linear(H * K, D, bias="o" in shape.bias)
         self.shift = nn.Parameter(torch.zeros(G * K)) if shape.key_shift and not cross else None
-        told = shape.value_tables and not cross
-        self.value = nn.Embedding(shape.vocabulary, G * K) if told else None
-        self.value_gate = Linear(D, G, bias=False) if told else None
+        self.value = nn.Embedding(shape.vocabulary, G * K) if tables else None
+        self.value_gate = Linear(D, G, bias=False) if tables else None
         sizes = {"head": ((K,), (K,)), "heads": ((H, K), (G, K)), "all": ((H * K,), (G * K,))}
         own = shape.qk_norm != "none" and not cross
         of_q, of_k = sizes.get(shape.qk_norm, ((), ()))

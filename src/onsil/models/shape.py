@@ -73,8 +73,8 @@ class Shape:
     # To each key a share of the key before it, learnt for every channel: Primer's convolution, two
     # wide (So et al. 2021). One layer can then look for what followed the same token before.
     key_shift: bool = False
-    # A second embedding of every token for each layer, added to its values through a gate a head
-    # (nanochat; after Zhou et al. 2024, ResFormer)
+    # In every second layer, the last among them, an embedding of tokens of its own, added to the
+    # values through a gate a head (nanochat; after Zhou et al. 2024, ResFormer)
     value_tables: bool = False
     embedding_skips: bool = False  # each layer gets a learnt share of the embedding again
     # Rows of a hashed table for a token and the one before it, added to the embedding: weights that
@@ -177,6 +177,10 @@ class Shape:
         """G, L or N: what layer number `layer` sees."""
         return self.pattern[layer % len(self.pattern)]
 
+    def tables_in(self, layer: int) -> bool:
+        """Whether this layer has a table of values."""
+        return self.value_tables and layer % 2 == (self.depth - 1) % 2
+
     def rotary_of(self, kind: str) -> Rotary | None:
         """The rotary positions of a layer of this kind; None when it has none."""
         if self.positions != "rotary" or kind == "N":
@@ -224,7 +228,7 @@ def race_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> 
         key_shift=True,
         value_tables=True,
         embedding_skips=True,
-        pairs=4 * vocabulary,
+        pairs=3 * vocabulary,
         tied=False,
     )
 

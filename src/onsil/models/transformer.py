@@ -82,10 +82,11 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, shape: Shape, kind: str):
+    def __init__(self, shape: Shape, layer: int):
         super().__init__()
         self.shape, wiring = shape, shape.wiring
-        self.attention, self.attention_norm = Attention(shape, kind), Norm(shape, shape.width)
+        self.attention = Attention(shape, shape.kind(layer), tables=shape.tables_in(layer))
+        self.attention_norm = Norm(shape, shape.width)
         self.cross = Attention(shape, cross=True) if shape.cross else None
         self.cross_norm = Norm(shape, shape.width) if shape.cross else None
         self.mlp = Experts(shape) if shape.experts else MLP(shape)
@@ -144,7 +145,7 @@ class Transformer(nn.Module):
         self.embedding_norm = Norm(shape, D) if shape.embedding_norm else None
         shared = shape.positions == "relative" and not shape.relative_layers
         self.relative = nn.Embedding(shape.buckets, shape.heads) if shared else None
-        self.blocks = nn.ModuleList(Block(shape, shape.kind(i)) for i in range(shape.depth))
+        self.blocks = nn.ModuleList(Block(shape, i) for i in range(shape.depth))
         skips = shape.embedding_skips
         self.skips = nn.Parameter(torch.zeros(shape.depth)) if skips else None
         self.final_norm = Norm(shape, D) if shape.wiring != "post" else None
