@@ -14,7 +14,7 @@ from onsil.errors import OnsilError
 from onsil.inference import Sampling
 from onsil.inference.engine import Busy, Request
 from onsil.inference.prefixes import PAGE, Prefixes
-from onsil.inference.streaming import Piece, Stream
+from onsil.inference.streaming import Piece, Stream, tell
 from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
 
@@ -160,6 +160,28 @@ def test_a_step_that_fails_does_not_end_the_engine(engine_of, monkeypatch):
     assert told(engine.submit(Request((5, 6), 5))) == good
 
 
+def test_a_page_that_cannot_be_copied_ends_its_request_alone(engine_of, monkeypatch):
+    engine = engine_of()
+    request = Request(ids_of(SENTENCE) * 4, 5)
+    good = told(engine.submit(request))
+    with monkeypatch.context() as here:
+        here.setattr(engine.runner, "put", lambda slot, start, page: 1 / 0)
+        assert told(engine.submit(request))[2] == "error"
+    assert told(engine.submit(request)) == good
+
+
+def test_a_loop_that_closes_meanwhile_takes_nobody_with_it():
+    """A server's loop may close between two steps, with readers still waiting in it."""
+    closing, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    futures = [loop.create_future() for loop in (closing, other)]
+    closing.is_closed = lambda: False  # as it was just before
+    closing.close()
+    tell([(closing, futures[0]), (other, futures[1])])
+    other.run_until_complete(futures[1])
+    other.close()
+    del closing.is_closed
+
+
 def test_closing_finishes_what_is_there_or_cancels_it(engine_of):
     engine = engine_of(slots=1)
     streams = [engine.submit(Request((5, 6), 20)) for _ in range(3)]
@@ -203,13 +225,14 @@ def test_a_text_ends_where_the_context_does(engine_of):
 # ── readers ─────────────────────────────────────────────────────────────────────────────────────
 
 
+async def read(stream: Stream) -> list[Piece]:
+    return [piece async for piece in stream]
+
+
 def test_an_event_loop_reads_the_same_and_a_slow_reader_gets_it_in_one(engine_of):
     engine = engine_of(slots=3)
     request = Request(ids_of(SENTENCE), 40)
     wanted = told(engine.submit(request))
-
-    async def read(stream: Stream) -> list[Piece]:
-        return [piece async for piece in stream]
 
     async def main() -> list[list[Piece]]:
         return await asyncio.gather(*(read(engine.submit(request)) for _ in range(3)))

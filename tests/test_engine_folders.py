@@ -1,5 +1,8 @@
 """Folders that write, folders that make vectors, and the end of a process that does both."""
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +140,49 @@ def test_a_learnt_prompt_stands_before_every_text(tmp_path):
         assert served.engine.context == model.shape.context - 5
     finally:
         served.close()
+
+
+def test_a_folder_with_a_damaged_template_leaves_no_engine_running(tmp_path):
+    folder = saved(small(), tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text("{")
+    running = set(threading.enumerate())
+    with pytest.raises(OnsilError):
+        load_engine(folder, 2)
+    assert set(threading.enumerate()) <= running
+
+
+BUSY = """
+import sys, threading
+from pathlib import Path
+from onsil.inference.engine import Request
+from onsil.inference.loading import load_engine
+
+served = load_engine(Path(sys.argv[1]), 2)
+begun = threading.Barrier(3)
+
+def forever(work):
+    work(0)
+    begun.wait()
+    number = 0
+    while number := number + 1:
+        work(number)
+
+for work in (
+    lambda n: served.engine.embed([(5, 6, 7) * 100]),
+    lambda n: served.grammars.json({"const": str(n)}),
+):
+    threading.Thread(target=forever, args=(work,), daemon=True).start()
+written = [served.engine.submit(Request((5, 6), 1000)) for _ in range(3)]
+next(written[0])
+begun.wait()
+"""
+
+
+def test_a_process_may_end_while_its_threads_compute(tmp_path):
+    """A daemon thread that is torn out of a kernel ends the process with std::terminate."""
+    folder = saved(small(), tmp_path / "model")
+    run = subprocess.run([sys.executable, "-c", BUSY, str(folder)], capture_output=True, text=True)
+    assert run.returncode == 0 and "terminate called" not in run.stderr, run.stderr
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
