@@ -23,6 +23,7 @@ from onsil.serving.jobs import (
     open_store,
 )
 from onsil.serving.jobs import store as module
+from onsil.serving.jobs.__main__ import handlers_of
 
 A_DAY = 86_400.0
 url, store = job_stores.url, job_stores.store
@@ -95,6 +96,13 @@ def test_a_store_of_a_later_version_is_left_alone(store, url):
 def test_a_url_that_is_no_store_is_refused():
     with pytest.raises(OnsilError, match="redis:// is no job store"):
         open_store("redis://localhost")
+
+
+@pytest.mark.parametrize("place", ["nothing.here:x", "json:x", "json", ":x"])
+def test_handlers_that_cannot_be_imported_are_named(place):
+    with pytest.raises(OnsilError, match=f"--handlers {place}: ") as e:
+        handlers_of(place, None)  # pyright: ignore[reportArgumentType]
+    assert "package.module:name" in str(e.value)
 
 
 # ── claiming ────────────────────────────────────────────────────────────────────────────────────
@@ -424,22 +432,33 @@ def test_a_job_is_cancelled_waiting_running_or_left_behind(store):
 
 
 def test_a_job_expires_waiting_running_or_left_behind(store):
+    begun = threading.Event()
+
     def handler(claimed: Claimed) -> None:
+        begun.set()
         while not claimed.cancelled():
             time.sleep(0.02)
         raise Cancelled
 
-    waiting = submit(store, expires=0.01)
-    time.sleep(0.02)
+    def overdue() -> None:
+        with store.database.transaction() as run:
+            run("update jobs set expires = epoch()")
+
+    waiting = submit(store, expires=600)
+    assert store.sweep() == 0
+    overdue()
     assert store.sweep() == 1 and store.sweep() == 0
     assert store.get("kim", waiting.id).state == "expired"
-    left = submit(store, expires=0.05)
-    taken(store, lease=0.01)
-    time.sleep(0.1)
+    left = submit(store, expires=600)
+    taken(store)
+    overdue()
+    lapse(store)
     assert store.claim(["work"], "w", 30) is None
     assert store.get("kim", left.id).state == "expired"
-    running = submit(store, expires=0.5)
-    with working(store, handler, lease=0.3):
+    running = submit(store, expires=600)
+    with working(store, handler):
+        assert begun.wait(30)
+        overdue()
         until(lambda: store.get("kim", running.id).closed)
     assert store.get("kim", running.id).state == "expired"
 

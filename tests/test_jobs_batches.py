@@ -99,9 +99,10 @@ def test_a_cancelled_batch_keeps_what_was_answered(client, store, tmp_path):
 
 def test_a_batch_that_expires_says_which_lines_were_not_answered(client, store, tmp_path):
     made = new_batch(client, spelled(*(line(n, slow=0.2) for n in range(40))))
-    with store.database.transaction() as run:
-        run("update jobs set expires = epoch() + 1")
     with working(store, handlers(store, tmp_path / "files")):
+        until(lambda: client.batches.retrieve(made.id).request_counts.completed > 0)
+        with store.database.transaction() as run:
+            run("update jobs set expires = epoch()")
         until(lambda: client.batches.retrieve(made.id).status == "expired")
     found = client.batches.retrieve(made.id)
     assert found.expired_at and found.request_counts.completed > 0

@@ -1,6 +1,7 @@
 """The doors of jobs and files: OpenAI's own client, plain requests."""
 
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -142,6 +143,7 @@ def test_a_store_that_cannot_write_is_said_and_loses_nothing(tmp_path):
     pragma(store, "query_only = on")
     unwritable = door.post("/v1/jobs", json={"kind": "work", "input": 1})
     assert unwritable.status_code == 503 and error_of(unwritable)["type"] == "server_error"
+    assert "jobs.db" not in full.text + unwritable.text  # where it lies is no caller's business
     pragma(store, "query_only = off")
     assert door.get(f"/v1/jobs/{safe}").json()["status"] == "ready"
     assert door.post("/v1/jobs", json={"kind": "work", "input": 1}).status_code == 202
@@ -215,6 +217,20 @@ def test_a_file_that_is_too_large_or_a_form_that_is_none(client, door, files):
         error_of(answer)
     assert door.post("/v1/files", files=parts).status_code == 200
     assert len(list((files.folder / "incoming").iterdir())) == 0
+
+
+def test_an_upload_that_its_caller_leaves_is_not_kept(address, files, door):
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf'
+    host, _, port = address.removeprefix("http://").partition(":")
+    aside = files.folder / "incoming"
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(
+            b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + head
+        )
+        until(lambda: list(aside.iterdir()))
+    until(lambda: not list(aside.iterdir()))
+    assert door.get("/v1/files").json()["data"] == []
 
 
 def test_bytes_that_changed_on_the_disk_are_not_handed_out(client, files):
