@@ -218,11 +218,11 @@ def slope(seconds: np.ndarray, values: np.ndarray, seed: int = SEED) -> Slope:
     line = np.polyfit(seconds, values, 1)
     left = values - np.polyval(line, seconds)
     size = max(2, round(len(left) ** 0.5))
-    draw, found = np.random.default_rng(seed), []
-    for _ in range(ROUNDS):
-        starts = draw.integers(0, len(left) - size + 1, -(-len(left) // size))
-        noise = np.concatenate([left[s : s + size] for s in starts])[: len(left)]
-        found.append(np.polyfit(seconds, np.polyval(line, seconds) + noise, 1)[0])
+    draw = np.random.default_rng(seed)
+    starts = draw.integers(0, len(left) - size + 1, (ROUNDS, -(-len(left) // size)))
+    blocks = starts[:, :, None] + np.arange(size)
+    noise = left[blocks.reshape(ROUNDS, -1)[:, : len(left)]]
+    found = np.polyfit(seconds, np.polyval(line, seconds)[:, None] + noise.T, 1)[0]
     low, high = np.percentile(found, [2.5, 97.5])
     measured = seconds[-1] - seconds[0]
     return Slope(*(3600 * float(x) for x in (line[0], low, high)), low * measured, values.mean())

@@ -4,7 +4,8 @@ import asyncio
 import json
 import random
 import shutil
-import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -50,43 +51,73 @@ def doors(ws: Workspace):
     return build(ws, "desk", Access("k" * 32), frozenset({"localhost"})).app
 
 
+@pytest.fixture(scope="module")
+def plain(home) -> Iterator[tuple[str, str]]:
+    """A server as it is by default: its address, and its link, good for one page."""
+    with server(home) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def keeping(home, tmp_path_factory) -> Iterator[tuple[Workspace, str, str]]:
+    """A server that keeps what it is asked, after a month of use: workspace, address, link."""
+    ws = Workspace(shutil.copytree(home, tmp_path_factory.mktemp("keeping") / "ws"))
+    many(ws)
+    with server(ws.root, "--log-predictions") as (address, link):
+        yield ws, address, link
+
+
 # -- the prediction log ---------------------------------------------------------------------------
 
 
-def test_by_default_not_a_word_is_kept(home):
-    with server(home) as (address, _):
-        sent = httpx.post(address + DOOR, json=body(), headers=authorised(home))
-        assert sent.status_code == 200
+def test_by_default_not_a_word_is_kept(home, plain):
+    sent = httpx.post(plain[0] + DOOR, json=body(), headers=authorised(home))
+    assert sent.status_code == 200
+    assert rows_of(home / "logs/requests.jsonl", sent.headers["x-request-id"])
     assert not (home / PREDICTIONS).exists()
     for path in home.glob("logs/*"):
         assert "연차" not in path.read_text()
 
 
-def test_asked_to_it_keeps_questions_masked_and_replays_them_byte_for_byte(ws):
-    with server(ws.root, "--log-predictions") as (address, _):
-        key = authorised(ws.root)
-        for name, question in (("plain", QUESTION), ("private", PRIVATE)):
-            headers = key | {"x-request-id": name}
-            assert httpx.post(address + DOOR, json=body(question), headers=headers).is_success
-        headers = key | {"x-request-id": "streamed"}
-        assert httpx.post(address + DOOR, json=body(stream=True), headers=headers).is_success
-        long = body("가" * 900, metadata={"x": "나" * 30_000})
-        httpx.post(address + DOOR, json=long, headers=key | {"x-request-id": "long"})
+def rows_of(path: Path, *ids: str) -> dict[str, dict]:
+    """The log's rows of these requests, once they are written."""
+    until = time.monotonic() + 60
+    while True:
+        rows = {row["id"]: row for row in read_lines(path) if row.get("id") in ids}
+        if len(rows) == len(ids):
+            return rows
+        assert time.monotonic() < until, rows
+        time.sleep(0.01)
+
+
+def test_asked_to_it_keeps_questions_masked_and_replays_them_byte_for_byte(keeping):
+    ws, address, _ = keeping
+    key = authorised(ws.root)
+    for name, question in (("plain", QUESTION), ("private", PRIVATE)):
+        headers = key | {"x-request-id": name}
+        assert httpx.post(address + DOOR, json=body(question), headers=headers).is_success
+    headers = key | {"x-request-id": "streamed"}
+    assert httpx.post(address + DOOR, json=body(stream=True), headers=headers).is_success
+    long = body()
+    long["messages"].insert(0, {"role": "system", "content": "나" * 30_000})
+    headers = key | {"x-request-id": "long"}
+    assert httpx.post(address + DOOR, json=long, headers=headers).is_success
     path = ws.root / PREDICTIONS
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    rows = {row["id"]: row for row in read_lines(path)}
+    rows = rows_of(path, "plain", "private", "streamed", "long")
     text = path.read_text()
-    assert "1234568" not in text and "1234-5678" not in text
+    assert "1234568" not in text and "1234-5678" not in text and "나나" not in text
     assert rows["private"]["masked"] == 2 and "sha256" not in rows["private"]
     assert rows["plain"]["cited"] == [["휴가규정.md", "제3조(연차의 이월)"]]
     for name in ("plain", "streamed"):
         again = asyncio.run(replay(ws, logged(ws, name), doors(ws)))
         assert again.same and again.model == "desk@v1" and "5일" in again.now
         assert again.digest == rows[name]["digest"]
+    with pytest.raises(OnsilError, match="no longer kept"):
+        asyncio.run(replay(ws, logged(ws, "long"), doors(ws)))
     with pytest.raises(OnsilError, match="2 identifiers in it were masked"):
         asyncio.run(replay(ws, logged(ws, "private"), doors(ws)))
     with pytest.raises(OnsilError, match="not in the prediction log"):
-        asyncio.run(replay(ws, logged(ws, "nobody"), doors(ws)))
+        logged(ws, "nobody")
 
 
 def test_a_replay_says_when_the_bytes_are_others(ws):
@@ -194,23 +225,22 @@ def test_wilsons_interval(hits, of, low, high):
 # -- the routes and the page ----------------------------------------------------------------------
 
 
-def test_feedback_comes_in_by_the_door_and_the_page_is_the_owners(ws):
-    other = {"Authorization": f"Bearer {add_key(ws.root, 'kim')}"}
-    with server(ws.root) as (address, _):
-        own = authorised(ws.root)
-        assert httpx.post(f"{address}/v1/feedback", json=said()).status_code == 401
-        kept = httpx.post(f"{address}/v1/feedback", json=said(), headers=other)
-        assert kept.status_code == 201 and kept.json()["id"].startswith("feedback-")
-        wrong = httpx.post(f"{address}/v1/feedback", json=said(verdict="x"), headers=other)
-        assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "verdict"
-        assert httpx.get(f"{address}/v1/feedback", headers=own).status_code == 405
-        assert httpx.get(f"{address}/monitor/data", headers=other).status_code == 403
-        assert httpx.get(f"{address}/monitor", headers=other).status_code == 403
-        told = httpx.get(f"{address}/monitor/data", headers=own).json()
-        counted = families(httpx.get(f"{address}/metrics", headers=other).text)
+def test_feedback_comes_in_by_the_door_and_the_page_is_the_owners(home, plain):
+    address, own = plain[0], authorised(home)
+    other = {"Authorization": f"Bearer {add_key(home, 'kim')}"}
+    assert httpx.post(f"{address}/v1/feedback", json=said()).status_code == 401
+    kept = httpx.post(f"{address}/v1/feedback", json=said(), headers=other)
+    assert kept.status_code == 201 and kept.json()["id"].startswith("feedback-")
+    wrong = httpx.post(f"{address}/v1/feedback", json=said(verdict="x"), headers=other)
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "verdict"
+    assert httpx.get(f"{address}/v1/feedback", headers=own).status_code == 405
+    assert httpx.get(f"{address}/monitor/data", headers=other).status_code == 403
+    assert httpx.get(f"{address}/monitor", headers=other).status_code == 403
+    told = httpx.get(f"{address}/monitor/data", headers=own).json()
+    counted = families(httpx.get(f"{address}/metrics", headers=other).text)
     assert told["feedback"] == {"bad": 1} and told["drift"] is None
     assert [s.value for s in counted["onsil_feedback"].samples if s.name.endswith("total")] == [1]
-    (row,) = read_feedback(ws.root, "desk")
+    (row,) = read_feedback(home, "desk")
     assert row["owner"].startswith("kim-")
 
 
@@ -246,57 +276,53 @@ def browser():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-def test_the_page_shows_it_in_both_languages_light_and_dark_and_asks_nobody_else(ws, browser):
-    many(ws)
-    with server(ws.root, "--log-predictions") as (address, link):
-        context = browser.new_context(locale="ko-KR")
-        page = context.new_page()
-        asked, told = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.goto(link)
-        page.goto(f"{address}/monitor")
-        page.wait_for_selector("#drift table")
-        assert page.query_selector_all("#abstention svg .bar") and "달라짐" in page.inner_text(
-            "#drift"
-        )
-        assert "<b>6일</b>까지" in page.inner_text("#feedback")
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            for width in (360, 1100):
-                page.set_viewport_size({"width": width, "height": 800})
-                page.screenshot(path=str(ws.root / f"{scheme}-{width}.png"), full_page=True)
-                assert [t for ratio, t in page.evaluate(CONTRAST, False) if ratio < 4.5] == []
-            page.set_viewport_size({"width": 360, "height": 800})
-            sideways = page.evaluate(SCROLLS_SIDEWAYS)
-            assert all(name.startswith("DIV#") for name in sideways), sideways
-        page.click("#language")
-        assert "changed" in page.inner_text("#drift") and page.title() == "desk · In use"
-        assert told == [] and all(url.startswith((address, "data:")) for url in asked)
-        context.close()
+def test_the_page_shows_it_in_both_languages_light_and_dark_and_asks_nobody_else(keeping, browser):
+    ws, address, link = keeping
+    context = browser.new_context(locale="ko-KR")
+    page = context.new_page()
+    asked, told = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.goto(link)
+    page.goto(f"{address}/monitor")
+    page.wait_for_selector("#drift table")
+    assert page.query_selector_all("#abstention svg .bar") and "달라짐" in page.inner_text("#drift")
+    assert "<b>6일</b>까지" in page.inner_text("#feedback")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        for width in (360, 1100):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.screenshot(path=str(ws.root / f"{scheme}-{width}.png"), full_page=True)
+            assert [t for ratio, t in page.evaluate(CONTRAST, False) if ratio < 4.5] == []
+        page.set_viewport_size({"width": 360, "height": 800})
+        sideways = page.evaluate(SCROLLS_SIDEWAYS)
+        assert all(name.startswith("DIV#") for name in sideways), sideways
+    page.click("#language")
+    assert "changed" in page.inner_text("#drift") and page.title() == "desk · In use"
+    assert told == [] and all(url.startswith((address, "data:")) for url in asked)
+    context.close()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
-def test_below_an_answer_people_say_what_they_think_of_it(ws, browser):
-    with server(ws.root) as (_, link):
-        context = browser.new_context(locale="ko-KR")
-        page = context.new_page()
-        page.goto(link)
-        page.wait_for_selector("#summary:not(:empty)")
-        for number in (1, 2):
-            page.fill("#question", QUESTION)
-            page.keyboard.press("Enter")
-            page.wait_for_selector(f"article:nth-of-type({number}) .opinion")
-        page.click("article:nth-of-type(1) .good")
-        page.wait_for_selector("article:nth-of-type(1) .opinion p")
-        assert "고맙습니다" in page.inner_text("article:nth-of-type(1) .opinion")
-        page.click("article:nth-of-type(2) .bad")
-        page.fill("article:nth-of-type(2) textarea", "5일")
-        page.click("article:nth-of-type(2) .tell")
-        page.wait_for_selector("article:nth-of-type(2) .opinion p")
-        context.close()
-    good, bad = read_feedback(ws.root, "desk")
+def test_below_an_answer_people_say_what_they_think_of_it(home, plain, browser):
+    context = browser.new_context(locale="ko-KR")
+    page = context.new_page()
+    page.goto(plain[1])
+    page.wait_for_selector("#summary:not(:empty)")
+    for number in (1, 2):
+        page.fill("#question", QUESTION)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f"article:nth-of-type({number}) .opinion")
+    page.click("article:nth-of-type(1) .good")
+    page.wait_for_selector("article:nth-of-type(1) .opinion p")
+    assert "고맙습니다" in page.inner_text("article:nth-of-type(1) .opinion")
+    page.click("article:nth-of-type(2) .bad")
+    page.fill("article:nth-of-type(2) textarea", "5일")
+    page.click("article:nth-of-type(2) .tell")
+    page.wait_for_selector("article:nth-of-type(2) .opinion p")
+    context.close()
+    good, bad = (row for row in read_feedback(home, "desk") if row["owner"] == "owner")
     assert (good["verdict"], bad["verdict"], bad["correct"]) == ("good", "bad", "5일")
     assert good["question"] == QUESTION and good["heading"] == "제3조(연차의 이월)"
-    assert "5일까지" in good["answer"] and good["owner"] == "owner"
+    assert "5일까지" in good["answer"]

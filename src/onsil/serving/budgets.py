@@ -71,7 +71,6 @@ class Counts:
             place = self._place(held, name)
             if place is None:
                 place = os.fstat(self._file).st_size // RECORD.size * RECORD.size
-                self._places[name] = place
                 now = count(0, 0, 0.0)
                 os.pwrite(self._file, _packed(name, *now), place)
                 return now

@@ -169,7 +169,8 @@ class Monitoring:
         self._drift: tuple[float, Drift | None] = (-STALE, None)
         self._known: tuple[str, frozenset[str]] = ("", frozenset())
         self._lock, self._looking = threading.Lock(), threading.Lock()
-        threading.Thread(target=self._count_before, args=(log.path,), daemon=True).start()
+        before = log.path, time.time()
+        threading.Thread(target=self._count_before, args=before, daemon=True).start()
         metrics.watch("onsil.abstention.rate", self._today)
         for gauge, value in GAUGES.items():
             metrics.watch(gauge, lambda value=value: self._of_drift(value))
@@ -183,14 +184,18 @@ class Monitoring:
                 seen = replace(seen, body=b"")
             self.predictions.append(lambda: prediction(seen))
 
+    @property
+    def dropped(self) -> int:
+        """Predictions that could not be written."""
+        return self.predictions.dropped if self.predictions else 0
+
     def close(self) -> None:
         if self.predictions:
             self.predictions.close()
 
-    def _count_before(self, path: Path) -> None:
+    def _count_before(self, path: Path, began: float) -> None:
         """The days before this server began, from the log of those before it."""
         counted = Counter[tuple[str, bool]]()
-        began = time.time()
         for row in read_lines(path):
             answered, at = row.get("answered"), row.get("time")
             if isinstance(answered, bool) and isinstance(at, float) and at < began:
@@ -206,7 +211,8 @@ class Monitoring:
     def _of_drift(self, value: Callable[[Drift], float]) -> float | None:
         """A number of the last look; a stale one starts another, which nobody waits for."""
         at, found = self._drift
-        if self.predictions and time.monotonic() - at > STALE:
+        stale = self.predictions and time.monotonic() - at > STALE
+        if stale and not self._looking.locked():
             threading.Thread(target=self.look, name="drift", daemon=True).start()
         return value(found) if found else None
 

@@ -5,9 +5,6 @@ budget of its key, then the doors. `around` wraps a finished guard; the doors kn
 this but `request_log.heard`, through which they pass what a speaker says.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -35,7 +32,7 @@ class Operations:
         self.log = JsonLines(ws.root / LOG)
         self.monitoring = Monitoring(ws, name, self.log, self.metrics, settings.log_predictions)
         self.metrics.watch("onsil.requests.in_flight", lambda: self.life.running)
-        self.metrics.watch("onsil.log.dropped", lambda: self.log.dropped)
+        self.metrics.watch("onsil.log.dropped", lambda: self.log.dropped + self.monitoring.dropped)
 
     def routes(self) -> list[Route]:
         """`/metrics`, `/monitor`, `/v1/feedback` …, for whoever has a key."""
@@ -44,12 +41,8 @@ class Operations:
     def around(self, guard: Guard) -> ASGIApp:
         """The whole application: `guard` with everything else outside and inside of it."""
         guard.app = self.budgets.around(guard.app)
-        sinks: list[Callable[[Observation], Any]] = [
-            self.metrics,
-            self._log,
-            self.monitoring,
-        ]
-        return observed(tracing.traced(self.life.around(guard, guard.hosts)), *sinks)
+        inner = tracing.traced(self.life.around(guard, guard.hosts))
+        return observed(inner, self.metrics, self._log, self.monitoring)
 
     def _log(self, seen: Observation) -> None:
         row = line(seen)

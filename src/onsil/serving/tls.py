@@ -44,8 +44,8 @@ class TLSFiles:
         try:
             server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             server.load_cert_chain(self.cert, self.key, password=_no_password)
-        except ssl.SSLError as e:
-            why = e.reason or str(e)
+        except OSError as e:  # OpenSSL's, or a file that may not be read
+            why = getattr(e, "reason", None) or e.strerror or str(e)
             raise _unusable(self.cert, f"{why} (with {self.key})", f"{why} ({self.key})") from e
         try:
             return _shaken(server, self.cert) - time.time()

@@ -11,8 +11,8 @@ holds a question or an answer. Sending happens in a thread of its own; what cann
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -111,12 +111,18 @@ def traced(app: ASGIApp) -> ASGIApp:
     """`app` with a span around each request; `app` itself while tracing is off."""
     if _tracer is None:
         return app
+    from opentelemetry.trace import SpanKind
 
-    async def tracing(scope: Scope, receive: Receive, send: Send) -> None:
+    async def spanned(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
         parent = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
-        with _request_span(parent, scope) as made:
+        method = scope["method"]
+        about = {"http.request.method": method}
+        begun = _tracer.start_as_current_span(
+            method, _context(parent), SpanKind.SERVER, about, **QUIET
+        )
+        with begun as made:
 
             async def sending(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -124,24 +130,12 @@ def traced(app: ASGIApp) -> ASGIApp:
                     message = {**message, "headers": headers}
                 await send(message)
 
-            await app(scope, receive, sending)
-            _finish(made, scope)
+            try:
+                await app(scope, receive, sending)
+            finally:
+                _finish(made, scope)
 
-    return tracing
-
-
-@contextmanager
-def _request_span(parent: str, scope: Scope) -> Iterator[Any]:
-    from opentelemetry.trace import SpanKind
-
-    with _tracer.start_as_current_span(
-        scope["method"],
-        _context(parent),
-        SpanKind.SERVER,
-        {"http.request.method": scope["method"]},
-        **QUIET,
-    ) as made:
-        yield made
+    return spanned
 
 
 def _finish(made: Any, scope: Scope) -> None:
@@ -158,7 +152,7 @@ def _finish(made: Any, scope: Scope) -> None:
         "gen_ai.usage.output_tokens": seen.completion_tokens,
         "gen_ai.response.finish_reasons": (seen.finish,) if seen.finish else (),
     }
-    if seen.status >= 500:
+    if seen.status >= 500 or not seen.status:
         from opentelemetry.trace import StatusCode
 
         made.set_status(StatusCode.ERROR)
