@@ -7,7 +7,8 @@ What is promised, and by what:
 - one worker at a time may write: `HELD` stands in every statement that a worker's write begins
   with, and that statement locks the row: a claim comes before it or after it, never between;
 - a unit of work takes effect once: its value is written with the fence check, the first stands;
-- a failed attempt is never lost from sight: each one is an event with its error, in order.
+- a failed attempt is never lost from sight: each one is an event with its error, in order;
+- what is over is forgotten whole, in one transaction, and only when everybody was told.
 
 The idea of a lease with a fence is Gray and Cheriton's lease (1989) with Kleppmann's token. Left
 out: priorities, and jobs that wait for other jobs.
