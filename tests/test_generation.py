@@ -1,19 +1,18 @@
 """Writing on: what the published classes write, drawn as asked, stopping where it should."""
 
 import json
-import subprocess
-from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from family_cases import DECODERS, PAIRS, make
+from served import grow_small
 from test_base import published
-from test_grow import onsil
+from test_grow import OFFICE, PLAN
+from typer.testing import CliRunner
 
+from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.inference import Sampling, load_writer, written
-from onsil.inference.sampling import picked
 from onsil.models.checkpoint import load
 
 PROMPT = [5, 17, 9, 40, 3, 22]
@@ -67,19 +66,6 @@ def test_learned_positions_end_where_the_table_ends(tmp_path):
     assert len(list(written(model, PROMPT, limit=200))) == model.shape.context - len(PROMPT)
 
 
-def test_draws_follow_the_chances_they_are_given():
-    scores = torch.tensor([2.0, 1.0, 0.0, -3.0])
-    generator = torch.Generator().manual_seed(1)
-    how = Sampling(temperature=0.7, top_p=0.9)
-    found = Counter(picked(scores, how, generator) for _ in range(4000))
-    chances = (scores / 0.7).softmax(-1)
-    kept = chances[:2] / chances[:2].sum()  # the first two make up nine tenths
-    assert set(found) == {0, 1}
-    assert abs(found[0] / 4000 - float(kept[0])) < 0.03
-    everything = Counter(picked(scores, Sampling(1.0), generator) for _ in range(4000))
-    assert abs(everything[2] / 4000 - float(scores.softmax(-1)[2])) < 0.03
-
-
 def test_a_seed_draws_the_same_text_and_another_seed_another(tmp_path):
     make(DECODERS["llama"]).save_pretrained(tmp_path)
     model = load(tmp_path)[0].eval()
@@ -110,41 +96,40 @@ def test_what_cannot_write_says_so(what, tmp_path):
         load_writer(folder, folder, load)
 
 
-def test_a_loaded_model_writes_and_is_not_asked(tmp_path):
-    folder, home = published("gpt_neox", tmp_path / "published"), tmp_path / "ws"
+@pytest.fixture
+def run(tmp_path):
+    """The command in a workspace of its own, with a published decoder loaded as `seed`."""
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(onsil(home, *words), capture_output=True, text=True)
+    def command(*words: str):
+        return CliRunner().invoke(app, words, env={"ONSIL_HOME": str(tmp_path / "ws")})
 
-    assert run("load", str(folder), "--name", "seed").returncode == 0
+    folder = published("gpt_neox", tmp_path / "published")
+    assert command("load", str(folder), "--name", "seed").exit_code == 0
+    return command
+
+
+def test_a_loaded_model_writes_and_is_not_asked(run):
     once, again = (run("write", "seed", "연차는", "--tokens", "8") for _ in range(2))
-    assert once.returncode == 0, once.stderr
+    assert once.exit_code == 0, once.exception
     assert once.stdout == again.stdout and once.stdout.startswith("연차는")
     assert "seed@v1" in once.stdout
     assert "checkpoint" in run("models").stdout
-    for refused in (
-        ("ask", "seed", "연차?"),
-        ("chat", "seed"),
-        ("report", "seed"),
-    ):
-        said = run(*refused)
-        assert said.returncode == 1 and "was not grown from documents" in said.stderr, refused
-        assert "Traceback" not in said.stderr
+    for refused in (("ask", "seed", "연차?"), ("chat", "seed"), ("report", "seed")):
+        said = run(*refused).exception
+        assert isinstance(said, OnsilError) and "was not grown from documents" in said.en[0]
 
 
-def test_a_base_can_be_named(tmp_path):
-    from test_grow import OFFICE, PLAN
-
-    folder, home = published("gpt_neox", tmp_path / "published"), tmp_path / "ws"
+def test_a_base_can_be_named(run, tmp_path):
+    """Its folder is what `grow` is given; that a model grows from one, test_base.py says."""
     plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(PLAN | {"decoder_epochs": 1, "encoder_epochs": 1}))
-    subprocess.run(
-        onsil(home, "load", str(folder), "--name", "seed"), check=True, capture_output=True
-    )
-    command = ("grow", str(OFFICE), "--name", "desk", "--plan", str(plan), "--base", "seed")
-    run = subprocess.run(onsil(home, *command), capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    write = subprocess.run(
-        onsil(home, "write", "desk", "연차", "--tokens", "3"), capture_output=True
-    )
-    assert write.returncode == 0 and Path(home, "names").is_dir()
+    plan.write_text(json.dumps(PLAN | {"base": "f" * 64}))
+    said = run("grow", str(OFFICE), "--name", "desk", "--plan", str(plan), "--base", "seed")
+    assert isinstance(said.exception, OnsilError)
+    told = said.exception.en[0]
+    assert str(tmp_path / "ws" / "objects") in told and "made for another one" in told
+
+
+def test_a_grown_model_writes_too(tmp_path):
+    env = {"ONSIL_HOME": str(grow_small(tmp_path))}
+    said = CliRunner().invoke(app, ["write", "desk", "연차", "--tokens", "3"], env=env)
+    assert said.exit_code == 0 and said.stdout.startswith("연차")

@@ -162,7 +162,7 @@ class Slots:
         grouped: bool = False,
     ):
         self.soft_PD = None if soft is None else soft.rows_PD.detach()
-        self.lead = () if soft is None else (0,) * len(soft.rows_PD)
+        self.lead: tuple[int, ...] = () if soft is None else (0,) * len(soft.rows_PD)
         packed = ready(model.eval(), grouped)
         # tanh of all rows at once would do the last few numbers another way: it is taken by row.
         self.cap = model.shape.logit_cap
@@ -266,7 +266,7 @@ class Pairs:
     its own. `start`: the token its text begins with."""
 
     cuts = False
-    lead = ()
+    lead: tuple[int, ...] = ()
 
     def __init__(self, model: EncoderDecoder, slots: int, start: int):
         self.model, self.slots, self.start = model.eval(), slots, start
