@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from served import grow_small
+from typer.testing import CliRunner
 
+from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.evaluation.questions import Question
 from onsil.grow import grow
@@ -162,6 +164,26 @@ def test_what_is_adopted_adds_up_and_can_be_dropped(ws):
             call(ws, "desk", [again, wrong])
     drop(ws, "desk", [again])
     assert adopted_for(ws, "desk") is None and not list((ws.root / "feedback").glob("?" * 20 + "*"))
+
+
+def test_the_owner_sees_adopts_and_drops_at_the_terminal(ws, monkeypatch):
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    typed = CliRunner()
+
+    def said_to(*words: str) -> str:
+        result = typed.invoke(app, list(words))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "Nobody has said anything" in said_to("feedback", "desk")
+    one = keep(ws.root, "desk", "owner", said(correct="5일까지", **CITED))
+    assert "adopted" not in said_to("feedback", "desk")
+    assert "taught: 1" in said_to("feedback", "desk", "--adopt", "all")
+    (line,) = said_to("feedback", "desk").splitlines()
+    assert one in line and "adopted" in line and QUESTION in line and "5일까지" in line
+    assert "desk.feedback" not in said_to("models")  # a name, and no model
+    assert "taught: 0" in said_to("feedback", "desk", "--drop", one)
+    assert "adopted" not in said_to("feedback", "desk")
 
 
 def test_what_was_adopted_is_taught_by_the_next_grow(home, ws):

@@ -316,7 +316,7 @@ def test_a_certificate_that_cannot_work_is_refused_before_anybody_connects(tmp_p
     with pytest.raises(OnsilError, match="no such file"):
         TLSFiles(tmp_path / "none.pem", other.key).checked()
     (tmp_path / "junk.pem").write_text("junk")
-    with pytest.raises(OnsilError, match="cannot be used for TLS"):
+    with pytest.raises(OnsilError, match="no PEM file"):
         TLSFiles(tmp_path / "junk.pem", other.key).checked()
     old, request = tmp_path / "old.pem", tmp_path / "request.pem"
     asked = ["req", "-new", "-key", str(other.key), "-subj", "/CN=x", "-out", str(request)]

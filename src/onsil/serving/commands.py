@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onsil.serving.settings import Settings
 
 Name = Annotated[str, typer.Argument(help="model: desk, desk@v3 · 모델 이름")]
+VERDICTS = {"good": "좋아요", "bad": "아니에요"}
 PLACEMENTS = ("inline", "pool", "process", "ray")
 keys = typer.Typer(help="Keys for others, with budgets. · 다른 사람의 키와 한도.")
 
@@ -221,16 +222,15 @@ def feedback(
     if changed:
         ko, en = feedback_words(changed[1])
         typer.echo(f"{changed[0]}: {say(en, ko)}")
-        typer.echo(
-            say(f"Grow {called} again to teach it.", f"{called}을(를) 다시 기르면 배웁니다.")
-        )
+        typer.echo(say("It counts from the next grow on.", "다음에 모델을 기를 때부터 반영됩니다."))
         return
     rows = said.read_feedback(ws.root, called)
     adopted = {row["id"]: row for row in said.adopted_rows(ws, called)}
     for row in list({**adopted, **{row["id"]: row for row in rows}}.values()):
         right = f" → {row['correct']}" if row.get("correct") else ""
         mark = say("adopted", "채택") if row["id"] in adopted else ""
-        typer.echo(f"{row['id']}  {row['verdict']:4}  {mark:7}  {row['question']}{right}")
+        verdict = say(row["verdict"], VERDICTS[row["verdict"]])
+        typer.echo(f"{row['id']}  {verdict:4}  {mark:7}  {row['question']}{right}")
     if not rows and not adopted:
         typer.echo(
             say(f"Nobody has said anything of {called} yet.", f"{called}에 대한 의견이 없습니다.")

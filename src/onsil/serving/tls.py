@@ -15,6 +15,8 @@ from pathlib import Path
 
 from onsil.errors import OnsilError
 
+NO_PEM = ("one of the two is no PEM file", "둘 중 하나가 PEM 파일이 아닙니다")
+
 
 @dataclass(frozen=True)
 class TLSFiles:
@@ -45,8 +47,9 @@ class TLSFiles:
             server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             server.load_cert_chain(self.cert, self.key, password=_no_password)
         except OSError as e:  # OpenSSL's, or a file that may not be read
-            why = getattr(e, "reason", None) or e.strerror or str(e)
-            raise _unusable(self.cert, f"{why} (with {self.key})", f"{why} ({self.key})") from e
+            why = getattr(e, "reason", None) or ("" if isinstance(e, ssl.SSLError) else e.strerror)
+            en, ko = (why, why) if why else NO_PEM
+            raise _unusable(self.cert, f"{en} (with {self.key})", f"{ko} ({self.key})") from e
         try:
             return _shaken(server, self.cert) - time.time()
         except ssl.SSLError as e:
