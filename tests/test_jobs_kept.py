@@ -299,6 +299,19 @@ def test_bytes_that_a_crash_left_without_a_name_are_removed(store, files, monkey
     assert files.path(files.get("kim", "file-twin")).read_bytes() == b"safe"
 
 
+def test_two_stores_with_one_folder_leave_each_other_alone(store, files, tmp_path):
+    other = FileStore(open_store(tmp_path / "other.db"), files.folder.parent)
+    upload(files, "file-in", b"the same")
+    upload(other, "file-in", b"the same")
+    for path in bytes_in(files) + bytes_in(other):
+        make_old(path)
+    assert store.prune(30) == 0 and other.store.prune(30) == 0
+    other.delete("kim", "file-in")
+    assert files.path(files.get("kim", "file-in")).read_bytes() == b"the same"
+    assert files.folder.stat().st_mode & 0o77 == files.folder.parent.stat().st_mode & 0o77 == 0
+    other.store.close()
+
+
 def test_a_name_never_outlives_its_bytes(store, files, monkeypatch):
     """A delete that dies half way, wherever: the file is whole or it is gone."""
     upload(files, "file-in", b"whole")

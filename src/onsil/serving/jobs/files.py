@@ -82,13 +82,15 @@ class Incoming:
 
 
 class FileStore:
-    """The files of one store. Several machines need `folder` on a disk that they share."""
+    """The files of one store, below `folder` under the store's own name: what it names none of may
+    be another's. Several machines need `folder` on a disk that they share."""
 
     def __init__(self, store: JobStore, folder: Path, largest: int = LARGEST_FILE):
-        self.store, self.folder, self.largest = store, folder, largest
-        self._aside = folder / "incoming"
+        self.store, self.folder, self.largest = store, folder / store.identity(), largest
+        self._aside = self.folder / "incoming"
         with disk(folder):
-            self._aside.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for place in (folder, self.folder, self._aside):
+                place.mkdir(parents=True, exist_ok=True, mode=0o700)
         store.also_pruned.append(self.prune)
 
     def incoming(self) -> Incoming:

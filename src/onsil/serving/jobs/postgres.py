@@ -21,6 +21,7 @@ WORDS = {
     "serial": "bigint generated always as identity primary key",
     "real": "double precision",
     "whole": "bigint",
+    "random": "replace(gen_random_uuid()::text, '-', '')",
 }
 log = logging.getLogger("onsil.serving.jobs")
 CLOCK = "extract(epoch from clock_timestamp())::float8"

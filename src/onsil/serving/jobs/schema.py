@@ -2,9 +2,10 @@
 
 Every statement of the package is written once. What the two databases spell differently has a name
 in braces: `{serial}` a key that counts up, `{real}` eight bytes of floating point, `{whole}` eight
-of an integer. Two clocks are functions in SQL: `epoch()` is the time of day, for people;
-`steady()` is the one that leases are measured by (the machine's monotonic clock for SQLite, whose
-workers all run on one machine, the server's clock for PostgreSQL, whose workers do not).
+of an integer, `{random}` a new name. Two clocks are functions in SQL: `epoch()` is the time of day,
+for people; `steady()` is the one that leases are measured by (the machine's monotonic clock for
+SQLite, whose workers all run on one machine, the server's clock for PostgreSQL, whose workers do
+not).
 
 A *window* is a pair of `steady()` times in which nobody may claim a row: the lease of who runs it,
 or the wait after a failed attempt. A row is free when the clock stands outside of its window on
@@ -67,6 +68,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index jobs_of on jobs (owner, kind, seq)",
         "create index jobs_over on jobs (finished) where finished is not null",
         "create index deliveries_of on deliveries (job, seq)",
+        "create table job_store (id text not null)",
+        "insert into job_store (id) select {random}",
     ),
 )
 

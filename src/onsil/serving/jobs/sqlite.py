@@ -27,7 +27,12 @@ from onsil.serving.jobs.schema import Run, migrate
 
 BUSY, GLANCE = 30.0, 0.05  # seconds: to wait for another writer, between looks for new work
 MOST_TOGETHER, PATIENCE = 32, 1.0  # transactions in one commit; seconds to wait for it to begin
-WORDS = {"serial": "integer primary key autoincrement", "real": "real", "whole": "integer"}
+WORDS = {
+    "serial": "integer primary key autoincrement",
+    "real": "real",
+    "whole": "integer",
+    "random": "lower(hex(randomblob(16)))",
+}
 
 
 class _Group:

@@ -82,6 +82,11 @@ class JobStore:
     def close(self) -> None:
         self.database.close()
 
+    def identity(self) -> str:
+        """A name that no other store has."""
+        with self.database.reading() as run:
+            return run("select id from job_store")[0]["id"]
+
     # ── for callers ─────────────────────────────────────────────────────────────────────────────
 
     def submit(
