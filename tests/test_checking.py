@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from served import grow_small, make_pen
-from test_operations import TLSFiles, certificate, needs_openssl
+from test_life import TLSFiles, certificate, needs_openssl
 
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
