@@ -9,10 +9,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -106,31 +108,33 @@ class Server:
             said = await unless_gone(request, gathered(pieces))
             return JSONResponse(whole(said), headers=headers)
         observation(request).streamed = True
-        first = await anext(pieces)  # what can be refused is refused before anything is sent
+        # What can be refused is refused before anything is sent.
+        first = await unless_gone(request, anext(pieces))
         stream = ending_well(events(resumed(first, pieces)))
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
+    async def told(
+        self,
+        request: Request,
+        wanted: ChatRequest | CompletionRequest,
+        found: Callable[[str], Speaker],
+        form: ModuleType,
+    ) -> Response:
+        """The response to `wanted` of the speaker that is `found` by its name, in the form of
+        `openai_chat` or `openai_completions`."""
+        speaker = await run_in_threadpool(found, wanted.model)
+        events = partial(form.chunks, speaker, usage_at_end=wanted.usage_at_end)
+        whole = partial(form.completion, speaker)
+        ask = form.asked(wanted)
+        return await self.answer(request, speaker, ask, whole, events if wanted.stream else None)
+
     async def chat(self, request: Request) -> Response:
         wanted = self.read(request, ChatRequest)
-        speaker = await run_in_threadpool(self.models.speaker, wanted.model)
-        ask = openai_chat.asked(wanted)
-
-        def events(pieces: Pieces) -> Events:
-            return openai_chat.chunks(speaker, pieces, wanted.usage_at_end)
-
-        whole = lambda said: openai_chat.completion(speaker, said)  # noqa: E731
-        return await self.answer(request, speaker, ask, whole, events if wanted.stream else None)
+        return await self.told(request, wanted, self.models.speaker, openai_chat)
 
     async def complete(self, request: Request) -> Response:
         wanted = self.read(request, CompletionRequest)
-        speaker = await run_in_threadpool(self.models.writer, wanted.model)
-        ask = openai_completions.asked(wanted)
-
-        def events(pieces: Pieces) -> Events:
-            return openai_completions.chunks(speaker, pieces, wanted.usage_at_end)
-
-        whole = lambda said: openai_completions.completion(speaker, said)  # noqa: E731
-        return await self.answer(request, speaker, ask, whole, events if wanted.stream else None)
+        return await self.told(request, wanted, self.models.writer, openai_completions)
 
     async def respond(self, request: Request) -> Response:
         wanted = self.read(request, ResponseRequest)
@@ -155,17 +159,19 @@ class Server:
     # ── models and the page ─────────────────────────────────────────────────────────────────────
 
     async def list_models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": self.models.listed()})
+        listed = await run_in_threadpool(self.models.listed)
+        return JSONResponse({"object": "list", "data": listed})
 
     async def described(self, request: Request) -> Response:
-        listed = [model["id"] for model in self.models.listed()]
-        return JSONResponse(document([self.models.name, *listed]))
+        return JSONResponse(await run_in_threadpool(self._described))
+
+    def _described(self) -> dict[str, Any]:
+        return document([self.models.name, *(model["id"] for model in self.models.listed())])
 
     async def one_model(self, request: Request) -> Response:
-        reference = request.path_params["id"]
-        speaker = await run_in_threadpool(self.models.named, reference)
-        found = next(m for m in self.models.listed() if m["id"] == speaker.reference)
-        return JSONResponse(found)
+        found = await run_in_threadpool(self.models.named, request.path_params["id"])
+        listed = await run_in_threadpool(self.models.listed)
+        return JSONResponse(next(m for m in listed if m["id"] == found.reference))
 
     async def about(self, request: Request) -> Response:
         """What the page shows of the model: card, lineage, topics, questions to begin with."""
@@ -246,7 +252,7 @@ def page_file(name: str, kind: str):
 T = TypeVar("T")
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is ended when the caller hangs up first."""
     doing = asyncio.ensure_future(work)
     hearing = asyncio.ensure_future(request.receive())

@@ -6,7 +6,6 @@ model: deterministic, with sources, and it says when the documents do not answer
 any decoder behind an engine, and what it says is drawn as the request asks.
 """
 
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -199,19 +198,16 @@ class Said:
     text: str
     chances: list[dict[str, Any]]
     end: End
-    first_at: float  # monotonic seconds of the first piece
 
 
 async def gathered(pieces: Pieces) -> Said:
     """All of it."""
     texts: list[str] = []
     chances: list[dict[str, Any]] = []
-    first_at = 0.0
     async with aclosing(pieces):
         async for piece in pieces:
-            first_at = first_at or time.monotonic()
             if isinstance(piece, End):
-                return Said("".join(texts), chances, piece, first_at)
+                return Said("".join(texts), chances, piece)
             texts.append(piece.text)
             chances.extend(piece.chances)
     raise RuntimeError("a speaker stopped without saying why")
