@@ -142,8 +142,11 @@ class Message(Strict):
         return "\n".join(part.text for part in self.content or [])
 
 
-class Function(Strict):
+class NamedFunction(Strict):
     name: Identifier
+
+
+class Function(NamedFunction):
     description: Annotated[Text, Field(max_length=4096)] | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -152,10 +155,6 @@ class Function(Strict):
 class Tool(Strict):
     type: Literal["function"]
     function: Function
-
-
-class NamedFunction(Strict):
-    name: Identifier
 
 
 class NamedTool(Strict):
@@ -298,25 +297,16 @@ class InputOutput(Strict):
     status: Short | None = None
 
 
-class FunctionTool(Strict):
+class FunctionTool(Function):
     type: Literal["function"]
-    name: Identifier
-    description: Annotated[Text, Field(max_length=4096)] | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
-class NamedFunctionTool(Strict):
+class NamedFunctionTool(NamedFunction):
     type: Literal["function"]
-    name: Identifier
 
 
-class SchemaText(Strict):
+class SchemaText(JsonSchema):
     type: Literal["json_schema"]
-    name: Identifier
-    description: Short | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
 
 
 class ResponseText(Strict):
@@ -390,7 +380,8 @@ def checked(kind: type[R], request: dict[str, Any]) -> R:
 
 def refusal(error: ValidationError) -> Refused:
     """The most telling of the errors: of the branches of a union, the one that got furthest."""
-    found = max(error.errors(include_url=False, include_context=False), key=_depth)
+    errors = error.errors(include_url=False, include_context=False)
+    found = max(errors, key=lambda error: len(error["loc"]))
     place = ".".join(str(part) for part in found["loc"] if _is_field(part))
     field = str(found["loc"][0]) if found["loc"] else None
     given = repr(found.get("input"))
@@ -401,10 +392,6 @@ def refusal(error: ValidationError) -> Refused:
     about = f"{place}: " if place else ""
     shown = "" if found["type"] in ("missing", "value_error") else f" (given {given})"
     return Refused(400, f"{about}{message}{shown}.", param=field)
-
-
-def _depth(found: Any) -> int:
-    return len(found["loc"])
 
 
 def _is_field(part: Any) -> bool:
