@@ -210,17 +210,20 @@ def test_answers_carry_headers_that_keep_a_browser_in(client):
     assert "access-control-allow-origin" not in headers
 
 
-def test_the_link_works_once_and_the_cookie_needs_an_origin_to_write(home):
+def test_the_link_works_once_and_sets_the_one_cookie_which_needs_an_origin_to_write(home):
     with server(home) as (address, link), httpx.Client() as browser:
         first = browser.get(link)
         assert first.status_code == 303
-        cookie = first.headers["set-cookie"]
-        assert "HttpOnly" in cookie and "SameSite=strict" in cookie
-        assert browser.get(f"{address}/about").status_code == 200
+        (given,) = first.headers.get_list("set-cookie")
+        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(given.split("; "))
         assert httpx.get(link).status_code == 401
         door = f"{address}/v1/chat/completions"
         refused(browser.post(door, json=body()), 403, "origin")
-        assert browser.post(door, json=body(), headers={"Origin": address}).status_code == 200
+        paths = ["/", "/about", "/report", "/health", "/v1/models", "/sign-in?code=x", "/nowhere"]
+        answers = [browser.get(address + path) for path in paths]
+        answers.append(browser.post(door, json=body(), headers={"Origin": address}))
+        assert [a.status_code for a in answers] == [200, 200, 200, 200, 200, 401, 404, 200]
+        assert [a.headers.get_list("set-cookie") for a in answers] == [[]] * len(answers)
 
 
 def test_the_key_is_its_owners_alone(home, key):

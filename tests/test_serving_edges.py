@@ -7,20 +7,24 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from served import grow_small, server
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
-from onsil.serving import app
+from onsil.serving import app, connection, guard
 from onsil.serving.access import Access, key_of
 from onsil.serving.connection import PatientConnection
+from onsil.serving.speaking import Ask, Delta, End, Pieces, Speaker
 
 QUESTION, OTHER = "쓰지 않은 연차는 며칠까지 이월되나요?", "숙박비는 하루 얼마까지 주나요?"
 DOOR = "/v1/chat/completions"
@@ -154,18 +158,6 @@ def test_http_1_0_without_a_host_is_refused(address, client):
         assert b" 421 " in said(connection).splitlines()[0]
 
 
-def test_no_route_sets_a_cookie_but_the_sign_in_and_that_one_is_strict(home):
-    paths = ["/", "/about", "/report", "/health", "/v1/models", "/sign-in?code=x", "/nowhere"]
-    with server(home) as (address, link), httpx.Client() as browser:
-        given = browser.get(link).headers.get_list("set-cookie")
-        assert len(given) == 1
-        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(given[0].split("; "))
-        answers = [browser.get(address + path) for path in paths]
-        answers.append(browser.post(address + DOOR, json=body(), headers={"Origin": address}))
-        assert {a.status_code for a in answers} == {200, 401, 404}
-        assert [a.headers.get_list("set-cookie") for a in answers] == [[]] * len(answers)
-
-
 def test_servers_that_start_at_once_share_one_whole_key(monkeypatch, tmp_path):
     monkeypatch.delenv("ONSIL_KEY", raising=False)
     start = threading.Barrier(8)
@@ -220,10 +212,62 @@ def test_an_empty_or_cut_key_file_opens_no_door(monkeypatch, tmp_path, kept):
 
 # -- clients that dawdle or hang up -------------------------------------------------------------
 
-HURRY = "import onsil.serving.connection as c, onsil.serving.guard as g; "
+KEY = {"Authorization": f"Bearer {'k' * 32}"}
 
 
-def drip(connection: socket.socket, data: bytes, seconds: float = 8) -> bytes:
+@contextmanager
+def listening(made: Callable[[frozenset[str]], ASGIApp]) -> Iterator[str]:
+    """The address of an application that runs in a thread, as `onsil serve` has it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        doors = made(frozenset({host}))
+        config = uvicorn.Config(
+            doors, http=PatientConnection, log_level="error", access_log=False, lifespan="on"
+        )
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://{host}"
+        finally:
+            running.should_exit = running.force_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def doors(home) -> Iterator[str]:
+    """The real doors in this process, so that a limit can be made short enough for a test."""
+    with listening(lambda hosts: app.build(Workspace(home), "desk", Access("k" * 32), hosts)) as at:
+        yield at
+
+
+@dataclass(frozen=True)
+class Slow(Speaker):
+    """A speaker that says nothing until it is let go, and notes when nobody listens."""
+
+    begun: threading.Event = field(default_factory=threading.Event, kw_only=True)
+    let_go: threading.Event = field(default_factory=threading.Event, kw_only=True)
+    ended: threading.Event = field(default_factory=threading.Event, kw_only=True)
+
+    async def say(self, ask: Ask) -> Pieces:
+        self.begun.set()
+        try:
+            while not self.let_go.is_set():
+                await asyncio.sleep(0.005)
+            yield Delta("done")
+            yield End("stop", 1, 1)
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture
+def speaker(monkeypatch) -> Slow:
+    found = Slow("desk", "v1", "0" * 64)
+    monkeypatch.setattr(app.Models, "speaker", lambda *_: found)
+    return found
+
+
+def drip(connection: socket.socket, data: bytes, seconds: float = 20) -> bytes:
     """Send a byte again and again until the server closes; what it said."""
     until = time.monotonic() + seconds
     connection.settimeout(0.1)
@@ -241,39 +285,78 @@ def drip(connection: socket.socket, data: bytes, seconds: float = 8) -> bytes:
     raise AssertionError(f"still open after {seconds} s: {heard!r}")
 
 
-def test_headers_that_never_end_and_silence_are_ended_and_others_served(home):
-    with server(home, first=HURRY + "c.PATIENCE = 1.0") as (address, _):
-        with connect(address) as silent, connect(address) as slow, connect(address) as second:
-            second.sendall(f"GET /health HTTP/1.1\r\nHost: {address[7:]}\r\n\r\n".encode())
-            assert second.recv(65536).startswith(b"HTTP/1.1 200")
-            slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-            second.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
-            assert httpx.get(f"{address}/health").status_code == 200
-            assert drip(slow, b"a").startswith(b"HTTP/1.1 408")
-            assert b"HTTP/1.1 408" in drip(second, b"a")
-            assert said(silent) == b""
-        assert httpx.get(f"{address}/health").status_code == 200
+def test_headers_that_never_end_and_silence_are_ended_and_others_served(doors, monkeypatch):
+    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+    with connect(doors) as silent, connect(doors) as slow, connect(doors) as second:
+        second.sendall(f"GET /health HTTP/1.1\r\nHost: {doors[7:]}\r\n\r\n".encode())
+        assert second.recv(65536).startswith(b"HTTP/1.1 200")
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        second.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        assert httpx.get(f"{doors}/health").status_code == 200
+        assert drip(slow, b"a").startswith(b"HTTP/1.1 408")
+        assert b"HTTP/1.1 408" in drip(second, b"a")
+        assert said(silent) == b""
+    assert httpx.get(f"{doors}/health").status_code == 200
 
 
-def test_a_body_that_never_ends_is_ended_and_its_connection_too(home):
-    with server(home, first=HURRY + "c.PATIENCE = g.BODY_SECONDS = 1.0") as (address, _):
-        key = f"Authorization: Bearer {(home / 'key').read_text().strip()}"
-        with connect(address) as slow, connect(address) as uninvited:
-            slow.sendall(head(address, key, "Content-Length: 900000"))
-            uninvited.sendall(head(address, "Content-Length: 900000"))
-            asked = httpx.post(address + DOOR, json=body(), headers=dict([key.split(": ")]))
-            assert asked.status_code == 200
-            heard = drip(slow, b" ")
-            assert heard.startswith(b"HTTP/1.1 408") and b"timeout_error" in heard
-            assert drip(uninvited, b" ").startswith(b"HTTP/1.1 401")
-        assert httpx.get(f"{address}/health").status_code == 200
+def test_a_body_that_never_ends_is_ended_and_its_connection_too(doors, monkeypatch):
+    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.5)
+    with connect(doors) as slow, connect(doors) as uninvited:
+        slow.sendall(
+            head(doors, f"Authorization: {KEY['Authorization']}", "Content-Length: 900000")
+        )
+        uninvited.sendall(head(doors, "Content-Length: 900000"))
+        assert httpx.get(f"{doors}/v1/models", headers=KEY).status_code == 200
+        heard = drip(slow, b" ")
+        assert heard.startswith(b"HTTP/1.1 408") and b"timeout_error" in heard
+        assert drip(uninvited, b" ").startswith(b"HTTP/1.1 401")
+    assert httpx.get(f"{doors}/health").status_code == 200
 
 
-def test_an_answer_may_take_longer_than_the_patience_with_headers(home):
-    """The clock stops while there is work: loading the model takes longer than 0.05 s."""
-    with server(home, first=HURRY + "c.PATIENCE = 0.05") as (address, _):
-        key = {"Authorization": f"Bearer {(home / 'key').read_text().strip()}"}
-        assert httpx.post(address + DOOR, json=body(), headers=key).status_code == 200
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_may_take_longer_than_the_patience_with_headers(
+    doors, monkeypatch, speaker, stream
+):
+    """The clock stops while there is work."""
+    monkeypatch.setattr(connection, "PATIENCE", 0.05)
+    threading.Timer(0.5, speaker.let_go.set).start()
+    made = httpx.post(doors + DOOR, json=body(stream=stream), headers=KEY)
+    assert made.status_code == 200 and "done" in made.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_before_the_first_word_is_no_longer_worked_for(doors, speaker, stream):
+    content = json.dumps(body(stream=stream)).encode()
+    lines = (f"Authorization: {KEY['Authorization']}", f"Content-Length: {len(content)}")
+    with connect(doors) as hasty:
+        hasty.sendall(head(doors, *lines) + content)
+        assert speaker.begun.wait(20)
+    assert speaker.ended.wait(20)
+
+
+def test_a_client_that_hangs_up_is_no_longer_worked_for(doors, monkeypatch):
+    """Only the answer is made endless."""
+    ended = threading.Event()
+
+    async def endless(*_: object, **__: object) -> AsyncIterator[str]:
+        try:
+            while True:
+                await asyncio.sleep(0.005)
+                yield "data: {}\n\n"
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(app.openai_chat, "chunks", endless)
+    content = json.dumps(body(stream=True)).encode()
+    lines = (f"Authorization: {KEY['Authorization']}", f"Content-Length: {len(content)}")
+    with connect(doors) as client:
+        client.sendall(head(doors, *lines) + content)
+        heard = b""
+        while heard.count(b"data: {}") < 10:
+            heard += client.recv(65536)
+        assert not ended.is_set() and httpx.get(f"{doors}/health").status_code == 200
+    assert ended.wait(20)
 
 
 def test_two_questions_at_once_get_each_its_own_answer(client):
@@ -288,42 +371,57 @@ def test_two_questions_at_once_get_each_its_own_answer(client):
         assert list(pool.map(ask, asked)) == [alone[question] for question in asked]
 
 
-def test_a_client_that_hangs_up_is_no_longer_worked_for(home, monkeypatch):
-    """A real socket and the real doors; only the answer is made endless."""
-    made, ended = [0], threading.Event()
+# -- crowds -------------------------------------------------------------------------------------
 
-    async def endless(*_: object) -> AsyncIterator[str]:
-        try:
-            while True:
-                made[0] += 1
-                await asyncio.sleep(0.005)
-                yield "data: {}\n\n"
-        finally:
-            ended.set()
 
-    monkeypatch.setattr(app.openai_chat, "chunks", endless)
-    key = "k" * 32
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        host = f"127.0.0.1:{listener.getsockname()[1]}"
-        doors = app.build(Workspace(home), "desk", Access(key), frozenset({host}))
-        running = uvicorn.Server(
-            uvicorn.Config(doors, http=PatientConnection, log_level="warning", access_log=False)
-        )
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            content = json.dumps(body(stream=True)).encode()
-            lines = (f"Authorization: Bearer {key}", f"Content-Length: {len(content)}")
-            with connect(f"http://{host}") as connection:
-                connection.sendall(head(f"http://{host}", *lines) + content)
-                while made[0] < 10:
-                    assert connection.recv(65536)
-            at_most = made[0] + 200
-            assert httpx.get(f"http://{host}/health").status_code == 200
-            time.sleep(0.5)
-            stopped = made[0]
-            time.sleep(0.5)
-            assert made[0] == stopped < at_most
-        finally:
-            running.should_exit = True
-            thread.join()
+def test_a_probe_is_heard_from_the_midst_of_a_crowd():
+    """While the loop is held up, a hundred callers come, and last of all one who asks whether the
+    server is alive: of the hundred only a few passes' worth are served before."""
+    holding, let_go, order = threading.Event(), threading.Event(), []
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+        if scope["path"] == "/hold":
+            holding.set()
+            assert let_go.wait(20)
+        order.append(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def asks(path: str) -> socket.socket:
+        made = connect(address)
+        lines = (f"GET {path} HTTP/1.1", f"Host: {address[7:]}", "Connection: close")
+        made.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
+        return made
+
+    with listening(lambda hosts: noting) as address:
+        made = [asks("/hold")]
+        assert holding.wait(20)
+        made += [asks(f"/{n}") for n in range(100)] + [asks("/health")]
+        let_go.set()
+        for one in made:
+            with one:
+                assert said(one).startswith(b"HTTP/1.1 204")
+    assert order.index("/health") <= 4 * connection.TURN
+    assert [path for path in order if path[1:].isdigit()] == [f"/{n}" for n in range(100)]
+
+
+def test_only_so_many_bodies_are_held_at_once(doors, monkeypatch):
+    """The one too many is told to come back before its body is read; who only asks is answered."""
+    monkeypatch.setattr(guard, "AT_ONCE", 1)
+    begun = head(doors, f"Authorization: {KEY['Authorization']}", "Content-Length: 2")
+    with connect(doors) as first:
+        first.sendall(begun)
+        for _ in range(100):  # until the first has come in
+            if (late := httpx.post(doors + DOOR, json={}, headers=KEY)).status_code != 400:
+                break
+        refused(late, 503, "come back")
+        assert late.headers["retry-after"] == "1"
+        assert httpx.get(f"{doors}/v1/models", headers=KEY).status_code == 200
+        first.sendall(b"{}")
+        assert first.recv(65536).startswith(b"HTTP/1.1 400")
+    refused(httpx.post(doors + DOOR, json={}, headers=KEY), 400, "model")
