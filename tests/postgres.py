@@ -60,6 +60,7 @@ class Server:
             settings.write(
                 f"listen_addresses = ''\nunix_socket_directories = '{folder}'\n"
                 "shared_buffers = 16MB\nmax_connections = 60\nlogging_collector = off\n"
+                "recovery_init_sync_method = syncfs\n"
             )
 
     def _call(self, name: str, *arguments: str) -> None:
