@@ -11,6 +11,7 @@ from onsil.errors import OnsilError
 from onsil.models.shape import decoder_shape, race_shape
 from onsil.models.transformer import Transformer
 from onsil.training.loop import train
+from onsil.training.muon import Muon
 from onsil.training.objectives import causal_batch, pieces_of, schedule, token_loss
 from onsil.training.optim import FAST, FAST_PEAK, RACE, Optimizer, Recipe, rate_share
 from onsil.training.plan import plan_for
@@ -72,7 +73,8 @@ def test_each_kind_of_weight_has_the_rate_and_the_decay_of_its_word():
     shape = race_shape(97, 64, 2, 64)
     parameters = dict(Transformer(shape).initialise(0, wide=True).named_parameters())
     words = {"matrix": 2.0, "embedding": 3.0, "head": 4.0, "values": 5.0, "pairs": 6.0}
-    optimizer = Optimizer(parameters, 0.1, 10, Recipe("muon", scalars=7.0, **words))
+    recipe = Recipe("muon", scalars=7.0, matrix_decay=8.0, **words)
+    optimizer = Optimizer(parameters, 0.1, 10, recipe)
     group_of = {
         id(w): group for part in optimizer.parts for group in part.param_groups
         for w in group["params"]
@@ -85,6 +87,7 @@ def test_each_kind_of_weight_has_the_rate_and_the_decay_of_its_word():
         group = group_of[id(parameters[name])]
         assert group["peak"] == pytest.approx(0.1 * factor), name
         decay = 0.1 * 0.1 if parameters[name].dim() > 1 else 0.0
+        decay *= 8 if factor == 2 else 1
         assert group["peak"] * group["weight_decay"] == pytest.approx(decay), name
 
 
@@ -98,6 +101,21 @@ def test_a_muon_step_is_orthogonal_and_as_large_as_adam_would_make_it():
     values = torch.linalg.svdvals(weight.detach()) / (0.2 * 64**0.5)
     assert values.min() > 0.5 and values.max() < 1.3
     assert abs(float(weight.detach().square().mean().sqrt()) - 0.2) < 0.04
+
+
+def test_muon_gives_every_neuron_its_share_and_decays_only_what_the_step_shrinks():
+    gradient = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+    gradient[:32] *= 1e-3
+    steps = []
+    for decay in (0.0, 0.5):
+        weight = torch.nn.Parameter(torch.ones(64, 32))
+        weight.grad = gradient.clone()
+        Muon([weight], lr=0.01, weight_decay=decay).step()
+        steps.append((1 - weight.detach()) / 0.01)
+    plain, decayed = steps
+    sizes = plain.square().mean(1).sqrt()
+    assert sizes.max() / sizes.min() < 1.2  # a thousandth of the gradient, and the same step
+    assert torch.allclose(decayed - plain, 0.5 * (plain > 0), atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """How a gradient becomes a step: which optimiser moves which weights, and how fast when.
 
 AdamW (Loshchilov & Hutter 2019), fused, moves everything; with `muon` the matrices of the blocks
-are moved by Muon instead (Jordan et al. 2024): momentum, then five Newton–Schulz steps that make
-the update nearly orthogonal, so that no direction of a matrix starves. Its step is scaled to the
-size AdamW's would have (0.2·√(longer side), Liu et al. 2025), so one learning rate serves both.
-Embeddings, heads, norms and biases stay with AdamW; so do experts, which are not matrices.
+are moved by Muon instead (`muon.py`). Embeddings, heads, norms and biases stay with AdamW; so do
+experts, which are not matrices.
 
 The rate over a run is a word too: "wsd" warms up, stays and falls in a straight line to zero (Hu et
 al. 2024), "cosine" falls to a tenth (Hoffmann et al. 2022), "inverse_sqrt" never ends (Vaswani et
@@ -20,9 +18,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from onsil.training.muon import Muon
+
 MATRIX = re.compile(r"blocks\.\d+\.((attention|cross)\.[qkvo]|mlp\.(gate|up|down))\.weight$")
 MUON_MOMENTUM = (0.85, 0.95, 300)  # from, to, over so many steps
-STATES = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+STATES = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "size_sq")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Recipe:
     """What a run does with its gradients. `warm` and `decay` are shares of the steps; `matrix`,
     `embedding`, `head`, `values` (tables of values), `pairs` and `scalars` (whatever has one
     dimension) are what the peak rate is multiplied by for those weights; weights decay by the peak
-    rate alone."""
+    rate alone, matrices `matrix_decay` times as fast."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     schedule: Literal["wsd", "cosine", "inverse_sqrt"] = "wsd"
@@ -40,6 +40,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     matrix: float = 1.0
+    matrix_decay: float = 1.0
     embedding: float = 1.0
     head: float = 1.0
     values: float = 1.0
@@ -67,8 +68,8 @@ def is_matrix(name: str, weight: Tensor) -> bool:
 FAST, FAST_PEAK = Recipe("muon", decay=0.65, matrix=0.5, head=0.5), 0.01
 # For `race_shape` from its wide start, on the same text.
 RACE = Recipe(
-    "muon", decay=0.65, betas=(0.8, 0.98), embedding=75.0, head=2.0, values=37.5, pairs=1.1,
-    scalars=3.0,
+    "muon", decay=0.65, betas=(0.8, 0.98), matrix=1.1, matrix_decay=6.0, embedding=75.0, head=2.0,
+    values=37.5, pairs=2.0, scalars=3.0,
 )  # fmt: skip
 
 
@@ -95,8 +96,10 @@ class Optimizer:
         groups: dict[tuple[bool, float, float], list[Tensor]] = {}
         for name, weight in parameters.items():
             factor = recipe.factor(name, weight)
+            matrix = is_matrix(name, weight)
             decay = recipe.weight_decay / factor if weight.dim() > 1 else 0.0
-            kind = (muon and is_matrix(name, weight), peak * factor, decay)
+            decay *= recipe.matrix_decay if matrix else 1.0
+            kind = (muon and matrix, peak * factor, decay)
             groups.setdefault(kind, []).append(weight)
         split: dict[bool, list[dict]] = {True: [], False: []}
         for (orthogonal, rate, decay), weights in groups.items():
@@ -107,7 +110,7 @@ class Optimizer:
         if split[False]:
             self.parts.append(torch.optim.AdamW(split[False], betas=recipe.betas, fused=True))
         if split[True]:
-            self.parts.append(torch.optim.Muon(split[True], adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(Muon(split[True]))
 
     def step(self, number: int) -> None:
         """Step `number` (from 0) with the gradients that are there, which are then forgotten."""
