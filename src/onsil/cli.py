@@ -61,11 +61,9 @@ def grow_command(
     from onsil.grow import NO_BASE, grow
     from onsil.training.request import amount, request
 
-    sizes = [
-        amount(told, option) if told is not None else None
-        for told, option in ((size, "--size"), (tokens, "--tokens"))
-    ]
-    asked = request(minutes, *sizes, bool(plan), base not in (None, str(NO_BASE)))
+    weights = amount(size, "--size") if size is not None else None
+    length = amount(tokens, "--tokens") if tokens is not None else None
+    asked = request(minutes, weights, length, bool(plan), base not in (None, str(NO_BASE)))
     text = plan.read_text(encoding="utf-8") if plan else None
     ws = Workspace.find()
     start = Path(base) if base else None
