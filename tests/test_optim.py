@@ -115,7 +115,8 @@ def test_muon_gives_every_neuron_its_share_and_decays_only_what_the_step_shrinks
     plain, decayed = steps
     sizes = plain.square().mean(1).sqrt()
     assert sizes.max() / sizes.min() < 1.2  # a thousandth of the gradient, and the same step
-    assert torch.allclose(decayed - plain, 0.5 * (plain > 0), atol=1e-3)
+    told = plain.abs() > 1e-4
+    assert torch.allclose((decayed - plain)[told], 0.5 * (plain[told] > 0), atol=1e-3)
 
 
 @pytest.mark.parametrize(
