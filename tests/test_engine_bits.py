@@ -14,6 +14,8 @@ from onsil.inference.engine import Request
 from onsil.inference.slots import BLOCK, Batch, Part, Slots
 from onsil.models.checkpoint import load
 from onsil.models.positions import rotary_tables
+from onsil.models.shape import decoder_shape
+from onsil.models.transformer import Transformer
 
 
 @pytest.fixture
@@ -91,6 +93,16 @@ def test_frequencies_that_grow_with_the_text_grow_the_same_way(tmp_path):
         assert torch.allclose(got, wanted)
     assert torch.equal(alone, scores_of(slots, prompt, 16, 0.9, 1))
     assert slots.page(1, 0, 16) is None
+
+
+def test_norms_without_weights_are_run_too():
+    shape = replace(decoder_shape(300, 64, 2, 64), norm="plain")
+    model = Transformer(shape).initialise(3).eval()
+    prompt = [random.Random(1).randrange(3, 90) for _ in range(20)]
+    slots = Slots(model, 5, 64)
+    alone = scores_of(slots, prompt, 64, 0.0, 0)
+    assert alone.argmax(-1).tolist() == list(written(model, prompt, limit=10))
+    assert torch.equal(alone, scores_of(slots, prompt, 16, 0.7, 5))
 
 
 def test_a_product_that_feels_company_is_found_out():

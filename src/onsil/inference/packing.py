@@ -139,7 +139,9 @@ class Packer:
 
 
 def weights_of(norm: Norm) -> tuple[Tensor, Tensor | None]:
-    """What a norm multiplies by and adds, float32."""
+    """What a norm multiplies by and adds, float32; a plain one multiplies by one."""
+    if norm.weight is None:
+        return torch.ones(1), None
     bias = None if norm.bias is None else norm.bias.detach().float()
     return norm.weight.detach().float() + norm.offset, bias
 
