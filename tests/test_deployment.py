@@ -201,7 +201,7 @@ async def test_a_failed_attempt_is_repeated_and_no_more_often_than_said(app):
             raise ConnectionError("secret words")
         return "done"
 
-    app.jobs("/v1/jobs", step(flaky), retries=1)
+    app.jobs("/v1/jobs", step(flaky), attempts=2)
     async with client_of(app) as client:
         sent = [
             await client.post("/v1/jobs", json={"input": {"q": q, "fails": fails}})

@@ -13,7 +13,7 @@ from onsil.graph import model
 from onsil.serving.deployment import App
 
 app = App()
-app.jobs("/v1/jobs", model("desk@champion"), retries=3, lease=60)
+app.jobs("/v1/jobs", model("desk@champion"), attempts=3, lease=60)
 
 if __name__ == "__main__":
     app.run()

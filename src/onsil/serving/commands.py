@@ -67,7 +67,7 @@ def serve(
     if name.endswith(".py"):
         return _serve_file(Path(name), settings, placement, check)
     if placement != "inline":
-        raise _not_for(f"--placement {placement}", name)
+        raise _no_placement(placement, name)
     ws = Workspace.find()
     if check:
         return _check(ws, name, settings)
@@ -79,9 +79,6 @@ def serve(
 def _serve_file(file: Path, settings: "Settings", placement: str, check: bool) -> None:
     from onsil.serving.deployed import read_deployment
 
-    for option, given in (("--jobs", settings.jobs), ("--webhook-host", settings.webhook_hosts)):
-        if given:
-            raise _not_for(option, str(file))
     made = read_deployment(file)
     if check:
         return _check(made.ws, made.first_model(), settings)
@@ -94,17 +91,17 @@ def _check(ws: Workspace, name: str, settings: "Settings") -> None:
     raise typer.Exit(checking.told(checking.check(ws, name, settings), typer.echo))
 
 
-def _not_for(option: str, name: str) -> OnsilError:
+def _no_placement(placement: str, name: str) -> OnsilError:
     return OnsilError(
         en=(
-            f"{option} does not go with {name}.",
-            "Placements belong to a file serve.py; where its jobs are kept stands in it.",
-            f"Leave {option.split()[0]} out.",
+            f"--placement {placement} does not go with {name}.",
+            "It says where the steps of a file serve.py run; a model has no steps.",
+            "Leave --placement out, or name such a file.",
         ),
         ko=(
-            f"{name}에는 {option}을(를) 쓸 수 없습니다.",
-            "배치 방식은 serve.py 파일에만 있고, 그 작업을 두는 곳은 파일 안에 적습니다.",
-            f"{option.split()[0]}을(를) 빼 주세요.",
+            f"{name}에는 --placement {placement}을(를) 쓸 수 없습니다.",
+            "serve.py 파일의 단계를 어디에서 실행할지 정하는 값이고, 모델에는 단계가 없습니다.",
+            "--placement를 빼거나 그런 파일을 지정해 주세요.",
         ),
     )
 

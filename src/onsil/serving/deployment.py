@@ -47,7 +47,7 @@ from onsil.serving.jobs import (
     open_store,
 )
 from onsil.serving.jobs.files import FileStore
-from onsil.serving.jobs.routes import body_of, job_routes
+from onsil.serving.jobs.routes import ATTEMPTS, body_of, job_routes
 from onsil.serving.jobs.webhooks import Webhooks
 from onsil.serving.openapi import COMPARISONS, document, graph_door, job_doors
 from onsil.serving.refusals import answered, logged, refusal, refused
@@ -82,7 +82,7 @@ class Queued:
 
     path: str
     node: Node
-    retries: int
+    attempts: int
     lease: float
     timeout: float
 
@@ -119,18 +119,17 @@ class App:
         path: str,
         node: Node,
         *,
-        retries: int = 3,
+        attempts: int = ATTEMPTS,
         lease: float = 60.0,
         timeout: float = 600.0,
     ) -> None:
         """POST `path`: 202 and a job that survives restarts (`Idempotency-Key` makes it one job
-        however often it is sent); GET `path`/{id} for its result. A failed attempt is repeated up
-        to `retries` times (and `max_attempts` of the request, 3 unless it says otherwise, are
-        never exceeded), bad input never. A worker that gives no sign for `lease` seconds is taken
-        over from; one attempt has `timeout` seconds. Who is told by a webhook stands in
-        `--webhook-host`."""
+        however often it is sent); GET `path`/{id} for its result. It is tried at most `attempts`
+        times, unless the request says otherwise (`max_attempts`); bad input once. A worker that
+        gives no sign for `lease` seconds is taken over from; one attempt has `timeout` seconds.
+        Who is told by a webhook stands in `--webhook-host`."""
         self._new(path, path)
-        self._queued.append(Queued(path, node, retries, lease, timeout))
+        self._queued.append(Queued(path, node, attempts, lease, timeout))
 
     def batch(
         self,
@@ -298,7 +297,8 @@ class App:
         for entry in self._queued:
             assert self._store is not None and self._webhooks is not None
             kinds = {entry.path: partial(meant, self._graphs[entry.node])}
-            doors += job_routes(self._store, kinds, self._webhooks.allowed, entry.path)
+            allowed = self._webhooks.allowed
+            doors += job_routes(self._store, kinds, allowed, entry.path, entry.attempts)
         return [
             *doors,
             Route("/comparisons", self._comparisons),
@@ -368,8 +368,6 @@ class App:
                 raise NoRetry(e.message) from e
             except Failure as e:
                 logged(entry.path, e)
-                if claimed.job.attempts > entry.retries:
-                    raise NoRetry(e.message) from e
                 raise
 
         return attempt

@@ -28,7 +28,8 @@ from onsil.serving.jobs.webhooks import NotAllowed, deliveries, target
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
 FIELDS = {"kind", "input", "max_attempts", "expires_in", "webhook"}
-MOST_ATTEMPTS, LONGEST = 20, 30 * 24 * 3600.0  # attempts, seconds to expiry
+ATTEMPTS, MOST_ATTEMPTS = 3, 20  # of a request that does not say, and that any may ask for
+LONGEST = 30 * 24 * 3600.0  # seconds to expiry
 PAGE, MOST_LISTED = 20, {"jobs": 100, "batches": 100, "files": 10_000}
 CODES = {
     404: "not_found",
@@ -133,6 +134,7 @@ def accept(
     body: dict[str, Any],
     kinds: Mapping[str, Callable[[], str]],
     webhook_hosts: Collection[str],
+    attempts: int,
 ) -> Job:
     """The job that a request asks for, on the disk. Raises Refused and StoreError."""
     for name in {*body} - FIELDS:
@@ -142,7 +144,7 @@ def accept(
         raise Refused(400, f"kind must be one of {', '.join(sorted(kinds))}.", param="kind")
     if "input" not in body:
         raise Refused(400, "input is missing.", param="input")
-    attempts = body.get("max_attempts", 3)
+    attempts = body.get("max_attempts", attempts)
     if type(attempts) is not int or not 1 <= attempts <= MOST_ATTEMPTS:
         raise Refused(400, f"max_attempts must be 1 to {MOST_ATTEMPTS}.", param="max_attempts")
     expires, webhook = body.get("expires_in"), body.get("webhook")
@@ -172,9 +174,11 @@ def job_routes(
     kinds: Mapping[str, Callable[[], str]],
     webhook_hosts: Collection[str] = (),
     path: str = "/v1/jobs",
+    attempts: int = ATTEMPTS,
 ) -> list[Route]:
-    """Jobs of these kinds; each with a function that gives the digest of the model that would do
-    it now, which is part of what an idempotency key stands for."""
+    """Jobs of these kinds, tried so often unless the request says otherwise; each with a
+    function that gives the digest of the model that would do it now, which is part of what an
+    idempotency key stands for."""
     names = tuple(kinds)
 
     def found(owner: str, identity: str) -> Job:
@@ -189,7 +193,9 @@ def job_routes(
     @told
     async def create(request: Request) -> Response:
         body, key, owner = await body_of(request), key_of(request), owner_of(request)
-        job = await run_in_threadpool(accept, store, owner, key, body, kinds, webhook_hosts)
+        job = await run_in_threadpool(
+            accept, store, owner, key, body, kinds, webhook_hosts, attempts
+        )
         return JSONResponse(job_view(job), 202, headers={"Location": f"{path}/{job.id}"})
 
     @told
