@@ -150,7 +150,7 @@ def test_a_response_that_cannot_be_meant_is_refused_by_name(client, changed, nam
 
 
 def test_a_grown_model_goes_on_with_texts_and_measures_them_too(official):
-    made = official.completions.create(model="desk", prompt="연차는", max_tokens=4)
+    made = official.completions.create(model="desk", prompt="연차는", max_tokens=4, temperature=0)
     assert made.usage.completion_tokens >= 1
     assert len(official.embeddings.create(model="desk", input="연차").data[0].embedding)
     tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
