@@ -283,15 +283,19 @@ class Transformer(nn.Module):
             x = block(x, views, self.relative, source_BSD, source_views, kept)
         return x if self.final_norm is None else self.final_norm(x)
 
-    def logits(self, x_ND: Tensor) -> Tensor:
-        """Vocabulary scores in float32 for hidden states of any leading shape."""
+    def logits(self, x_ND: Tensor, narrow: bool = False) -> Tensor:
+        """Vocabulary scores in float32 for hidden states of any leading shape; `narrow`: in the
+        stream's own type, when nothing is added to them or capped."""
         s = self.shape
         assert self.head is not None, "this stack writes vectors"
         if self.transform is not None and self.transform_norm is not None:
             x_ND = self.transform_norm(ACTIVATIONS[s.activation](self.transform(x_ND)))
         x_ND = x_ND if self.project_out is None else self.project_out(x_ND)
         x_ND = x_ND if s.logit_scale == 1.0 else x_ND * s.logit_scale
-        scores = self.head(x_ND).float()
+        scores = self.head(x_ND)
+        if narrow and self.logit_bias is None and not s.logit_cap:
+            return scores
+        scores = scores.float()
         if self.logit_bias is not None:
             scores = scores + self.logit_bias
         return s.logit_cap * torch.tanh(scores / s.logit_cap) if s.logit_cap else scores

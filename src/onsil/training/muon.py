@@ -62,7 +62,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     x = x.mT if tall else x
     for a, b, c in POLAR:
         square = x @ x.mT
-        x = a * x + (b * square + c * (square @ square)) @ x
+        both = torch.addmm(square, square, square, beta=b, alpha=c)
+        x = torch.addmm(x, both, x, beta=a)
     return x.mT if tall else x
 
 

@@ -69,7 +69,7 @@ FAST, FAST_PEAK = Recipe("muon", decay=0.65, matrix=0.5, head=0.5), 0.01
 # For `race_shape` from its wide start, on the same text. Rows of a table are met seldom, so the
 # memory is long; nothing is clipped (both, and the decay, measured together: 0.09 at 200 steps).
 RACE = Recipe(
-    "muon", decay=0.65, betas=(0.8, 0.995), clip=1000.0, matrix=1.1, matrix_decay=9.0,
+    "muon", warm=0.02, decay=0.65, betas=(0.8, 0.995), clip=1000.0, matrix=1.1, matrix_decay=9.0,
     embedding=75.0, head=2.0, values=37.5, pairs=2.0, scalars=3.0,
 )  # fmt: skip
 

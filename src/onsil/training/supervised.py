@@ -229,8 +229,8 @@ class Prompted(nn.Module):
     def new_cache(self) -> Cache:
         return self.model.new_cache()
 
-    def logits(self, x_ND: Tensor) -> Tensor:
-        return self.model.logits(x_ND)
+    def logits(self, x_ND: Tensor, narrow: bool = False) -> Tensor:
+        return self.model.logits(x_ND, narrow)
 
     def head_parameters(self) -> list[Tensor]:
         return self.model.head_parameters()
