@@ -145,9 +145,6 @@ class Access:
         other = self._ring.find(key) if self._ring else None
         return OWNER if own else other.owner if other else None
 
-    def key_fits(self, key: str) -> bool:
-        return self.owner_of(key) is not None
-
     def secret(self, purpose: str) -> str:
         """A secret of its own for each purpose, the same as long as the key is."""
         return hmac.new(self._key.encode(), purpose.encode(), "sha256").hexdigest()

@@ -106,6 +106,8 @@ def run(
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
+        ws="none",
         timeout_keep_alive=10,
         timeout_graceful_shutdown=AFTER,
         h11_max_incomplete_event_size=64_000,

@@ -74,11 +74,12 @@ class Work:
         self.threads = [self.worker.start(), self.webhooks.start()]
 
     def stop(self) -> None:
-        """Finish or give back what runs."""
+        """Finish or give back what runs, and close the store."""
         self.worker.stop()
         self.webhooks.stop()
         for thread in self.threads:
             thread.join()
+        self.store.close()
 
     def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and body of a door, from a thread of the worker's; on the owner's budget."""
