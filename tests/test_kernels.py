@@ -1,4 +1,5 @@
-"""Kernels for sizes met once are let go (docs/log.md, "Kernels that are kept")."""
+"""What a long life would gather: kernels for sizes met once, and heaps of threads (docs/log.md,
+"Kernels that are kept")."""
 
 import os
 import subprocess
@@ -31,3 +32,35 @@ def test_five_hundred_sizes_do_not_stay_in_memory(bounded):
     )
     assert run.returncode == 0, run.stderr
     assert (float(run.stdout) < 200) == bounded, run.stdout
+
+
+THREADS = """
+import ctypes, sys, threading
+from onsil.serving.run import few_arenas
+
+if sys.argv[1] == "few":
+    few_arenas()
+libc, all_here = ctypes.CDLL(None), threading.Barrier(9)
+libc.malloc.restype, libc.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
+
+def hold():
+    libc.malloc(1000)
+    all_here.wait()
+    all_here.wait()
+
+for _ in range(8):
+    threading.Thread(target=hold).start()
+all_here.wait()
+told = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, told)
+libc.fclose(told)
+all_here.wait()
+"""
+
+
+@pytest.mark.parametrize("asked", ["few", "as they come"])
+def test_threads_of_a_server_share_two_heaps(asked):
+    run = subprocess.run(
+        [sys.executable, "-c", THREADS, asked], capture_output=True, text=True, check=True
+    )
+    assert (run.stdout.count("<heap nr=") <= 2) == (asked == "few"), run.stdout
