@@ -18,7 +18,6 @@ UNSEEN = torch.finfo(torch.float32).min
 # Up to so many keys, bfloat16 scores written out beat the fused kernel on a CPU, way back included:
 # 9 against 21 ms for eight documents of 256, 8.2 against 9.3 at 512, slower at 1,024 (docs/log.md).
 SHORT = 512
-GATE = 12  # channels that say how much of its table a layer takes; all of them would jump about
 
 
 class Linear(nn.Linear):
@@ -242,7 +241,7 @@ class Attention(nn.Module):
         self.o = Linear(H * K, D, bias="o" in shape.bias)
         self.shift = nn.Parameter(torch.zeros(G * K)) if shape.key_shift and not cross else None
         self.value = nn.Embedding(shape.vocabulary, G * K) if tables else None
-        self.value_gate = Linear(min(GATE, D), G, bias=False) if tables else None
+        self.value_gate = Linear(D, G, bias=False) if tables else None
         sizes = {"head": ((K,), (K,)), "heads": ((H, K), (G, K)), "all": ((H * K,), (G * K,))}
         own = shape.qk_norm != "none" and not cross
         of_q, of_k = sizes.get(shape.qk_norm, ((), ()))
@@ -272,7 +271,7 @@ class Attention(nn.Module):
             k = self.heads_of(k_BSX, s.kv_heads, self.k_norm)
             v = self.heads_of(self.v(source_BSD), s.kv_heads, None)
             if self.value is not None and self.value_gate is not None:
-                gate_BGS1 = 3 * torch.sigmoid(self.value_gate(x_BTD[..., :GATE])).mT[..., None]
+                gate_BGS1 = 3 * torch.sigmoid(self.value_gate(x_BTD)).mT[..., None]
                 told = self.value(views.ids_BT).type_as(v)
                 v = v + gate_BGS1 * self.heads_of(told, s.kv_heads, None)
         rotary = None if self.cross else s.rotary_of(self.kind)
