@@ -71,9 +71,13 @@ def test_a_plan_of_an_older_version_is_read():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("width", "64"), ("width", 64.0), ("seed", True), ("base", None), ("minutes", "6")],
+    [
+        *(("width", "64"), ("width", 64.0), ("seed", True), ("base", None), ("minutes", "6")),
+        *(("width", 0), ("threads", 0), ("reader_epochs", -1), ("learning_rate", float("nan"))),
+        *(("compute", "fp16"), ("compiled", True)),
+    ],
 )
-def test_a_mistyped_field_is_named(field, value):
+def test_an_impossible_value_is_named(field, value):
     with pytest.raises(OnsilError, match=f"{field} is {value!r}"):
         parse_plan(json.dumps(PLAN | {field: value}))
 

@@ -1,8 +1,9 @@
 """Energy of a run: read from the processor where it may be read, else a model that says so.
 
 Linux shows the energy counters of Intel and AMD processors (RAPL, running average power limit) as
-files, one zone a package: `/sys/class/powercap/intel-rapl:0/energy_uj` counts microjoules and
-starts again at zero after `max_energy_range_uj` (docs.kernel.org, power/powercap). Since 2020 most
+files: `/sys/class/powercap/intel-rapl:0/energy_uj` counts microjoules and starts again at zero
+after `max_energy_range_uj` (docs.kernel.org, power/powercap). Only zones named `package-…` count:
+beside them some laptops have `psys`, the whole board, which has the package in it. Since 2020 most
 kernels let only root read them (CVE-2020-8694), and a virtual machine seldom has them. What is
 read is the whole package: everything the machine did meanwhile is in it, memory and the rest of the
 computer are not.
@@ -17,9 +18,11 @@ cooling, carbon.
 
 import math
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from onsil.errors import OnsilError
 
@@ -27,6 +30,7 @@ POWERCAP = Path("/sys/class/powercap")
 WATTS_PER_CORE = 12.0
 VARIABLE = "ONSIL_WATTS_PER_CORE"
 Source = Literal["measured", "modelled"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,11 @@ class Meter:
 
     def __init__(self, root: Path = POWERCAP):
         self.joules, self.last, self.range = 0.0, {}, {}
-        for zone in sorted(root.glob("intel-rapl:*")):
-            if zone.name.count(":") == 1 and (start := _number(zone / "energy_uj")) is not None:
+        for name in sorted(root.glob("intel-rapl:*/name")):
+            zone, package = name.parent, name.read_text().startswith("package")
+            if package and (start := _number(zone / "energy_uj")) is not None:
                 self.last[zone] = start
                 self.range[zone] = _number(zone / "max_energy_range_uj") or 2**32
-
-    @property
-    def readable(self) -> bool:
-        return bool(self.last)
 
     def read(self) -> float | None:
         """Joules of all packages since the meter was made; None where no counter can be read."""
@@ -63,7 +64,15 @@ class Meter:
                 around = self.range[zone] if now < before else 0
                 self.joules += (now - before + around) / 1e6
                 self.last[zone] = now
-        return self.joules if self.readable else None
+        return self.joules if self.last else None
+
+    def watts(self, work: Callable[[], T]) -> tuple[T, float | None]:
+        """What `work` gives, and the mean power meanwhile; None where no counter can be read."""
+        start, before = time.monotonic(), self.read()
+        made, after = work(), self.read()
+        if before is None or after is None:
+            return made, None
+        return made, (after - before) / (time.monotonic() - start)
 
 
 def _number(file: Path) -> int | None:

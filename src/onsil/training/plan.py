@@ -10,6 +10,7 @@ byte where earlier runs allow a forecast (`scaling`). The report puts what came 
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ FEWEST_LESSONS, FEEDBACK = 256, "feedback"  # the kind of lesson that every read
 # (width, depth) by tokens of text: the larger the corpus, the larger the model it can fill.
 SIZES = ((200_000, 128, 4), (2_000_000, 192, 4), (20_000_000, 256, 6), (10**12, 384, 8))
 CONTEXT = 512
+ABOVE_ZERO = ("width", "depth", "context", "batch_tokens", "learning_rate", "threads")
 LARGEST_BATCH = 2  # the readers' batches are so many times the plan's
 
 
@@ -99,33 +101,46 @@ def load_plan(folder: Artifact | Path) -> Plan:
 
 
 def parse_plan(text: str) -> Plan:
-    """A plan from JSON. Raises OnsilError for unknown, missing or mistyped fields."""
+    """A plan from JSON. Raises OnsilError for unknown or missing fields and impossible values."""
     known = {f.name: f for f in fields(Plan)}
     needed = {name for name, f in known.items() if f.default is MISSING}
     try:
         row = json.loads(text)
-        if wrong := sorted((set(row) - set(known)) | (needed - set(row))):
-            raise ValueError(f"fields unknown or missing: {', '.join(wrong)}")
-        for name, value in row.items():
-            kind = known[name].type
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ValueError(f"{name} is {value!r}")
-        if row["compute"] not in ("fp32", "bf16") or row["compiled"]:
-            raise ValueError("compute must be fp32 or bf16, compiled must be false")
-        return Plan(**row)
-    except (ValueError, TypeError, AttributeError) as e:
-        raise OnsilError(
-            en=(
-                f"This is not a plan: {e}.",
-                "A run follows its plan to the letter, so half a plan is none.",
-                "Start from the plan.json of a grown model: onsil lineage NAME",
-            ),
-            ko=(
-                f"계획으로 읽을 수 없습니다: {e}.",
-                "실행은 계획을 그대로 따르므로 일부만 맞는 계획은 쓸 수 없습니다.",
-                "이미 만든 모델의 plan.json에서 시작해 주세요: onsil lineage 이름",
-            ),
-        ) from e
+    except ValueError as e:
+        raise _no_plan(f"JSON, {e}", f"JSON, {e}") from e
+    if not isinstance(row, dict):
+        raise _no_plan(f"{row!r} has no fields", f"{row!r}에는 항목이 없습니다")
+    if wrong := ", ".join(sorted((set(row) - set(known)) | (needed - set(row)))):
+        raise _no_plan(f"fields unknown or missing: {wrong}", f"모르거나 빠진 항목: {wrong}")
+    for name, value in row.items():
+        if not _possible(name, known[name].type, value):
+            raise _no_plan(f"{name} is {value!r}", f"{name} 값 {value!r}")
+    return Plan(**row)
+
+
+def _possible(name: str, kind: Any, value: Any) -> bool:
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        return False
+    if kind is str:
+        return name != "compute" or value in ("fp32", "bf16")
+    if kind is bool:  # `compiled`: no compiled code was found bit-stable
+        return not value
+    return 0 <= value < math.inf and (value > 0 or name not in ABOVE_ZERO)
+
+
+def _no_plan(en: str, ko: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"This is not a plan: {en}.",
+            "A run follows its plan to the letter, so half a plan is none.",
+            "Start from the plan.json of a grown model: onsil lineage NAME",
+        ),
+        ko=(
+            f"계획으로 읽을 수 없습니다: {ko}.",
+            "실행은 계획을 그대로 따르므로 일부만 맞는 계획은 쓸 수 없습니다.",
+            "이미 만든 모델의 plan.json에서 시작해 주세요: onsil lineage 이름",
+        ),
+    )
 
 
 def processor_has_bf16() -> bool:
@@ -142,7 +157,6 @@ def measure_speed(plan: Plan, vocabulary: int, text_tokens: int, seconds: float 
     than the text."""
     import torch
 
-    from onsil.models.shape import decoder_shape
     from onsil.models.transformer import Transformer
     from onsil.training.objectives import causal_batch, token_loss
 
@@ -274,7 +288,7 @@ def text_of(held: Corpus, words: Any) -> Text:
     return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
 
 
-@stage(version=8)
+@stage(version=9)
 def make_plan(
     *,
     corpus: Artifact,
@@ -317,10 +331,9 @@ def make_plan(
 
     def speed_of(plan: Plan) -> int:
         refuse_beyond(peak_memory(plan, text, own), machine_memory())
-        begin, before = time.monotonic(), meter.read()
-        speed = measure_speed(plan, text.vocabulary, text_tokens)
-        if before is not None:
-            drawn[plan.width, plan.depth] = (meter.joules - before) / (time.monotonic() - begin)
+        speed, drawn[plan.width, plan.depth] = meter.watts(
+            lambda: measure_speed(plan, text.vocabulary, text_tokens)
+        )
         return speed
 
     # An encoder that can read already forgets more from hidden words than it learns.
@@ -329,7 +342,7 @@ def make_plan(
     figures = (text_tokens, len(reading), sum(reading))
     plan = plan_for(*figures, minutes, seed, speed_of, sizes, most, passes)
     plan = replace(plan, base=base.digest if base else "")
-    plan = expected(plan, text, base, drawn.get((plan.width, plan.depth)))
+    plan = expected(plan, text, base, drawn[plan.width, plan.depth])
     (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
     return {"text_tokens": text_tokens, "reading_tokens": sum(reading)} | asdict(plan)
 
@@ -351,13 +364,14 @@ def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None)
 
     own = shape_in(base, "decoder")
     shape = own or decoder_shape(text.vocabulary, plan.width, plan.depth, plan.context)
-    steps, decoder_tokens = {}, 0
-    for part, epochs in (("decoder", plan.decoder_epochs), ("encoder", plan.encoder_epochs)):
+    epochs = {"decoder": plan.decoder_epochs, "encoder": plan.encoder_epochs}
+    steps, tokens = {}, {}
+    for part, passes in epochs.items():
         kept = shape_in(base, part)
         context = min(plan.context, kept.context) if kept else plan.context
         sizes = [len(p) for p in pieces_of(text.train, context, text.end)]
-        steps[f"{part}_steps"] = len(schedule(sizes, plan.batch_tokens, epochs, plan.seed))
-        decoder_tokens = decoder_tokens or sum(sizes) * epochs
+        steps[f"{part}_steps"] = len(schedule(sizes, plan.batch_tokens, passes, plan.seed))
+        tokens[part] = sum(sizes) * passes
     ids = {"train": text.train, "heldout": text.heldout}
     trigram = ngram_bits(ids, text.heldout_bytes, text.vocabulary, text.end)
     bits = forecast(trigram, text.bytes, plan.width, own is not None)
@@ -366,7 +380,7 @@ def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None)
         plan,
         **steps,
         parameters=weights_in(shape),
-        decoder_tokens=decoder_tokens,
+        decoder_tokens=tokens["decoder"],
         trigram_bits_per_byte=trigram or 0.0,
         predicted_bits_per_byte=bits.bits,
         bits_low=bits.low,
