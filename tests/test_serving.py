@@ -103,6 +103,9 @@ def test_what_the_documents_do_not_say_is_said_to_be_missing(client):
     said = client.post("/v1/chat/completions", json=body(messages=asked)).json()
     assert said["onsil"]["answered"] is False
     assert said["choices"][0]["message"]["content"] == "Not in the documents."
+    asked = [{"role": "user", "content": "뷁뛝 쒧쒧?"}]  # the server's own language is English
+    said = client.post("/v1/chat/completions", json=body(messages=asked)).json()
+    assert said["choices"][0]["message"]["content"] == "문서에서 찾지 못했습니다."
 
 
 def test_the_last_user_message_is_the_question(client):

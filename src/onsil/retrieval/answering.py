@@ -71,6 +71,18 @@ def not_grown(name: str) -> OnsilError:
     )
 
 
+def said_to(question: str, en: str, ko: str) -> str:
+    """In the language of the question, for whoever asks may sit far from the machine; one without
+    letters is answered in the reader's."""
+    if any("가" <= c <= "힣" or "ㄱ" <= c <= "ㅣ" for c in question):
+        return ko
+    return en if any(c.isalpha() for c in question) else say(en, ko)
+
+
+def not_found(question: str) -> str:
+    return said_to(question, "Not in the documents.", "문서에서 찾지 못했습니다.")
+
+
 class Answerer:
     """The model folder `grow` assembled, ready to be asked. Raises OnsilError for another."""
 
@@ -87,7 +99,7 @@ class Answerer:
         """Raises nothing for any text: an empty or foreign question is an abstention."""
         question = question.strip()[:1000]
         if len(question) < 20 and any(word in question.lower() for word in GREETINGS):
-            return Answer(question, self.greet(), (), 1.0, greeting=True)
+            return Answer(question, self.greet(question), (), 1.0, greeting=True)
         hits = find(self.index, question)
         reading = self.reader(self.index, question, hits) if hits else None
         if reading is None:
@@ -103,9 +115,10 @@ class Answerer:
         titles = dict.fromkeys(p.trail.split(" > ")[0] for p in self.index.passages)
         return list(titles)[:limit]
 
-    def greet(self) -> str:
+    def greet(self, question: str = "") -> str:
         topics, documents = self.topics(), len({p.document for p in self.index.passages})
-        return say(
+        return said_to(
+            question,
             en=f"Hello. I answer from {documents} documents and name the passage: "
             f"{', '.join(topics)} … What would you like to know?",
             ko=f"안녕하세요. 문서 {documents}건에서 찾아 근거와 함께 답합니다: "
@@ -118,9 +131,9 @@ class Answerer:
             yield from (w + " " for w in (answer.text or "").split(" "))
             return
         if answer.text is None:
-            yield say("Not in the documents.", "문서에서 찾지 못했습니다.")
+            yield not_found(answer.question)
             if answer.citations:
-                yield say(" The nearest passages:", " 가장 가까운 대목:")
+                yield said_to(answer.question, " The nearest passages:", " 가장 가까운 대목:")
         else:
             yield from (w + " " for w in answer.text.split(" "))
         for passage in answer.citations:

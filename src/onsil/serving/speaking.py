@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
 
-from onsil.errors import say
-from onsil.retrieval.answering import Answer, Answerer
+from onsil.retrieval.answering import Answer, Answerer, not_found
 from onsil.retrieval.passages import Passage
 from onsil.serving.ai_mark import AIMark
 from onsil.serving.guard import Refused
@@ -168,7 +167,7 @@ def spoken(answer: Answer) -> str:
     """The text of an answer, or the sentence that says there is none."""
     if answer.text is not None:
         return answer.text
-    return say("Not in the documents.", "문서에서 찾지 못했습니다.")
+    return not_found(answer.question)
 
 
 def annotations(answer: Answer) -> list[dict[str, Any]]:
