@@ -120,6 +120,8 @@ def test_the_forecast_is_the_ratio_of_earlier_runs_with_students_interval():
         4.303 * spread * (4 / 3) ** 0.5, abs=1e-3
     )
     assert found.low < found.bits < found.high and not found.why_not
+    many = [Small(str(i), "", 10**6, 128, False, 2.0 + i % 3 / 5, 2.0) for i in range(12)]
+    assert forecast(1.0, 10**6, 128, False, many).low > 0
     assert forecast(2.0, 10**6, 128, False, made).bits == pytest.approx(2 * found.bits, abs=2e-4)
 
 

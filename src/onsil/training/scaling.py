@@ -72,8 +72,9 @@ class Fit:
     resampled: tuple[Law, ...]
     residuals: tuple[float, ...]
 
-    def interval(self, weights: float, tokens: float, level: float = 0.95) -> tuple[float, float]:
-        """Where one more run of this size would lie. Raises OnsilError below the runs fitted."""
+    def interval(self, weights: float, tokens: float) -> tuple[float, float]:
+        """Where 95 % of further runs of this size would lie. Raises OnsilError below the runs
+        fitted."""
         predict(self.law, weights, tokens)
         draw, n = random.Random(0), len(self.residuals)
         wider = math.sqrt(n / max(1, n - 5))  # five constants were fitted to the scatter
@@ -82,8 +83,8 @@ class Fit:
             for law in self.resampled
             for _ in range(20)
         )
-        cut = (1 - level) / 2
-        return seen[int(cut * len(seen))], seen[min(len(seen) - 1, int((1 - cut) * len(seen)))]
+        cut = len(seen) // 40
+        return seen[cut], seen[-1 - cut]
 
 
 def flop(weights: float, tokens: float) -> float:
@@ -99,13 +100,13 @@ def predict(law: Law, weights: float, tokens: float) -> float:
             en=(
                 f"No law says what {weights:,.0f} weights reach after {tokens:,.0f} tokens: that "
                 f"is {asked:.1e} FLOP.",
-                f"It was fitted from {law.lowest:.1e} FLOP on and is known to break below.",
+                f"Its constants hold from {law.lowest:.1e} FLOP on.",
                 "Use the forecast from small runs, or fit runs of this size.",
             ),
             ko=(
                 f"가중치 {weights:,.0f}개로 {tokens:,.0f}토큰을 학습한 결과는 법칙으로 말할 수 "
                 f"없습니다. 계산량이 {asked:.1e} FLOP입니다.",
-                f"법칙은 {law.lowest:.1e} FLOP 이상에서 맞춘 것이고 그 아래에서는 어긋납니다.",
+                f"법칙의 상수는 {law.lowest:.1e} FLOP부터 맞습니다.",
                 "작은 실행에서 얻은 예측을 쓰거나, 이 크기의 실행으로 다시 맞춰 주세요.",
             ),
         )
@@ -229,7 +230,7 @@ SMALL_RUNS = (
     Small("base", "base/README.md", 18_000_000, 192, False, 1.379, 1.333),
     Small("handbook", "benchmarks/results/grown.jsonl", 146_742, 192, True, 1.2356, 1.4103),
 )
-# Student's t, two-sided 95 %, by degrees of freedom.
+# Student's t, two-sided 95 %, by degrees of freedom; beyond the last that of the last, wider.
 STUDENT = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 NO_FORECAST = ("no held-out text", "few runs", "unlike the runs")
 
@@ -257,12 +258,14 @@ def forecast(
         return Forecast(why_not="no held-out text")
     alike = [run for run in runs if run.base == base]
     ratios = list({run.corpus: math.log(run.bits / run.trigram) for run in alike}.values())
-    if len(ratios) - 1 not in STUDENT:
+    if len(ratios) - 1 < min(STUDENT):
         return Forecast(why_not="few runs")
     widths, sizes = {run.width for run in alike}, [run.bytes for run in alike]
     if not (min(sizes) <= size <= max(sizes) and min(widths) <= width <= max(widths)):
         return Forecast(why_not="unlike the runs")
     middle = fmean(ratios)
-    apart = STUDENT[len(ratios) - 1] * stdev(ratios) * math.sqrt(1 + 1 / len(ratios))
+    apart = (
+        STUDENT[min(len(ratios) - 1, max(STUDENT))] * stdev(ratios) * math.sqrt(1 + 1 / len(ratios))
+    )
     told = [round(trigram * math.exp(middle + x), 4) for x in (0.0, -apart, apart)]
     return Forecast(bits=told[0], low=told[1], high=told[2])
