@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from onsil.documents import read
 from onsil.errors import OnsilError
 from onsil.evaluation.report import render
 from onsil.evaluation.report_run import MAY_LACK
+from onsil.evaluation.report_words import PLAN as PLAN_WORDS
 from onsil.grow import energy_taken
 from onsil.instruction import write_lessons
 from onsil.lineage import Workspace, stage
@@ -87,13 +88,19 @@ def test_an_impossible_value_is_named(field, value):
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("2M", 2_000_000), ("500k", 500_000), ("1.5m", 1_500_000), ("4,000,000", 4_000_000)],
+    [
+        ("2M", 2_000_000),
+        ("500k", 500_000),
+        ("1.5m", 1_500_000),
+        ("4,000,000", 4_000_000),
+        ("1_000.5k", 1_000_500),
+    ],
 )
 def test_amounts(text, number):
     assert amount(text, "--size") == number
 
 
-@pytest.mark.parametrize("text", ["", "M", "-2M", "2T", "0", "0.1", "two", "1e6"])
+@pytest.mark.parametrize("text", ["", "M", "-2M", "2T", "0", "0.1", "two", "1e6", "1,5M", "1_0"])
 def test_what_is_no_amount_is_shown(text):
     with pytest.raises(OnsilError) as refused:
         amount(text, "--tokens")
@@ -380,6 +387,8 @@ def test_the_machine_and_its_control_group_tell_their_memory(tmp_path):
     assert machine_memory(tmp_path) == Machine(8 * 2**20, 4 * 2**20)
     (group / "memory.max").write_text(f"{3 * 2**20}\n")
     assert machine_memory(tmp_path) == Machine(3 * 2**20, 2 * 2**20)
+    (group / "memory.stat").write_text(f"anon 1\ninactive_file {2**19}\n")
+    assert machine_memory(tmp_path) == Machine(3 * 2**20, 2 * 2**20 + 2**19)
 
 
 def test_more_than_the_machine_has_is_refused():
@@ -444,6 +453,16 @@ def test_the_report_puts_what_came_of_it_beside_the_plan():
     ):
         assert row in text, row
     assert "1.7 ✕" in report(EXPECTING, bits=1.7)
+
+
+@pytest.mark.parametrize("why", NO_FORECAST)
+def test_the_report_says_the_plans_words_in_both_languages(why):
+    text = report(replace(EXPECTING, no_forecast=why))
+    assert " ".join(WHY_NOT[why]) in text and "Energy is 추정 · modelled" in text
+
+
+def test_the_report_has_a_name_for_every_field_of_a_plan():
+    assert set(PLAN_WORDS) == {f.name for f in fields(Plan)}
 
 
 def test_an_older_plan_shows_a_dash_and_no_row_of_zeros():

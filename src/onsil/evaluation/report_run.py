@@ -23,6 +23,7 @@ from onsil.evaluation.report_words import (
     called,
     feedback_words,
 )
+from onsil.training.plan_words import WHY_NOT
 
 MOST_ROWS = 60
 
@@ -32,7 +33,9 @@ def plan_section(card: dict, outcome: dict) -> Markup:
     plan, stages = card.get("plan") or {}, outcome.get("stages") or []
     if not plan and not stages:
         return Markup("")
-    rows = [(pair(called(PLAN, k)), number(v)) for k, v in plan.items() if v or k not in MAY_LACK]
+    rows = [
+        (pair(called(PLAN, k)), _setting(k, v)) for k, v in plan.items() if v or k not in MAY_LACK
+    ]
     times = [
         (pair(stage_words(s)), number(s.get("seconds", "–")), number(s.get("cpu_seconds", "–")))
         for s in stages
@@ -46,6 +49,12 @@ def plan_section(card: dict, outcome: dict) -> Markup:
             table(("단계마다 걸린 시간", "Time by stage"), TIME_HEAD, times, [1, 2]),
         ]
     )
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "no_forecast":
+        return pair(called(WHY_NOT, value))
+    return _source(value) if name == "energy_source" else number(value)
 
 
 # What a plan may say nothing about, with 0 or an empty word.

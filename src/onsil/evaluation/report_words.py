@@ -50,7 +50,6 @@ STAGES: dict[str, Pair] = {
 }
 
 PLAN: dict[str, Pair] = {
-    "vocabulary": ("어휘 크기", "Vocabulary"),
     "width": ("너비", "Width"),
     "depth": ("깊이(층)", "Depth (layers)"),
     "context": ("문맥 길이(토큰)", "Context (tokens)"),
@@ -61,7 +60,6 @@ PLAN: dict[str, Pair] = {
     "reader_epochs": ("읽기 미세조정 에폭(회)", "Reader epochs"),
     "decoder_steps": ("언어 모델 단계", "Decoder steps"),
     "encoder_steps": ("읽기 모델 사전학습 단계", "Encoder steps"),
-    "reader_steps": ("읽기 미세조정 단계", "Reader steps"),
     "reader_lessons": ("한 에폭에 읽는 학습 문제", "Lessons an epoch reads"),
     "generator_lessons": ("생성 모델이 읽는 학습 문제", "Lessons the generating reader reads"),
     "compute": ("계산 자료형", "Compute type"),

@@ -13,7 +13,7 @@ from onsil.errors import Message, OnsilError
 
 MINUTES = 6.0  # when nothing is asked
 FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)([kmg]?)", re.IGNORECASE)
+AMOUNT = re.compile(r"(\d+|\d{1,3}(?:[,_]\d{3})+)(\.\d+)?([kmg]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Request:
 def amount(text: str, option: str) -> int:
     """`500k`, `2M`, `1.5m`, `2000000` as a number. Raises OnsilError for anything else, and for
     less than one."""
-    found = AMOUNT.fullmatch(text.strip().replace(",", "").replace("_", ""))
-    number = round(float(found[1]) * FACTORS[found[2].lower()]) if found else 0
+    if found := AMOUNT.fullmatch(text.strip()):
+        whole, rest, factor = found.groups(default="")
+        number = round(float(re.sub("[,_]", "", whole) + rest) * FACTORS[factor.lower()])
+    else:
+        number = 0
     if number < 1:
         raise OnsilError(
             en=(
