@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from starlette.concurrency import run_in_threadpool
 
+from onsil.inference.ending import computing
 from onsil.retrieval.answering import Answer, Answerer, not_found
 from onsil.retrieval.passages import Passage
 from onsil.serving.ai_mark import AIMark
@@ -125,10 +126,8 @@ class Quoting(Speaker):
 
     async def say(self, ask: Ask) -> Pieces:
         question = quotable(ask)
-        answer = await run_in_threadpool(self.answerer.ask, question)
-        text = spoken(answer)
-        counts = await run_in_threadpool(self._counted, question, text)
-        for n, word in enumerate(text.split(" ")):
+        answer, counts = await run_in_threadpool(self._answer, question)
+        for n, word in enumerate(spoken(answer).split(" ")):
             yield Delta(word if n == 0 else " " + word)
         yield End(
             "stop",
@@ -138,8 +137,12 @@ class Quoting(Speaker):
             confidence=answer.confidence,
         )
 
-    def _counted(self, *texts: str) -> list[int]:
-        return [len(self.tokenizer.encode(text).ids) for text in texts]
+    @computing()
+    def _answer(self, question: str) -> tuple[Answer, list[int]]:
+        """The answer, and the tokens of both."""
+        answer = self.answerer.ask(question)
+        texts = (question, spoken(answer))
+        return answer, [len(self.tokenizer.encode(text).ids) for text in texts]
 
 
 def quotable(ask: Ask) -> str:
