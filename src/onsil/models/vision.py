@@ -78,7 +78,7 @@ def initialise_front(front: nn.Module, seed: int) -> None:
         else:
             nn.init.zeros_(parameter)
     for module in front.modules():
-        if isinstance(module, Norm):
+        if isinstance(module, Norm) and module.weight is not None:
             nn.init.ones_(module.weight)
 
 
