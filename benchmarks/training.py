@@ -2,7 +2,7 @@
 
     python benchmarks/training.py prepare HOME
     python benchmarks/training.py cell HOME SIDE [--seed 0] [--steps N] [--peer FOLDER] [--set k=v]
-    python benchmarks/training.py report
+    python benchmarks/training.py report         what each run came to, and docs/training.svg
 
 Everybody reads the same 35 MB of Korean (technical documentation and statutes of $ONSIL_DATA) under
 the same 4,096 tokens, in rows of 256, 2,048 tokens a step, on one thread, and is judged by the same
@@ -41,6 +41,15 @@ sys.path.insert(0, str(ROOT / "src"))
 RESULTS = ROOT / "benchmarks" / "results" / "training.jsonl"
 MEGABYTES, VOCABULARY, ROW, ROWS = 35, 4_096, 256, 8
 HELD_ROWS = 384
+CURVES = ROOT / "docs" / "training.svg"  # of each shape the last run of a thousand steps or more
+LOOK = """
+text { font: 13px sans-serif; fill: #333 } .end { text-anchor: end } .mid { text-anchor: middle }
+path { fill: none } .grid { stroke: #ddd } .axis { stroke: #666 } .line { stroke-width: 2 }
+.line.s0 { stroke: #2f6b3d } .dot.s0 { fill: #2f6b3d }
+.line.s1 { stroke: #b5532a; stroke-dasharray: 7 3 } .dot.s1 { fill: #b5532a }
+.line.s2 { stroke: #3b5b92; stroke-dasharray: 2 3 } .dot.s2 { fill: #3b5b92 }
+.line.s3 { stroke: #777; stroke-dasharray: 9 3 2 3 } .dot.s3 { fill: #777 }
+"""
 
 
 def prepare(home: Path) -> None:
@@ -260,6 +269,30 @@ def report() -> None:
             ratios = [round(s / seconds, 3) for s in reached if s is not None]
             line += f"; ours to there ÷ its own: {ratios}"
         print(line)
+    last = {(row["side"], row["parameters"]): row for row in rows if row["steps"] >= 1000}
+    CURVES.write_text(drawn(list(last.values())), encoding="utf-8")
+
+
+def drawn(rows: list[dict]) -> str:
+    """Bits per byte over core-seconds, without the beginning, as a drawing that stands alone."""
+    from onsil.evaluation.report_svg import Line, line_chart
+
+    lines = [
+        Line(
+            f"{row['side']}, {row['parameters'] / 1e6:.1f} million weights, {row['steps']:,} steps"
+            + (f" ({row['note']})" if row["note"] else ""),
+            [(seconds, bits) for _, seconds, bits in row["curve"] if bits < 1.8],
+        )
+        for row in rows
+    ]
+    chart = line_chart(("", ""), "core-seconds", "bits per byte", lines)
+    drawing = chart[chart.index("<svg") : chart.index("</svg>")]
+    return (
+        drawing.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).replace(
+            ">", f"><style>{LOOK}</style>", 1
+        )
+        + "</svg>\n"
+    )
 
 
 def pair(text: str) -> tuple[str, object]:
