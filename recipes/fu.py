@@ -17,28 +17,21 @@ costs is noted with the row: nats per letter of reviews nobody read, before and 
 """
 
 import copy
-import json
-import os
 import random
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
-from pathlib import Path
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 import torch
-from proving import prove
+from proving import learn, prove, rows_of
 
 from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
-from onsil.training.loop import train
 from onsil.training.objectives import causal_batch, pieces_of, prefix_batch, schedule, token_loss
 from onsil.training.samplers import Pair
 
-DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
 ANSWER, STEPS = "답:", "풀이:"
 DAYS = "월화수목금토일"
 END, UNKNOWN, CONTEXT = 0, 1, 128
@@ -132,15 +125,6 @@ def pair_of(words: Letters, prompt: str, said: str) -> Pair:
     return Pair(words(prompt), [*words(said), END])
 
 
-def followed(model: Transformer, loss_of: Callable, steps: int, rate: float) -> Transformer:
-    with tempfile.TemporaryDirectory() as scratch:
-        run = train(dict(model.named_parameters()), loss_of, steps, rate, Path(scratch), 1)
-        for step in run:
-            if step.number % 50 == 0:
-                print(f"  {step.number}/{steps} {step.loss:.3f}", file=sys.stderr)
-    return model
-
-
 def reader(words: Letters, texts: list[str], sizes: Sizes) -> Transformer:
     """The small model before: it has read the texts once."""
     pieces = pieces_of([words(text) for text in texts], CONTEXT, END)
@@ -151,10 +135,11 @@ def reader(words: Letters, texts: list[str], sizes: Sizes) -> Transformer:
     def loss_of(k: int):
         return token_loss(model, causal_batch([pieces[i] for i in steps[k]]))
 
-    return followed(model, loss_of, len(steps), 2 * sizes.rate)
+    learn(dict(model.named_parameters()), loss_of, len(steps), 2 * sizes.rate)
+    return model
 
 
-def tuned(model: Transformer, words: Letters, formats: list[Texts], sizes: Sizes, seed: int):
+def tune(model: Transformer, words: Letters, formats: list[Texts], sizes: Sizes, seed: int) -> None:
     """Each step sees texts of every format, and every target counts the same: in steps of one
     format the two letters of a bare answer would move the model as much as a worked solution. Only
     what is to be written is a target, and the prompt is read in order, as the model has learned."""
@@ -170,7 +155,7 @@ def tuned(model: Transformer, words: Letters, formats: list[Texts], sizes: Sizes
             batch = prefix_batch([pair_of(words, *text) for text in texts])
             yield token_loss(model, replace(batch, prefixes=None))
 
-    return followed(model, loss_of, len(steps), sizes.rate)
+    learn(dict(model.named_parameters()), loss_of, len(steps), sizes.rate)
 
 
 @torch.no_grad()
@@ -188,10 +173,7 @@ def right(model: Transformer, words: Letters, items: list[Problem], steps: bool)
 
 def reviews(name: str, many: int) -> list[str]:
     """Film reviews: Korean that has nothing to do with sums."""
-    import zstandard
-
-    with zstandard.open(DATA / "nsmc" / f"{name}.jsonl.zst", "rt", encoding="utf-8") as f:
-        return [json.loads(next(f))["document"] for _ in range(many)]
+    return [row["document"] for row in islice(rows_of(f"nsmc/{name}"), many)]
 
 
 @torch.no_grad()
@@ -215,7 +197,7 @@ def arms_of(
             if tuning:
                 known = problems(sizes.problems, f"{seed}", frozenset(test))
                 formats = formats_of(known, sizes.shots, worked, seed)
-                tuned(model, words, formats, sizes, seed)
+                tune(model, words, formats, sizes, seed)
             costs.setdefault(name, []).append(general_loss(model, words, unread))
             return right(model, words, test, worked)
 

@@ -10,29 +10,22 @@ about the time that the teacher's opinions cost; it is reported, not claimed.
     python recipes/gemma.py
 """
 
-import hashlib
-import json
 import math
-import os
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
+from hashlib import sha256
 
 import torch
-from proving import prove
+from proving import learn, prove, rows_of
 from torch import Tensor
 
 from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
-from onsil.tokenizer.train import load_tokenizer, train
-from onsil.training.loop import train as follow
+from onsil.tokenizer.train import train
 from onsil.training.objectives import causal_batch, pieces_of, schedule, token_loss
 from onsil.training.soft_targets import soft_loss
 
-DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
 CONTEXT, BATCH = 128, 2_048
 
 
@@ -69,27 +62,20 @@ class Text:
 def documents(many: int, characters: int) -> list[str]:
     """Technical documentation in Korean, the beginning of each document, in an order that has
     nothing to do with where they are from."""
-    import zstandard
 
-    path = DATA / "text-ko" / "tech-ko.jsonl.zst"
-    with zstandard.open(path, "rt", encoding="utf-8") as f:
-        rows = sorted(
-            (json.loads(line) for line in f), key=lambda row: hash_of(f"judged {row['id']}")
-        )
+    def anywhere(row: dict) -> bytes:
+        return sha256(f"judged {row['id']}".encode()).digest()
+
+    rows = sorted(rows_of("text-ko/tech-ko"), key=anywhere)
     texts = [row["text"][:characters] for row in rows]
     return [text for text in texts if len(text) >= characters // 2][:many]
-
-
-def hash_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def text_of(texts: list[str], heldout: int, vocabulary: int) -> Text:
     """The last `heldout` documents are judged, the others learnt from."""
     learnt, judged = texts[:-heldout], texts[-heldout:]
-    with tempfile.TemporaryDirectory() as folder:
-        train(learnt, vocabulary).save(str(Path(folder) / "tokenizer.json"))
-        words = load_tokenizer(Path(folder))
+    words = train(learnt, vocabulary)
+    words.encode_special_tokens = True
     own = [(pieces_of([words.encode(text).ids], CONTEXT), len(text.encode())) for text in judged]
     pieces = pieces_of([e.ids for e in words.encode_batch(learnt)], CONTEXT)
     return Text(pieces, own, words.get_vocab_size())
@@ -104,18 +90,12 @@ def trained(
     loss_of: Callable[..., tuple[Tensor, int]],
 ) -> Transformer:
     steps = schedule([len(piece) for piece in text.pieces], BATCH, passes, seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        run = follow(
-            dict(model.named_parameters()),
-            lambda k: loss_of(model, causal_batch([text.pieces[i] for i in steps[k]])),
-            len(steps),
-            rate,
-            Path(scratch),
-            checkpoints=1,
-        )
-        for step in run:
-            if step.number % 200 == 0:
-                print(f"  {step.number}/{len(steps)} {step.loss:.3f}", file=sys.stderr)
+    learn(
+        dict(model.named_parameters()),
+        lambda k: loss_of(model, causal_batch([text.pieces[i] for i in steps[k]])),
+        len(steps),
+        rate,
+    )
     return model.eval()
 
 

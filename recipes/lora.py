@@ -11,18 +11,14 @@ adapter of rank 8 on every linear layer, the base frozen; all weights tuned. Bot
 (`python recipes/lora.py choose`).
 """
 
-import json
-import os
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from proving import prove
+from proving import learn, prove, rows_of
 
 from onsil.models.checkpoint import load
 from onsil.models.transformer import Transformer
@@ -30,12 +26,10 @@ from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.templates import ONSIL
 from onsil.tokenizer.turns import Chat, Message, Template, render
 from onsil.training.base import shipped
-from onsil.training.loop import train
 from onsil.training.objectives import schedule, token_loss
 from onsil.training.supervised import Learner, Tuning, chat_batch, learner
 
 KINDS = {"statement": "서술", "question": "질문", "command": "명령", "fragment": "조각"}
-DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
 TUNINGS = {
     "LoRA": Tuning(epochs=2, rate=3e-3, batch_tokens=1024, method="lora", rank=8),
     "all weights": Tuning(epochs=2, rate=3e-4, batch_tokens=1024, method="full"),
@@ -44,15 +38,12 @@ RATES = {"LoRA": (1e-3, 3e-3, 1e-2, 2e-2), "all weights": (3e-4, 1e-3, 3e-3, 6e-
 TRAIN, EACH, DEV_SEED = 1_000, 100, 100
 
 
-def sentences(data: Path = DATA) -> dict[str, list[str]]:
+def sentences() -> dict[str, list[str]]:
     """Sentences of each kind, in the file's order, each once."""
-    import zstandard
-
     found: dict[str, dict[str, None]] = {kind: {} for kind in KINDS}
-    with zstandard.open(data / "intents" / "3i4k-train.jsonl.zst", "rt", encoding="utf-8") as f:
-        for row in map(json.loads, f):
-            if row["name"] in found:
-                found[row["name"]][row["text"]] = None
+    for row in rows_of("intents/3i4k-train"):
+        if row["name"] in found:
+            found[row["name"]][row["text"]] = None
     return {kind: list(texts) for kind, texts in found.items()}
 
 
@@ -125,9 +116,7 @@ def taught(learnt: Learner, chats: Sequence[Chat], tuning: Tuning) -> None:
     def loss_of(k: int):
         return token_loss(reader, chat_batch([chats[i] for i in steps[k]]))
 
-    with tempfile.TemporaryDirectory() as scratch:
-        for _ in train(learnt.parameters, loss_of, len(steps), tuning.rate, Path(scratch), 1):
-            pass
+    learn(learnt.parameters, loss_of, len(steps), tuning.rate)
 
 
 def tuned(tuning: Tuning, known: Pairs, judged: Pairs, template: Template = ONSIL) -> list[float]:

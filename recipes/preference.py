@@ -16,29 +16,24 @@ beside it and kept with the row.
 """
 
 import copy
-import json
 import os
 import random
 import re
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-import zstandard
-from proving import ROOT, prove
+from proving import ROOT, learn, prove, rows_of
 
 from onsil.models.adapters import adapter_parameters, add_lora
 from onsil.models.checkpoint import load
 from onsil.models.heads import new_head
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
-from onsil.training.loop import train
 from onsil.training.objectives import schedule, token_loss
 from onsil.training.policy import answer_batch, answer_ids, prompt_ids, sampled
 from onsil.training.preference import (
@@ -52,8 +47,6 @@ from onsil.training.preference import (
 )
 from onsil.training.pretraining import bits_per_byte
 from onsil.training.samplers import Pair
-
-DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
 
 # How a polite sentence ends, and what the plain one has there. The first that fits is taken.
 PLAIN = (
@@ -102,11 +95,6 @@ def plain(answer: str) -> str | None:
 def is_polite(text: str) -> bool:
     """Whether a text ends politely."""
     return bool(POLITE.search(text.rstrip(" .?!~,\n")))
-
-
-def rows_of(name: str, most: int | None = None) -> list[dict]:
-    with zstandard.open(DATA / f"{name}.jsonl.zst", "rt", encoding="utf-8") as f:
-        return [json.loads(line) for line in islice(f, most)]
 
 
 class Materials(NamedTuple):
@@ -166,9 +154,8 @@ def materials(sizes: Sizes) -> Materials:
     lessons = [
         Pair(prompt_ids(words, q), answer_ids(words, draw.choice((a, b)))) for q, a, b in first
     ]
-    reviews = [
-        line for row in rows_of("text-ko/reviews-ko", 400) for line in row["text"].split("\n")
-    ]
+    files = islice(rows_of("text-ko/reviews-ko"), 400)
+    reviews = [line for row in files for line in row["text"].split("\n")]
     reviews = [line for line in reviews if 20 < len(line) < 200]
     draw.shuffle(reviews)
     special = prompt_ids(words, "")[:1]  # stands before ordinary text as before a prompt
@@ -183,12 +170,6 @@ def materials(sizes: Sizes) -> Materials:
         [special + answer_ids(words, line) for line in held],
         sum(len(line.encode()) for line in held),
     )
-
-
-def learn(parameters, loss_of, steps: int, rate: float) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        for _ in train(parameters, loss_of, steps, rate, Path(scratch), checkpoints=1):
-            pass
 
 
 @cache
@@ -267,10 +248,6 @@ def preferring(
 
 def politeness(sizes: Sizes, seed: int, model: Transformer) -> list[float]:
     """For each unseen prompt whether an answer drawn from the model ends politely."""
-    return [float(is_polite(text)) for text in said(sizes, seed, model)]
-
-
-def said(sizes: Sizes, seed: int, model: Transformer) -> list[str]:
     words, draw = load_tokenizer(ROOT / "base"), torch.Generator().manual_seed(seed)
     prompts, end = materials(sizes).prompts, answer_ids(words, "")[0]
     answers = [
@@ -278,7 +255,7 @@ def said(sizes: Sizes, seed: int, model: Transformer) -> list[str]:
         for i in range(0, len(prompts), 100)
         for answer in sampled(model, prompts[i : i + 100], end, 40, draw)
     ]
-    return [words.decode(answer) for answer in answers]
+    return [float(is_polite(words.decode(answer))) for answer in answers]
 
 
 def ordinary_bits(sizes: Sizes, model: Transformer) -> float | None:

@@ -7,24 +7,62 @@ the lower end lies above zero. Rows go to benchmarks/results/proofs.jsonl, and
 
     python recipes/proving.py
 
-writes the table of docs/proofs.md from the newest row of each proof.
+writes the table of docs/proofs.md from the newest row of each proof. What the recipes share besides
+stands here too: rows of the real data, and training whose checkpoints nobody needs.
 """
 
 import json
+import os
 import platform
 import random
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from onsil.training.loop import Part
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("ONSIL_DATA", ROOT.parent / "shared" / "data"))
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "proofs.jsonl", ROOT / "docs" / "proofs.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 DRAWS, FEWEST_SEEDS, FEWEST_ITEMS = 2_000, 3, 200
 
 Scores = list[list[float]]  # a row a seed, a column an item
+
+
+def rows_of(name: str) -> Iterator[dict]:
+    """Rows of a file of the data, in its order."""
+    import zstandard
+
+    with zstandard.open(DATA / f"{name}.jsonl.zst", "rt", encoding="utf-8") as f:
+        yield from map(json.loads, f)
+
+
+def learn(
+    parameters: "Mapping[str, Tensor]",
+    loss_of: "Callable[[int], Part | Iterator[Part]]",
+    steps: int,
+    rate: float,
+) -> None:
+    """Train the parameters, `steps` steps at a peak rate."""
+    from onsil.training.loop import train
+
+    throughout(lambda scratch: train(parameters, loss_of, steps, rate, scratch, checkpoints=1))
+
+
+def throughout(begin: Callable[[Path], Iterable[object]]) -> None:
+    """Take every step of a run whose checkpoints nobody needs, and show each hundredth."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, step in enumerate(begin(Path(scratch)), 1):
+            if number % 100 == 0:
+                print(f"  {step}", file=sys.stderr)
 
 
 def gain(of: Scores, over: Scores) -> list[float]:

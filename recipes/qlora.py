@@ -47,11 +47,10 @@ SEEDS = tuple(range(10, 16))
 FRESH = 250  # sentences of each kind to judge by, none of them in lora.py's judged or dev
 
 
-def parts(each: int = FRESH) -> tuple[Pairs, Pairs, Pairs]:
+def parts() -> tuple[Pairs, Pairs, Pairs]:
     """To train on, to choose by (those of lora.py), and to judge by (neither of its two)."""
     found = sentences()
-    spoken_for = EACH + EACH // 2
-    known, rest, _ = split(found, spoken_for, each)
+    known, rest, _ = split(found, EACH + EACH // 2, FRESH)
     return known, split(found, EACH, EACH // 2)[1], rest
 
 

@@ -17,19 +17,16 @@ the price, half on each side; no price and number of the test were learnt from.
 
 import random
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from proving import prove
+from proving import learn, prove
 from torch import Tensor
 
 from onsil.models.encoder_decoder import EncoderDecoder, PairShape
 from onsil.models.shape import Shape
-from onsil.training.loop import train
 from onsil.training.objectives import Written, written_batch, written_loss
 from onsil.training.samplers import Pair
 
@@ -133,18 +130,8 @@ def arm(sizes: Sizes, alpha: float) -> Callable[[int], list[float]]:
         model = new_model(sizes, seed)
         order = random.Random(f"{seed}-order")
         chosen = [order.sample(known, min(sizes.batch, len(known))) for _ in range(sizes.steps)]
-        with tempfile.TemporaryDirectory() as scratch:
-            steps = train(
-                dict(model.named_parameters()),
-                lambda k: loss_of(model, chosen[k], alpha),
-                sizes.steps,
-                sizes.rate,
-                Path(scratch),
-                checkpoints=1,
-            )
-            for step in steps:
-                if step.number % 100 == 0:
-                    print(f"  {step.number}/{sizes.steps} {step.loss:.3f}", file=sys.stderr)
+        parameters = dict(model.named_parameters())
+        learn(parameters, lambda k: loss_of(model, chosen[k], alpha), sizes.steps, sizes.rate)
         model.eval()
         explained = right(model, test, EXPLAIN)
         print(f"  reasons right: {sum(explained) / len(explained):.3f}", file=sys.stderr)

@@ -17,16 +17,13 @@ All have their answers from the mean of what every token says. Rates were chosen
 """
 
 import random
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from lora import KINDS, sentences, split
-from proving import prove
+from proving import learn, prove
 from torch import Tensor
 
 from onsil.models.checkpoint import load
@@ -35,7 +32,6 @@ from onsil.models.shape import encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.train import load_tokenizer, specials_of
 from onsil.training.base import shipped
-from onsil.training.loop import train
 from onsil.training.objectives import masked_batch, schedule, token_loss
 from onsil.training.soft_targets import divergence
 
@@ -106,13 +102,6 @@ def sentences_of(sizes: Sizes, test: bool = True) -> Known:
     )
 
 
-def followed(parameters: dict[str, Tensor], loss_of: Callable, steps: int, rate: float) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        for step in train(parameters, loss_of, steps, rate, Path(scratch), checkpoints=1):
-            if step.number % 100 == 0:
-                print(f"  {step.number}/{steps} {step.loss:.3f}", file=sys.stderr)
-
-
 def read(model: Transformer, texts: list[list[int]], passes: int, rate: float, seed: int) -> None:
     """Hidden words."""
     special = specials_of(load_tokenizer(shipped()))
@@ -123,8 +112,7 @@ def read(model: Transformer, texts: list[list[int]], passes: int, rate: float, s
         seeded = f"{seed}-{k}"
         return token_loss(model, masked_batch(some, model.shape.vocabulary, seeded, special.mask))
 
-    if passes:
-        followed(dict(model.named_parameters()), loss_of, len(steps), rate)
+    learn(dict(model.named_parameters()), loss_of, len(steps), rate)
 
 
 def scores(model: Transformer, head: Head, texts: list[list[int]]) -> Tensor:
@@ -145,7 +133,7 @@ def all_scores(model: Transformer, head: Head, texts: list[list[int]]) -> Tensor
 Judge = tuple[Transformer, Head]
 
 
-def learn(
+def taught(
     judge: Judge,
     texts: list[list[int]],
     loss: Callable[[Tensor, list[int]], tuple[Tensor, int]],
@@ -159,13 +147,12 @@ def learn(
     steps = schedule([len(t) for t in texts], batch, passes, seed)
     parts = (("model", model), ("head", head))
     named = {f"{part}.{n}": p for part, m in parts for n, p in m.named_parameters()}
-    if passes:
-        followed(
-            named,
-            lambda k: loss(scores(model, head, [texts[i] for i in steps[k]]), steps[k]),
-            len(steps),
-            rate,
-        )
+    learn(
+        named,
+        lambda k: loss(scores(model, head, [texts[i] for i in steps[k]]), steps[k]),
+        len(steps),
+        rate,
+    )
 
 
 def distil(judge: Judge, texts: list[list[int]], told_NK: Tensor, sizes: Sizes, passes, seed):
@@ -174,7 +161,7 @@ def distil(judge: Judge, texts: list[list[int]], told_NK: Tensor, sizes: Sizes, 
     def loss(said_BK: Tensor, which: list[int]):
         return divergence(said_BK, told_NK[which], sizes.temperature), len(which)
 
-    learn(judge, texts, loss, passes, sizes.distil_rate, seed)
+    taught(judge, texts, loss, passes, sizes.distil_rate, seed)
 
 
 def tune(judge: Judge, known: Known, sizes: Sizes, rate: float, seed: int) -> None:
@@ -183,7 +170,7 @@ def tune(judge: Judge, known: Known, sizes: Sizes, rate: float, seed: int) -> No
     def loss(said_BK: Tensor, which: list[int]):
         return judge[1].loss(said_BK, labels[which])
 
-    learn(judge, known.labelled, loss, sizes.tuning_passes, rate, seed, FEW)
+    taught(judge, known.labelled, loss, sizes.tuning_passes, rate, seed, FEW)
 
 
 def right(judge: Judge, known: Known) -> list[float]:

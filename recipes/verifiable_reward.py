@@ -10,20 +10,14 @@ trying with rewards dealt out by lot.
 """
 
 import copy
-import os
 import random
-import tempfile
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from proving import prove
+from proving import learn, prove, throughout
 
 from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
-from onsil.training.loop import train
 from onsil.training.objectives import schedule, token_loss
 from onsil.training.online import GRPO, reinforced
 from onsil.training.policy import answer_batch, sampled
@@ -88,10 +82,7 @@ def taught(sizes: Sizes, seed: int, model: Transformer, steps: int, rate: float)
     def loss_of(k: int):
         return token_loss(model, answer_batch([pairs[i] for i in order[k]]))
 
-    with tempfile.TemporaryDirectory() as scratch:
-        parameters = dict(model.named_parameters())
-        for _ in train(parameters, loss_of, steps, rate, Path(scratch), checkpoints=1):
-            pass
+    learn(dict(model.named_parameters()), loss_of, steps, rate)
     return model
 
 
@@ -121,10 +112,8 @@ def tried(sizes: Sizes, seed: int, by_lot: bool = False) -> Transformer:
         rate=sizes.rate,
         seed=seed,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        parameters, prompts = dict(model.named_parameters()), [prompt(n) for n in asks]
-        for _ in reinforced(model, parameters, prompts, rewards_of, how, END, Path(scratch)):
-            pass
+    told = (model, dict(model.named_parameters()), [prompt(n) for n in asks], rewards_of, how, END)
+    throughout(lambda scratch: reinforced(*told, scratch))
     return model
 
 

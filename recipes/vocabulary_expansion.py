@@ -16,36 +16,25 @@ The second proof is about forgetting: −bits per byte of held-out English, with
 batch English again and without; the same tokens in all.
 """
 
-import json
+import copy
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
+from itertools import islice
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
-import zstandard
-from proving import prove
+from proving import learn, prove, rows_of, throughout
 
-from onsil.models.checkpoint import load, save
 from onsil.models.new_rows import tables_of, with_new_rows
 from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.expansion import Expansion, expand, fertility
-from onsil.tokenizer.train import END, load_tokenizer, train
+from onsil.tokenizer.train import END, train
 from onsil.training.continuing import Continuation, continued, mixture
-from onsil.training.loop import train as train_loop
 from onsil.training.objectives import causal_batch, pieces_of, schedule, token_loss
-
-DATA = Path(os.environ.get("ONSIL_DATA", "../shared/data"))
-CACHE = Path(tempfile.gettempdir()) / "onsil-vocabulary-expansion"
 
 
 class Sizes(NamedTuple):
@@ -72,14 +61,11 @@ class Sizes(NamedTuple):
 
 def texts_of(name: str, size: int, skip: int = 0, every: int = 1) -> Iterator[str]:
     """Texts of a file from a document on, one in so many, up to about `size` bytes."""
-    with zstandard.open(DATA / f"{name}.jsonl.zst", "rt", encoding="utf-8") as f:
-        for number, line in enumerate(f):
-            if number >= skip and (number - skip) % every == 0:
-                text = json.loads(line)["text"]
-                yield text[:size]
-                size -= len(text.encode())
-                if size <= 0:
-                    return
+    for row in islice(rows_of(name), skip, None, every):
+        yield row["text"][:size]
+        size -= len(row["text"].encode())
+        if size <= 0:
+            return
 
 
 def passages(texts: Iterator[str], size: int, many: int) -> list[str]:
@@ -113,36 +99,23 @@ def materials(sizes: Sizes) -> dict[str, list[str]]:
     }
 
 
-def base_of(sizes: Sizes) -> Sizes:
-    """The sizes with what no base depends on left at its default."""
-    rest = ("new", "korean", "tokens", "rate", "new_rows")
-    return sizes._replace(**{name: getattr(Sizes(), name) for name in rest})
-
-
 @cache
 def grown(sizes: Sizes, seed: int) -> tuple[Any, Transformer]:
-    """The English tokenizer and decoder; kept in a folder of their own for the next run."""
-    folder = CACHE / f"{seed}-{sha256(repr(base_of(sizes)).encode()).hexdigest()[:12]}"
-    if not (folder / "model.safetensors").is_file():
-        texts = materials(sizes)["english"]
-        words = train(texts, sizes.vocabulary)
-        shape = decoder_shape(sizes.vocabulary, sizes.width, sizes.depth, sizes.context)
-        model = Transformer(shape, sizes.compute).initialise(seed)
-        texts = texts + materials(sizes)["known"]
-        pieces = pieces_of([e.ids for e in words.encode_batch(texts)], sizes.context)
-        steps = schedule([len(p) for p in pieces], sizes.batch_tokens, 1, seed)
+    """The English tokenizer and decoder."""
+    texts = materials(sizes)["english"]
+    words = train(texts, sizes.vocabulary)
+    words.encode_special_tokens = True
+    shape = decoder_shape(sizes.vocabulary, sizes.width, sizes.depth, sizes.context)
+    model = Transformer(shape, sizes.compute).initialise(seed)
+    texts = texts + materials(sizes)["known"]
+    pieces = pieces_of([e.ids for e in words.encode_batch(texts)], sizes.context)
+    steps = schedule([len(p) for p in pieces], sizes.batch_tokens, 1, seed)
 
-        def loss_of(k: int):
-            return token_loss(model, causal_batch([pieces[i] for i in steps[k]]))
+    def loss_of(k: int):
+        return token_loss(model, causal_batch([pieces[i] for i in steps[k]]))
 
-        with tempfile.TemporaryDirectory() as scratch:
-            rest = (len(steps), sizes.base_rate, Path(scratch))
-            for _ in train_loop(dict(model.named_parameters()), loss_of, *rest, checkpoints=1):
-                pass
-        folder.mkdir(parents=True, exist_ok=True)
-        words.save(str(folder / "tokenizer.json"))
-        save(model, folder, {})
-    return load_tokenizer(folder), load(folder, sizes.compute)[0]
+    learn(dict(model.named_parameters()), loss_of, len(steps), sizes.base_rate)
+    return words, model
 
 
 @cache
@@ -152,7 +125,7 @@ def expansion(sizes: Sizes, seed: int) -> Expansion:
 
 def begun(model: Transformer, spelled: dict[int, list[int]], rows: str, seed: int) -> Transformer:
     """The model with its new rows begun in one of three ways."""
-    wider = with_new_rows(model, spelled)
+    wider = with_new_rows(copy.deepcopy(model), spelled)  # which shares what it does not widen
     draw, ids = torch.Generator().manual_seed(seed), list(spelled)
     with torch.no_grad():
         for table in tables_of(wider).values():
@@ -165,28 +138,21 @@ def begun(model: Transformer, spelled: dict[int, list[int]], rows: str, seed: in
 
 
 def taught(
-    sizes: Sizes, seed: int, rows: str = "spelled", replayed: float = 0.25
+    sizes: Sizes, seed: int, rows: str = "spelled", **changed: float
 ) -> tuple[Any, Transformer]:
-    """The base after `sizes.tokens` tokens of Korean law; `rows` "none" adds no
-    tokens."""
+    """The base after `sizes.tokens` tokens of Korean law; `rows` "none" adds no tokens, `changed`
+    is what of the continuation is not as in the other arms."""
     words, model = grown(sizes, seed)
     held, spelled = materials(sizes), {}
-    if rows == "none":
-        model = begun(model, {}, rows, seed)
-    else:
+    if rows != "none":
         words, spelled, _ = expansion(sizes, seed)
-        model = begun(model, spelled, rows, seed)
+    model = begun(model, spelled, rows, seed)
     domain, general = (
         pieces_of([e.ids for e in words.encode_batch(part)], sizes.context)
         for part in (held["korean"], held["english"])
     )
-    how = Continuation(
-        rate=sizes.rate,
-        batch_tokens=sizes.batch_tokens,
-        replayed=replayed,
-        new_rows=sizes.new_rows,
-        seed=seed,
-    )
+    told = {"rate": sizes.rate, "new_rows": sizes.new_rows} | changed
+    how = Continuation(batch_tokens=sizes.batch_tokens, seed=seed, **told)
     size = [len(p) for p in domain], [len(p) for p in general]
     steps = mixture(*size, how)
     many = sizes.tokens // sizes.batch_tokens
@@ -199,9 +165,7 @@ def taught(
         new, old = steps[k]
         return token_loss(model, causal_batch([domain[i] for i in new] + [general[i] for i in old]))
 
-    with tempfile.TemporaryDirectory() as scratch:
-        for _ in continued(model, loss_of, len(steps), spelled, how, Path(scratch)):
-            pass
+    throughout(lambda scratch: continued(model, loss_of, len(steps), spelled, how, scratch))
     return words, model
 
 
@@ -253,7 +217,7 @@ def prove_words(sizes: Sizes = Sizes(), seeds: tuple[int, ...] = (0, 1, 2)) -> d
             "random rows": lambda seed: korean(sizes, seed, rows="random"),
             "mean + noise": lambda seed: korean(sizes, seed, rows="mean"),
             "no new tokens": lambda seed: korean(sizes, seed, rows="none"),
-            "subword mean, all at once": lambda seed: korean(sizes._replace(new_rows=0.0), seed),
+            "subword mean, all at once": lambda seed: korean(sizes, seed, new_rows=0.0),
         },
         [("subword mean", other) for other in ("random rows", "mean + noise", "no new tokens")],
         seeds,

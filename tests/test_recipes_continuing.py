@@ -20,7 +20,7 @@ TOY = expansion.Sizes(
     context=64,
     new=100,
     korean=60_000,
-    tokens=3_000,
+    tokens=12_000,
     held=8,
     piece=200,
     batch_tokens=256,
@@ -31,25 +31,27 @@ TOY = expansion.Sizes(
 
 @pytest.fixture(autouse=True)
 def here(onsil_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(expansion, "DATA", onsil_data)
-    monkeypatch.setattr(ul2r, "DATA", onsil_data)
-    monkeypatch.setattr(expansion, "CACHE", tmp_path / "bases")
+    monkeypatch.setattr(proving, "DATA", onsil_data)
     monkeypatch.setattr(proving, "RESULTS", tmp_path / "proofs.jsonl")
-    for module, names in ((expansion, ("materials", "grown", "expansion")),
-                          (ul2r, ("materials", "taught"))):  # fmt: skip
-        for name in names:
-            getattr(module, name).cache_clear()
 
 
-def test_a_base_is_taught_with_and_without_new_words(tmp_path):
+def test_a_base_is_taught_with_and_without_new_words():
     row = expansion.prove_words(TOY, seeds=(0,))
     assert row["items"] == 8 and not row["holds"]  # one seed proves nothing
     assert row["means"]["subword mean"] > row["means"]["no new tokens"]
     assert row["settings"]["tokens a hangul"]["base"] == 3.0
     assert row["settings"]["tokens a hangul"]["grown"] < 2.0
-    assert len(list((tmp_path / "bases").iterdir())) == 1
     held = expansion.materials(TOY)
     assert not any(passage in text for passage in held["held korean"] for text in held["korean"])
+
+
+def test_no_arm_begins_where_another_ended():
+    """What is taught is a copy, the layers as well as the tables that are widened."""
+    model = expansion.grown(TOY, 0)[1]
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for rows in ("spelled", "none"):
+        expansion.taught(TOY, 0, rows)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 def test_new_rows_begin_in_three_ways():

@@ -156,6 +156,6 @@ def test_a_solution_is_right_only_when_every_letter_is():
         return fu.token_loss(model, replace(batch, prefixes=None))
 
     assert fu.right(model, words, [item], False) == [0.0]
-    fu.followed(model, loss_of, 60, 1e-2)
+    fu.learn(dict(model.named_parameters()), loss_of, 60, 1e-2)
     assert fu.right(model, words, [item], False) == [1.0]
     assert fu.right(model, words, [item], True) == [0.0]

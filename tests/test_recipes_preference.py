@@ -64,7 +64,7 @@ def test_what_is_judged_was_never_a_lesson():
 
 
 def test_preferring_runs_and_its_parts_do_not_meet(onsil_data, monkeypatch):
-    monkeypatch.setattr(preference, "DATA", onsil_data)
+    monkeypatch.setattr(proving, "DATA", onsil_data)
     sizes = preference.Sizes(
         lessons=12, preferred=16, unseen=8, texts=4, ordinary=4, tokens=512, start_epochs=1
     )

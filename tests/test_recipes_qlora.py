@@ -34,7 +34,7 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setattr(recipe, "sentences", lambda: TOY)
         monkeypatch.setattr(recipe, "EACH", 4)
         monkeypatch.setattr(recipe, "TRAIN", 16)
-    monkeypatch.setattr(qlora.parts, "__defaults__", (8,))
+    monkeypatch.setattr(qlora, "FRESH", 8)
     monkeypatch.setattr(qlora, "TUNING", replace(lora.TUNINGS["LoRA"], epochs=1))
     monkeypatch.setattr(proving, "RESULTS", tmp_path / "proofs.jsonl")
 
