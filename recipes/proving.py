@@ -124,17 +124,18 @@ def prove(
 
 
 def circumstances() -> dict[str, str]:
-    """Commit, day, Python, torch and processor: what a figure needs to be read later."""
+    """Commit (and whether code or base differed from it), day, Python, torch and processor: what a
+    figure needs to be read later."""
     import torch
 
-    told = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
+    git = ["git", "-C", str(ROOT)]
+    told = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "recipes", "base"])
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "commit": told.stdout.strip(),
+        "commit": told.stdout.strip() + ("" if same.returncode == 0 else ", changed"),
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "torch": torch.__version__,

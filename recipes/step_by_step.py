@@ -96,8 +96,7 @@ def batch_of(items: list[Item], task: str) -> Written:
 
 
 def new_model(sizes: Sizes, seed: int) -> EncoderDecoder:
-    common = {"vocabulary": 3 + len(SIGNS), "width": sizes.width, "depth": sizes.depth}
-    shape = Shape(**common, heads=4, context=64)
+    shape = Shape(3 + len(SIGNS), sizes.width, sizes.depth, heads=4, context=64)
     pair = PairShape(replace(shape, causal=False), replace(shape, cross=True))
     return EncoderDecoder(pair, sizes.compute).initialise(seed)
 

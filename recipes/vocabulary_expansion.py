@@ -138,10 +138,14 @@ def begun(model: Transformer, spelled: dict[int, list[int]], rows: str, seed: in
 
 
 def taught(
-    sizes: Sizes, seed: int, rows: str = "spelled", **changed: float
+    sizes: Sizes,
+    seed: int,
+    rows: str = "spelled",
+    replayed: float = 0.25,
+    new_rows: float | None = None,
 ) -> tuple[Any, Transformer]:
-    """The base after `sizes.tokens` tokens of Korean law; `rows` "none" adds no tokens, `changed`
-    is what of the continuation is not as in the other arms."""
+    """The base after `sizes.tokens` tokens of Korean law; `rows` "none" adds no tokens, `new_rows`
+    is not that of the sizes."""
     words, model = grown(sizes, seed)
     held, spelled = materials(sizes), {}
     if rows != "none":
@@ -151,8 +155,13 @@ def taught(
         pieces_of([e.ids for e in words.encode_batch(part)], sizes.context)
         for part in (held["korean"], held["english"])
     )
-    told = {"rate": sizes.rate, "new_rows": sizes.new_rows} | changed
-    how = Continuation(batch_tokens=sizes.batch_tokens, seed=seed, **told)
+    how = Continuation(
+        rate=sizes.rate,
+        batch_tokens=sizes.batch_tokens,
+        replayed=replayed,
+        new_rows=sizes.new_rows if new_rows is None else new_rows,
+        seed=seed,
+    )
     size = [len(p) for p in domain], [len(p) for p in general]
     steps = mixture(*size, how)
     many = sizes.tokens // sizes.batch_tokens
