@@ -30,6 +30,7 @@ from onsil.models.transformer import Transformer
 # A wrong value of these gives no model that the tensors fit or that answers in logits.
 REFUSED = {"vocabulary", "width", "hidden", "experts", "embedding_width", "context"}
 REFUSED |= {"reads", "writes"}
+REFUSED |= {"key_shift", "value_tables", "embedding_skips", "pairs"}  # no published class has them
 
 
 class Mistake(NamedTuple):
