@@ -16,7 +16,6 @@ The second proof is about forgetting: −bits per byte of held-out English, with
 batch English again and without; the same tokens in all.
 """
 
-import copy
 import math
 import sys
 from collections.abc import Iterator
@@ -125,7 +124,7 @@ def expansion(sizes: Sizes, seed: int) -> Expansion:
 
 def begun(model: Transformer, spelled: dict[int, list[int]], rows: str, seed: int) -> Transformer:
     """The model with its new rows begun in one of three ways."""
-    wider = with_new_rows(copy.deepcopy(model), spelled)  # which shares what it does not widen
+    wider = with_new_rows(model, spelled)
     draw, ids = torch.Generator().manual_seed(seed), list(spelled)
     with torch.no_grad():
         for table in tables_of(wider).values():

@@ -51,6 +51,16 @@ def family(request, tmp_path_factory) -> Transformer:
     return load(folder)[0]
 
 
+def test_what_is_widened_leaves_the_model_alone(family):
+    """Not one weight is shared: to train the one would train the other."""
+    wider = with_new_rows(family, SPELLED)
+    before = [p.detach().clone() for p in family.parameters()]
+    with torch.no_grad():
+        for parameter in wider.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(p, old) for p, old in zip(family.parameters(), before, strict=True))
+
+
 @torch.no_grad()
 def test_a_new_row_is_the_mean_of_what_spelled_it(family):
     wider = with_new_rows(family, SPELLED)

@@ -24,9 +24,7 @@ def with_new_rows(model: Transformer, spelled: Mapping[int, Sequence[int]]) -> T
     """A model with a row for each id of `spelled`, the mean of the rows of the old ids given for
     it; the model itself is left as it was. Ids may be rows that a padded vocabulary has already."""
     rows = max(spelled, default=-1) + 1
-    wider = widened(model, rows)
-    if wider is model:
-        wider = copy.deepcopy(model)
+    wider = copy.deepcopy(widened(model, rows))  # which shares what it does not widen
     with torch.no_grad():
         for table in tables_of(wider).values():
             for number, ids in spelled.items():
