@@ -13,6 +13,7 @@ from test_grow import OFFICE, PLAN, onsil
 from onsil.corpus import curate
 from onsil.documents import read
 from onsil.errors import OnsilError
+from onsil.instruction import write_lessons
 from onsil.lineage import Artifact, Workspace, file_lineage
 from onsil.models.checkpoint import load
 from onsil.models.weights import packed, unpacked
@@ -20,7 +21,7 @@ from onsil.tokenizer import load_tokenizer, train_tokenizer
 from onsil.tokenizer.template import render_pair
 from onsil.tokenizer.train import specials_of
 from onsil.training.base import adopt, shrink
-from onsil.training.plan import adopt_plan
+from onsil.training.plan import adopt_plan, load_plan, make_plan
 from onsil.training.pretraining import pretrain
 
 
@@ -80,6 +81,15 @@ def test_going_on_from_a_base_starts_where_the_base_ended(ws, grown, base):
         made = pretrain(ws, **parts, kind="decoder", base=start)
         losses[name] = json.loads((made / "curve.json").read_text())[0][1]
     assert losses["base"] < 0.9 * losses["noise"]
+
+
+def test_a_plan_from_a_base_reads_a_text_four_times_at_most(ws, grown, base):
+    lessons = write_lessons(ws, corpus=grown["corpus"])
+    parts = {"corpus": grown["corpus"], "tokenizer": grown["tokenizer"], "lessons": lessons}
+    noise = load_plan(make_plan(ws, **parts, minutes=30.0))
+    start = load_plan(make_plan(ws, **parts, minutes=30.0, base=adopt(ws, base)))
+    assert (noise.decoder_epochs, noise.encoder_epochs) == (12, 40)
+    assert (start.decoder_epochs, start.encoder_epochs) == (4, 1)
 
 
 def test_grow_from_a_base_answers_and_names_it_in_its_lineage(base, tmp_path):

@@ -42,6 +42,9 @@ SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
 # text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
 RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.6, "generator": 1.5}
 MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
+# An encoder that can read forgets more from hidden words than it learns; a decoder that can write
+# learns a small text by heart after four passes (docs/log.md, "Base as the start").
+MOST_FROM_BASE = {"decoder": 4, "encoder": 1}
 FEWEST_LESSONS, FEEDBACK = 256, "feedback"  # the kind of lesson that every reader reads
 # (width, depth) by tokens of text: the larger the corpus, the larger the model it can fill.
 SIZES = ((200_000, 128, 4), (2_000_000, 192, 4), (20_000_000, 256, 6), (10**12, 384, 8))
@@ -288,7 +291,7 @@ def text_of(held: Corpus, words: Any) -> Text:
     return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
 
 
-@stage(version=9)
+@stage(version=10)
 def make_plan(
     *,
     corpus: Artifact,
@@ -336,8 +339,8 @@ def make_plan(
         )
         return speed
 
-    # An encoder that can read already forgets more from hidden words than it learns.
-    most = MOST_EPOCHS | ({"encoder": 1} if shape_in(base, "encoder") else {})
+    grown = {part: n for part, n in MOST_FROM_BASE.items() if shape_in(base, part)}
+    most = MOST_EPOCHS | grown
     passes = round(tokens / once) if tokens else 0
     figures = (text_tokens, len(reading), sum(reading))
     plan = plan_for(*figures, minutes, seed, speed_of, sizes, most, passes)
