@@ -32,14 +32,14 @@ LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\
 class Turns:
     """Who may begin a request on one event loop, and who waits."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self.loop, self.begun = loop, 0  # in this pass
+    def __init__(self):
+        self.begun = 0  # in this pass
         self.waiting: deque[tuple[PatientConnection, bytes]] = deque()
 
     def take(self, connection: "PatientConnection", data: bytes) -> None:
         """Begin now or later; until then no more is read from that connection."""
         if not self.begun:
-            self.loop.call_soon(self._pass)
+            asyncio.get_running_loop().call_soon(self._pass)
         if self.begun < TURN:
             self.begun += 1
             connection.begin(data)
@@ -50,7 +50,7 @@ class Turns:
     def _pass(self) -> None:
         self.begun = min(TURN, len(self.waiting))
         if self.begun:
-            self.loop.call_soon(self._pass)
+            asyncio.get_running_loop().call_soon(self._pass)
         for _ in range(self.begun):
             connection, data = self.waiting.popleft()
             connection.transport.resume_reading()
@@ -73,7 +73,9 @@ class PatientConnection(H11Protocol):
         if self._at_work or data.startswith(FIRST):
             self.begin(data)
         else:
-            TURNS.setdefault(self.loop, Turns(self.loop)).take(self, data)
+            if self.loop not in TURNS:
+                TURNS[self.loop] = Turns()  # which does not know its loop, or neither would ever go
+            TURNS[self.loop].take(self, data)
 
     def begin(self, data: bytes) -> None:
         """What was received is read."""
