@@ -29,9 +29,13 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: lint
+.venv/installed-all: .venv/installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,ray]'
+	touch $@
+
+test-all: lint .venv/installed-all
 	$(BIN)/python -m pytest -m ''
 
 soak: .venv/installed-dev

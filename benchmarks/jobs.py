@@ -128,7 +128,7 @@ def through_http(url: str, folder: Path, number: int) -> dict[str, float]:
     from onsil.serving.jobs.routes import job_routes
 
     store = open_store(url)
-    app = Starlette(routes=job_routes(store, {"w": lambda: ""}))
+    app = Starlette(routes=job_routes(store, {"w": lambda _: ""}))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()

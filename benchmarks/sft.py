@@ -6,11 +6,14 @@
 
 Both sides start from one random LLaMA checkpoint (vocabulary 32,000, width 256) and tune all of it
 on the same Korean chats, made of chatbot pairs. TRL runs as its documentation says: messages and a
-chat template, assistant_only_loss, packing (best fit, documents kept apart), bf16; once with its
-default of recomputing activations and once without, which is what a small model wants. The ids and
-the targets of every chat and the loss of the first ones must agree before anything is timed.
-Each side is a process of its own with one thread; they take turns, an optimiser step a round,
-and count the processor time of the process. Appends one row to benchmarks/results/sft.jsonl.
+chat template, assistant_only_loss, bf16, each batch padded to its longest chat. That stands here
+with its default of recomputing activations, without (which is what a small model wants), with
+chats of like length batched together (one setting of the Trainer below it), and packed, which its
+documentation keeps for attention kernels that a processor does not have. Padding is not counted as
+tokens. The ids and the targets of every chat and the loss of the first ones must agree before
+anything is timed. Each side is a process of its own with one thread; they take turns, an optimiser
+step a round, and count the processor time of the process. Appends one row to
+benchmarks/results/sft.jsonl.
 """
 
 import argparse
@@ -35,8 +38,15 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "sft.jsonl"
-ROUNDS, STEPS, SEED, CHATS = 8, 1, 1, 600
-ROWS, LENGTH = 4, 1_024  # tokens a step: 4,096
+ROUNDS, STEPS, SEED, CHATS = 7, 1, 1, 600
+ROWS, LENGTH = 2, 1_024  # tokens a step: 2,048
+CHATS_A_STEP = 15  # about as many tokens, where chats are padded: 137 tokens each
+TRL: dict[str, dict[str, Any]] = {
+    "trl": {},
+    "trl, chats of like length together": {"train_sampling_strategy": "group_by_length"},
+    "trl, recomputing (its default)": {"gradient_checkpointing": True},
+    "trl, packed": {"packing": True, "per_device_train_batch_size": ROWS},
+}
 MODEL: dict[str, Any] = {
     "vocab_size": 32_000, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 4, "intermediate_size": 688, "max_position_embeddings": LENGTH,
@@ -97,7 +107,7 @@ def same(pairs: list[tuple[list[int], list[int]]]) -> str:
 
 
 def say(**row: Any) -> None:
-    print("SFT " + json.dumps(row), flush=True)
+    print("TURN " + json.dumps(row), flush=True)
     sys.stdin.readline()
 
 
@@ -137,7 +147,7 @@ def ours(folder: Path) -> None:
                 tokens, start = 0, time.process_time()
 
 
-def theirs(folder: Path, recompute: bool) -> None:
+def theirs(folder: Path, how: str) -> None:
     import datasets
     import transformers
     import trl
@@ -152,7 +162,7 @@ def theirs(folder: Path, recompute: bool) -> None:
 
     class Counted(trl.SFTTrainer):
         def compute_loss(self, model, inputs, *rest, **more):
-            seen["tokens"] += inputs["input_ids"].numel()
+            seen["tokens"] += int((inputs["input_ids"] != words.pad_token_id).sum())
             return super().compute_loss(model, inputs, *rest, **more)
 
     class Turns(transformers.TrainerCallback):
@@ -166,10 +176,11 @@ def theirs(folder: Path, recompute: bool) -> None:
                 seen["tokens"], self.start = 0, time.process_time()
 
     settings = trl.SFTConfig(
-        output_dir=str(folder / f"trl-{recompute}"), packing=True, max_length=LENGTH,
-        per_device_train_batch_size=ROWS, assistant_only_loss=True, bf16=True, use_cpu=True,
-        gradient_checkpointing=recompute, max_steps=(ROUNDS + 1) * STEPS, save_strategy="no",
-        report_to=[], learning_rate=1e-4, seed=SEED, disable_tqdm=True,
+        output_dir=str(folder / how), max_length=LENGTH, assistant_only_loss=True, bf16=True,
+        use_cpu=True, max_steps=(ROUNDS + 1) * STEPS, save_strategy="no", report_to=[],
+        learning_rate=1e-4, seed=SEED, disable_tqdm=True,
+        **{"gradient_checkpointing": False, "per_device_train_batch_size": CHATS_A_STEP}
+        | TRL[how],
     )  # fmt: skip
     told = datasets.Dataset.from_list([{"messages": turns} for turns in messages_in(folder)])
     trainer = Counted(
@@ -181,11 +192,11 @@ def theirs(folder: Path, recompute: bool) -> None:
 
 
 def what_they_see(trainer: Any, words: Any, folder: Path) -> tuple[str, float]:
-    """Ids and targets of every packed chat, and the loss of the first eight in float32."""
+    """Ids and targets of every chat, and the loss of the first eight in float32."""
     pairs = []
     for row in trainer.train_dataset:
         ids, targets, at = row["input_ids"], row["labels"], 0
-        for length in row["seq_lengths"]:
+        for length in row.get("seq_lengths", [len(ids)]):
             said = [int(t != -100) for t in targets[at : at + length]]
             pairs.append((ids[at : at + length], said))
             at += length
@@ -210,7 +221,7 @@ class Side:
     def __init__(self, python: str, *arguments: str):
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONWARNINGS": "ignore"}
         self.process = subprocess.Popen(
-            [python, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [python, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, env=environment,
         )  # fmt: skip
         self.rows = self.told()
@@ -219,8 +230,8 @@ class Side:
     def told(self) -> Iterator[dict[str, Any]]:
         assert self.process.stdout is not None and self.process.stdin is not None
         for line in self.process.stdout:
-            if line.startswith("SFT "):
-                yield json.loads(line[4:])
+            if line.startswith("TURN "):
+                yield json.loads(line[5:])
                 print("go", file=self.process.stdin, flush=True)
 
     def rate(self) -> float:
@@ -248,9 +259,8 @@ def versions(python: str) -> dict[str, str]:
 def compare(peer: str, folder: Path) -> dict[str, Any]:
     prepare(folder)
     sides = {
-        "onsil": Side(sys.executable, "--ours", str(folder)),
-        "trl": Side(peer, "--theirs", str(folder)),
-        "trl, recomputing (its default)": Side(peer, "--theirs", str(folder), "--recompute"),
+        "onsil": Side(sys.executable, __file__, "--ours", str(folder)),
+        **{how: Side(peer, __file__, "--theirs", str(folder), "--how", how) for how in TRL},
     }
     first = {name: side.first for name, side in sides.items()}
     assert len({row["digest"] for row in first.values()}) == 1, "ids or targets differ"
@@ -280,11 +290,11 @@ def main() -> int:
     parser.add_argument("peer", nargs="?")
     parser.add_argument("--ours", type=Path)
     parser.add_argument("--theirs", type=Path)
-    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--how", choices=list(TRL))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.ours or asked.theirs:
-        ours(asked.ours) if asked.ours else theirs(asked.theirs, asked.recompute)
+        ours(asked.ours) if asked.ours else theirs(asked.theirs, asked.how)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         row = compare(asked.peer, Path(folder))

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from training import ROW, ROWS, VOCABULARY, Clock, batches
 
+WIDTH, DEPTH, HEADS, HIDDEN = 256, 4, 4, 688  # the LLaMA of Trainer and litgpt, head untied
+
 
 def nanochat(home: Path, judge, told) -> dict:
     """scripts/base_train.py as runs/runcpu.sh calls it; NANOCHAT_DTYPE is the caller's to set.
@@ -109,13 +111,8 @@ def nanogpt(home: Path, judge, told) -> dict:
     def keep(checkpoint, _):
         whole = made["model"]
 
-        def nats(x, y):
-            logits, _ = whole(x, y)
-            return torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), y.flatten(), reduction="none"
-            )
-
-        judge.note(checkpoint["iter_num"] * ROW * ROWS, nats)
+        logits_of = lambda x: whole(x, x)[0]  # noqa: E731
+        judge.note(checkpoint["iter_num"] * ROW * ROWS, nats_by(logits_of))
 
     peer.GPT.__init__ = remember
     torch.save = keep
@@ -135,18 +132,12 @@ def nanogpt(home: Path, judge, told) -> dict:
 
 
 def trainer(home: Path, judge, told) -> dict:
-    """transformers' Trainer with its default arguments and bf16 on a LLaMA of the size of
-    nanochat's stack; `--set lr=10` multiplies its default learning rate of 5e-5."""
+    """transformers' Trainer with its default arguments and bf16 on a LLaMA; `--set lr=10`
+    multiplies its default learning rate of 5e-5. A row has 255 targets here: labels are the
+    inputs, as its documentation has it, and the model shifts them."""
     import transformers
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
 
-    rows = [row for x, y in batches(home, told.seed) for row in torch.cat([x, y[:, -1:]], 1)]
+    rows = rows_of(home, told.seed)
 
     class Rows(torch.utils.data.Dataset):
         def __len__(self):
@@ -155,33 +146,106 @@ def trainer(home: Path, judge, told) -> dict:
         def __getitem__(self, i):
             return {"input_ids": rows[i][:-1], "labels": rows[i][:-1]}
 
-    class Watch(TrainerCallback):
+    class Watch(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **_):
             if state.global_step % told.every and state.global_step != told.steps:
                 return
             model.eval()
-
-            def nats(x, y):
-                logits = model(input_ids=x).logits.float()
-                return torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), y.flatten(), reduction="none"
-                )
-
-            judge.note(state.global_step * ROW * ROWS, nats)
+            judge.note(state.global_step * ROW * ROWS, nats_by(lambda x: model(input_ids=x).logits))
             model.train()
 
     transformers.set_seed(told.seed)
     judge.clock = Clock()
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=192, num_hidden_layers=4, num_attention_heads=3,
-            intermediate_size=512, max_position_embeddings=ROW, tie_word_embeddings=False,
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=DEPTH,
+            num_attention_heads=HEADS, intermediate_size=HIDDEN, max_position_embeddings=ROW,
+            tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
         )
     )  # fmt: skip
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(home / "trainer"), max_steps=told.steps, per_device_train_batch_size=ROWS,
         use_cpu=True, bf16=True, report_to=[], save_strategy="no", seed=told.seed,
         learning_rate=5e-5 * float(dict(told.set).get("lr", 1)), logging_steps=told.steps,
+        disable_tqdm=True,
     )  # fmt: skip
-    Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[Watch()]).train()
+    told_by = [Watch()]
+    transformers.Trainer(model, arguments, train_dataset=Rows(), callbacks=told_by).train()
     return {"parameters": sum(p.numel() for p in model.parameters()), "dtype": "bf16"}
+
+
+def litgpt(home: Path, judge, told) -> dict:
+    """`litgpt pretrain` with the settings of its smallest recipe (config_hub/pretrain/debug.yaml:
+    bf16-mixed, AdamW at 6e-4, 100 steps of warm-up) on a LLaMA; it compiles the model by itself.
+    `--set lr=2` multiplies the rate and the one it falls to."""
+    sys.path.insert(0, str(told.peer))
+    from litgpt import Config, pretrain
+    from litgpt.args import EvalArgs, TrainArgs
+    from litgpt.data import DataModule
+
+    rows = rows_of(home, told.seed)
+    seen: dict = {"steps": 0}
+
+    class Rows(DataModule):
+        def connect(self, *_, **__):
+            pass
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(rows, batch_size=ROWS)
+
+        val_dataloader = train_dataloader
+
+    def validate(fabric, model, _, max_iters, verbose=True):
+        whole = model.module  # as it was before compiling
+        seen["parameters"] = sum(p.numel() for p in whole.parameters())
+        if not verbose:  # a look at the first rows before training
+            return torch.zeros(())
+        seen["steps"] += told.every
+        with fabric.autocast():
+            return torch.tensor(judge.note(seen["steps"] * ROW * ROWS, nats_by(whole)))
+
+    pretrain.validate = validate
+    pretrain.save_checkpoint = lambda *_, **__: None
+    times = float(dict(told.set).get("lr", 1))
+    judge.clock = Clock()
+    pretrain.setup(
+        model_name="llama",
+        model_config=Config(
+            name="llama", block_size=ROW, vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY,
+            n_layer=DEPTH, n_head=HEADS, n_embd=WIDTH, intermediate_size=HIDDEN, bias=False,
+            rotary_percentage=1.0, parallel_residual=False, norm_class_name="RMSNorm",
+            mlp_class_name="LLaMAMLP",
+        ),
+        out_dir=home / "litgpt",
+        precision="bf16-mixed",
+        data=Rows(),
+        train=TrainArgs(
+            save_interval=None, log_interval=100, global_batch_size=ROWS, micro_batch_size=ROWS,
+            max_tokens=told.steps * ROW * ROWS, max_norm=1.0, lr_warmup_steps=100,
+            min_lr=6e-5 * times,
+        ),
+        eval=EvalArgs(interval=told.every, final_validation=False),
+        optimizer={
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"lr": 6e-4 * times, "weight_decay": 0.1, "betas": (0.9, 0.95)},
+        },
+        devices=1,
+        logger_name="csv",
+        seed=told.seed,
+    )  # fmt: skip
+    return {"parameters": seen["parameters"], "dtype": "bf16-mixed"}
+
+
+def rows_of(home: Path, seed: int) -> list[torch.Tensor]:
+    """Rows of ROW + 1 ids in the order of `batches`."""
+    return [row for x, y in batches(home, seed) for row in torch.cat([x, y[:, -1:]], 1)]
+
+
+def nats_by(logits_of):
+    """What the judge asks for, of a model that turns ids into logits."""
+
+    def nats(x, y):
+        logits = logits_of(x).float().flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, y.flatten(), reduction="none")
+
+    return nats

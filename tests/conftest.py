@@ -25,9 +25,12 @@ def onsil_data() -> Path:
     return folder
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+def pytest_runtest_logreport(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped and isinstance(report.longrepr, tuple):
         SKIPPED[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
+
+
+pytest_collectreport = pytest_runtest_logreport  # a whole file may be skipped, too
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

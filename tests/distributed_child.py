@@ -31,7 +31,7 @@ from onsil.training import parallel
 from onsil.training.loop import Step
 from onsil.training.objectives import Batch, causal_batch, masked_batch, pieces_of, schedule
 from onsil.training.optim import Recipe
-from onsil.training.parallel import Worker, part_loss, train_parallel, worker
+from onsil.training.parallel import Worker, leave, part_loss, train_parallel, worker
 from onsil.training.plan import adopt_plan
 from onsil.training.pretraining import pretrain
 from onsil.training.sharded import shard, whole
@@ -223,3 +223,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -48,6 +48,18 @@ def pragma(store: JobStore, text: str) -> Any:
     return next(iter(rows[0].values())) if rows else None
 
 
+def miscounted(store: JobStore) -> list[str]:
+    """Jobs whose counts, as they are kept, are not those of their checkpoints at that moment."""
+    lines = "select count(*) from checkpoints c where c.job = jobs.id"
+    of_lines = f"{lines} and substr(c.unit, 1, 5) = 'line:' and c.ok"
+    with store.database.reading() as run:  # one statement: of one moment, with PostgreSQL too
+        rows = run(
+            f"select id from jobs where tallied <> progress or progress <> ({lines})"
+            f" or well <> ({of_lines} = 1) or badly <> ({of_lines} = 0)"
+        )
+    return [row["id"] for row in rows]
+
+
 def states(store: JobStore, job: Job) -> list[str]:
     return [event.state for event in store.events(job.owner, job.id)]
 

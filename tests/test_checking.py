@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from served import grow_small, make_pen
 from test_life import TLSFiles, certificate, needs_openssl
+from typer.testing import CliRunner
 
+from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
 from onsil.serving import checking
@@ -63,6 +65,14 @@ def test_what_is_safe_is_not_refused_and_says_so_in_both_languages(ws, monkeypat
     told(findings, said.append)
     assert said[0].startswith("정상") and "거부 0건" in said[-1]
     assert all(f.ko != f.en for f in findings)
+
+
+@pytest.mark.parametrize(
+    ("days", "state", "said"), [(7.5, OK, "after 7.5 days"), (0, WARN, "ever")]
+)
+def test_how_long_work_is_kept_is_said(ws, days, state, said):
+    findings = check(ws, "desk", Settings(keep_days=days))
+    assert [f.state for f in findings if f.en.startswith("Finished") and said in f.en] == [state]
 
 
 def test_an_open_door_needs_a_key_of_ones_own_and_tls(ws, monkeypatch):
@@ -214,6 +224,24 @@ def test_no_notice_where_others_read_the_answers(ws, monkeypatch):
     off = AIMark(False)
     assert "not be told" in refused(ws, Settings("0.0.0.0", mark=off))
     assert "not marked" in warned(ws, Settings(mark=off)) and refused(ws, Settings(mark=off)) == ""
+
+
+def test_at_the_terminal_the_exit_code_says_it_and_nothing_is_served(ws, monkeypatch, tmp_path):
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    file = tmp_path / "serve.py"
+    file.write_text(
+        "from onsil.graph import model\nfrom onsil.serving.deployment import App\n"
+        "app = App()\napp.serve('/v1/ask', model('desk'))\n"
+    )
+    for what in ("desk", str(file)):
+        for more, code, word in (
+            ((), 0, "0 refused"),
+            (("--host", "0.0.0.0"), 1, "refuse  No TLS"),
+            (("--no-ai-notice", "--host", "0.0.0.0"), 1, "not be told"),
+        ):
+            said = CliRunner().invoke(app, ["serve", what, "--check", *more])
+            assert said.exit_code == code and word in said.output, said.output
+            assert "http://" not in said.output
 
 
 def test_a_check_is_quick_and_changes_nothing(ws):

@@ -1,6 +1,7 @@
 """What the readers keep, what they refuse, and that one bad file never stops the rest."""
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -277,6 +278,23 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path: Path):
         with pytest.raises(OnsilError) as caught:
             scan(folder)
         assert str(folder) in caught.value.en[0] and str(folder) in caught.value.ko[0]
+
+
+def test_what_was_not_read_is_named_in_the_readers_language(tmp_path, monkeypatch):
+    folder = tmp_path / "문서"
+    folder.mkdir()
+    (folder / "규정.md").write_text("# 규정\n연차는 10일까지 이월한다.", encoding="utf-8")
+    for n in range(12):
+        (folder / f"그림{n:02}.png").write_bytes(b"\x89PNG")
+    said: list[str] = []
+    monkeypatch.setenv("ONSIL_LANG", "ko")
+    read(Workspace(tmp_path / "ws", said.append), folder)
+    assert said[0] == "문서 1건을 읽었고, 12건은 읽지 못했습니다:"
+    assert [line.split(":")[0] for line in said[1:]] == [
+        *(f"  그림{n:02}.png" for n in range(10)),
+        "  그 밖에 2건",
+    ]
+    assert all(re.search("[가-힣]{2}", line.split(": ")[1]) for line in said[1:])
 
 
 # --- real files ---------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_what_the_child_lets_through_costs_its_parent_no_more(grammars):
     """Else a schema that just passes would hold up everybody."""
     schema = json.dumps(exponential(9))
     grammars.json({"type": "string"})
-    child = psutil.Process(grammars.confined.child.pid)
+    child = psutil.Process(grammars.confined.schemas.process.pid)
     before = sum(child.cpu_times()[:2])
     tried = grammars.confined.ask({"schema": schema, "options": OPTIONS}, 60)
     there = sum(child.cpu_times()[:2]) - before

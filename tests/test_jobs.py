@@ -89,7 +89,7 @@ def test_what_was_accepted_is_there_when_the_store_is_opened_again(store, url):
 def test_a_store_of_a_later_version_is_left_alone(store, url):
     with store.database.transaction() as run:
         run("update job_schema set version = 99")
-    with pytest.raises(OnsilError, match="version 99; this onsil knows 2"):
+    with pytest.raises(OnsilError, match="version 99; this onsil knows 3"):
         open_store(url)
 
 
@@ -466,12 +466,13 @@ def test_a_job_expires_waiting_running_or_left_behind(store):
 def test_a_unit_takes_effect_once(store):
     submit(store)
     job = taken(store)
-    store.checkpoint(job.id, job.fence, "u2", {"n": 1})
-    store.checkpoint(job.id, job.fence, "u2", {"n": 2})
-    store.checkpoint(job.id, job.fence, "u1", None, ok=False)
-    assert store.checkpoints(job.id) == {"u1": None, "u2": {"n": 1}}
-    assert store.checkpoint_counts(job.id, "u") == (1, 1)
-    assert store.get("kim", job.id).progress == 2
+    store.checkpoint(job.id, job.fence, "line:2", {"n": 1})
+    store.checkpoint(job.id, job.fence, "line:2", {"n": 2}, ok=False)
+    store.checkpoint(job.id, job.fence, "line:1", None, ok=False)
+    store.checkpoint(job.id, job.fence, "begun", None)
+    assert store.checkpoints(job.id) == {"begun": None, "line:1": None, "line:2": {"n": 1}}
+    assert store.checkpoint_counts(job.id) == (1, 1)
+    assert store.get("kim", job.id).progress == 3
 
 
 def test_many_units_are_read_in_pages(store, monkeypatch):

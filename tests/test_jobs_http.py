@@ -88,6 +88,29 @@ def test_events_come_while_a_job_runs_and_go_on_behind_the_last(door, store, tmp
     assert "event: done" in rest and "event: running" not in rest
 
 
+def test_events_of_no_job_and_from_nowhere(door):
+    """What schemathesis leaves out, because a stream goes on while its job waits."""
+    place = door.post("/v1/jobs", json={"kind": "work", "input": 1}).headers["location"]
+    door.delete(place)
+    whole = door.get(f"{place}/events").text
+    assert "event: cancelled" in whole
+    for junk in ("", "x", "-1", "1.5", "9" * 400, "١"):
+        said = door.get(f"{place}/events", headers={"Last-Event-ID": junk.encode()})
+        assert said.status_code == 200 and said.text == whole
+    assert (
+        "event: ready" not in door.get(f"{place}/events", headers={"Last-Event-ID": "9" * 18}).text
+    )
+    for path, more in (
+        ("job_0", {}),
+        ("x%00y", {}),
+        ("%ff", {}),
+        (place.rpartition("/")[2], {"Authorization": "Bearer lee"}),
+    ):
+        hidden = door.get(f"/v1/jobs/{path}/events", headers=more)
+        assert hidden.status_code == 404 and error_of(hidden)["code"] == "not_found"
+    assert door.post(f"{place}/events").status_code == 405
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -1,5 +1,6 @@
 """What a store keeps, for how long, and what crashes leave behind."""
 
+import asyncio
 import os
 import re
 import threading
@@ -12,8 +13,13 @@ from typing import Any
 import job_doors
 import job_stores
 import pytest
-from job_stores import submit, taken, until, working
+from job_stores import miscounted, submit, taken, until, working
+from served import make_pen, server
 
+from onsil.errors import OnsilError
+from onsil.graph import step
+from onsil.lineage import Workspace
+from onsil.serving.deployment import App
 from onsil.serving.jobs import (
     Claimed,
     Conflict,
@@ -21,10 +27,12 @@ from onsil.serving.jobs import (
     JobStore,
     NoRetry,
     Unknown,
+    Worker,
+    keeping,
     open_store,
     schema,
 )
-from onsil.serving.jobs import store as module
+from onsil.serving.jobs.__main__ import main
 from onsil.serving.jobs.answering import BatchHandler
 from onsil.serving.jobs.batches import Batches
 from onsil.serving.jobs.files import STALE, FileStore
@@ -130,8 +138,8 @@ def test_the_last_of_a_scheduled_batch_stays_and_a_dead_job_may_be_retried_till_
 
 
 def test_little_is_forgotten_at_once(store, monkeypatch):
-    monkeypatch.setattr(module, "TOGETHER", 3)
-    monkeypatch.setattr(module, "MOST_ROWS", 2)
+    monkeypatch.setattr(keeping, "TOGETHER", 3)
+    monkeypatch.setattr(keeping, "MOST_ROWS", 2)
     for _ in range(4):
         over(store, 31)
     assert [store.prune(30) for _ in range(3)] == [2, 2, 0]
@@ -165,6 +173,52 @@ def test_a_worker_forgets_what_is_older_than_its_days(store):
         until(lambda: store.counts() == {})
 
 
+@pytest.mark.parametrize("days", [-1, float("nan"), float("inf")])
+def test_what_is_no_number_of_days_is_refused(days, tmp_path, monkeypatch):
+    with pytest.raises(OnsilError, match=f"days {days:g} cannot be used"):
+        Worker(open_store(tmp_path / "jobs.db"), {}, days=days)
+    said = ["jobs", "--store", f"{tmp_path / 'other.db'}", "--handlers", "json:loads"]
+    monkeypatch.setattr("sys.argv", [*said, "--days", f"{days}"])
+    with pytest.raises(SystemExit, match=f"--days {days:g} cannot be used"):
+        main()
+    assert not (tmp_path / "other.db").exists()
+
+
+def looked_through(store: JobStore) -> bool:
+    """Whether a worker began to keep house: what expired is closed, and then what is old goes."""
+    return store.counts().get("expired") == 1
+
+
+@pytest.mark.parametrize(("days", "left"), [("9", 1), ("0", 3)])
+def test_a_server_keeps_what_is_over_as_long_as_it_was_told(tmp_path, days, left):
+    home = make_pen(tmp_path)
+    store = open_store(home / "jobs/jobs.db")
+    for old in (8, 10, 4_000):
+        over(store, old)
+    submit(store, expires=-1.0)
+    with server(home, "--keep-days", days, name="pen"):
+        until(lambda: looked_through(store))
+    assert store.counts() == {"done": left, "expired": 1}  # what it began it has finished
+    store.close()
+
+
+def test_a_deployment_keeps_what_is_over_as_long_as_it_was_told(tmp_path):
+    app = App(Workspace(tmp_path / "ws"), f"{tmp_path / 'jobs.db'}")
+    app.jobs("/v1/jobs", step(lambda value: value, name="same"))
+    store = open_store(tmp_path / "jobs.db")
+    for days, left in ((0, 3), (9, 1)):
+        for old in (8, 10, 4_000):
+            over(store, old)
+        submit(store, expires=-1.0)
+        app.open(keep_days=days)
+        asyncio.run(app.ready())
+        until(lambda: looked_through(store))
+        app.close()
+        assert store.counts() == {"done": left, "expired": 1}
+        store.prune(0)
+    store.close()
+
+
 def test_a_store_of_an_earlier_version_is_brought_up_to_date(url, monkeypatch):
     with monkeypatch.context() as before:
         before.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
@@ -174,9 +228,52 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_date(url, monkeypatch):
     for _ in range(2):
         later = open_store(url)
         with later.database.reading() as run:
-            assert run("select version from job_schema") == [{"version": 2}]
+            assert run("select version from job_schema") == [{"version": 3}]
         assert later.get("kim", job.id).payload == "safe"
         later.close()
+
+
+def checkpoint_before_counts(store: JobStore, job: str, unit: str, ok: bool) -> None:
+    """As the version before counts wrote one."""
+    with store.database.transaction() as run:
+        run("update jobs set progress = progress where id = ? returning id", job)
+        run(
+            "insert into checkpoints (job, unit, value, ok, fence, at) values"
+            " (?, ?, ?, ?, ?, epoch()) on conflict (job, unit) do nothing returning unit",
+            *(job, unit, "null", int(ok), 1),
+        )
+        run("update jobs set progress = progress + 1 where id = ? returning id", job)
+
+
+def test_lines_from_before_there_were_counts_are_counted(url, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:2])
+        early = open_store(url)
+        jobs = [submit(early).id for _ in range(3)]
+        for number in range(5):
+            checkpoint_before_counts(early, jobs[0], f"line:{number}", number != 3)
+        for job in jobs[:2]:
+            checkpoint_before_counts(early, job, "validated", True)
+        early.close()
+    later = open_store(url)
+    assert miscounted(later) == []
+    assert [later.checkpoint_counts(job) for job in jobs] == [(4, 1), (0, 0), (0, 0)]
+    held = taken(later)
+    later.checkpoint(held.id, held.fence, "line:6", None, ok=False)
+    assert held.id == jobs[0] and later.checkpoint_counts(held.id) == (4, 2)
+    assert miscounted(later) == []
+    later.close()
+
+
+def test_a_program_of_the_version_before_may_go_on_writing(store):
+    """On another machine, say, until it is brought up to date as well."""
+    held = submit(store) and taken(store)
+    for number, write in enumerate((True, False) * 3):
+        if write:
+            store.checkpoint(held.id, held.fence, f"line:{number}", None)
+        else:
+            checkpoint_before_counts(store, held.id, f"line:{number}", False)
+    assert store.checkpoint_counts(held.id) == (3, 3) and miscounted(store) == [held.id]
 
 
 # ── plans ───────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from typing import Any
 
 import job_stores
 import pytest
-from job_stores import until
+from job_stores import miscounted, until
 
 from onsil.serving.jobs import JobStore, open_store
 from onsil.serving.jobs.batches import Batches
@@ -31,6 +31,7 @@ from onsil.serving.jobs.files import FileStore
 
 CHILD = Path(__file__).with_name("jobs_child.py")
 LEASE, WORKERS, UNITS, CLIENTS = 0.5, 4, 3, 3
+FEWEST = 5  # jobs of each caller, however slow the machine
 
 
 url = job_stores.url
@@ -94,6 +95,7 @@ def chaos(
     longest = 1.2 * WORKERS * seconds / jobs
     draw, store, pool = random.Random(seed), open_store(url), Pool(url, without)
     events, began = plan(kills, sleeps, seconds, draw), time.monotonic()
+    wrong = set[str]()  # whose counts did not agree behind a kill
 
     def strike() -> None:  # in its own thread: who sleeps may hold SQLite's one place to write
         for at, what, which in events:
@@ -102,6 +104,7 @@ def chaos(
             print(f"{now:8.3f} s (drawn {at:8.3f}) {what} worker {which}; {store.counts()}")
             if what == "kill":
                 pool.kill(which)
+                wrong.update(miscounted(store))
             else:
                 pool.send(which, signal.SIGSTOP if what == "sleep" else signal.SIGCONT)
 
@@ -122,6 +125,7 @@ def chaos(
             kill(child)
     took = time.monotonic() - began
     found = verdict(store, jobs) | {"jobs": jobs, "kills": kills, "sleeps": sleeps, "seed": seed}
+    found["miscounted"] += len(wrong)
     store.close()
     print(json.dumps(found | {"seconds": round(took, 1)}))
     return found
@@ -131,7 +135,7 @@ def settle(store: JobStore, jobs: int) -> None:
     """Until all are done, or nothing changes any more: soon, where nothing is left to be done."""
     before, since = store.counts(), time.monotonic()
     while before != {"done": jobs}:
-        if time.monotonic() > since + (1.0 if {*before} == {"done"} else 10.0):
+        if time.monotonic() > since + (1.0 if {*before} == {"done"} else 60.0):
             return
         time.sleep(0.05)
         if (now := store.counts()) != before:
@@ -160,6 +164,7 @@ def verdict(store: JobStore, jobs: int) -> dict[str, Any]:
         "done twice": len(done),
         "written by an old fence": len(late),
         "not exactly three units": sum(row["number"] != UNITS for row in units) + jobs - len(units),
+        "miscounted": len(miscounted(store)),
         "another's result": sum(n(r["payload"]) != n(r["result"]) for r in results if r["result"])
         + sum(n(r["value"]) != n(r["payload"]) for r in unlike),
         "attempts": attempts[0]["number"],
@@ -184,7 +189,8 @@ def integrity(store: JobStore) -> str:
 
 
 def clean(found: dict[str, Any]) -> bool:
-    wrong = ("done twice", "written by an old fence", "not exactly three units", "another's result")
+    wrong = ("done twice", "written by an old fence", "not exactly three units", "miscounted")
+    wrong += ("another's result",)
     return (
         found["states"] == {"done": found["jobs"]}
         and found["integrity"] == "ok"
@@ -265,7 +271,11 @@ def accepting(url: str, folder: Path, kills: int, seconds: float, *without: str)
     accepted, unanswered = [0] * CLIENTS, [0] * CLIENTS
 
     def client(place: int) -> None:
-        while striking.is_alive() or time.monotonic() - server.began < seconds:
+        while (
+            striking.is_alive()
+            or time.monotonic() - server.began < seconds
+            or accepted[place] < FEWEST
+        ):
             key, n = f"key-{place}-{accepted[place]}", accepted[place]
             while ask(server.address, key, n) is None:
                 unanswered[place] += 1
@@ -290,7 +300,7 @@ def accepting(url: str, folder: Path, kills: int, seconds: float, *without: str)
 
 def test_what_was_accepted_outlives_its_server(url, tmp_path):
     found = accepting(url, tmp_path / "files", 2, 1.5)
-    assert found["jobs"] > 10 and clean(found), found
+    assert clean(found), found
 
 
 @pytest.mark.slow
@@ -328,6 +338,7 @@ def test_a_batch_goes_on_where_its_server_was_killed(url, tmp_path):
         for answered in (10, 40):
             until(lambda most=answered: now()["request_counts"]["completed"] >= most)
             server.kill()
+            assert miscounted(store) == []
         until(lambda: now()["status"] == "completed")
     finally:
         kill(server.child)

@@ -18,8 +18,9 @@ import psutil
 import pytest
 from job_doors import listener
 from openai_forms import conforms
-from served import make_pen, server
+from served import make_pen, random_pen, server
 
+from onsil.lineage import Workspace
 from onsil.serving.keys import add_key
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -129,6 +130,29 @@ def test_a_job_is_answered_as_the_door_would_and_only_once(served):
         made = client.post("/v1/jobs", json=bad).json()
         assert "temperature" in until(lambda: finished(client, made["id"]))["error"]["message"]
         assert client.post("/v1/jobs", json={"kind": "x", "input": 1}).status_code == 400
+        assert client.post("/v1/jobs", json=asked | {"input": False}).status_code == 400
+
+
+def test_a_key_stands_for_the_model_that_was_meant(served):
+    """After a new champion the same request is other work; and the old one is still there."""
+    ws, key = Workspace(served.home), {"Idempotency-Key": "of-v1"}
+    asked = {"kind": "chat.completions", "input": CHAT}
+    ws.set_alias("pen", "champion", "v1")
+    with served.client() as client:
+        first = client.post("/v1/jobs", json=asked, headers=key)
+        version = ws.register("pen", random_pen(ws, vocabulary=600, context=256))
+        ws.set_alias("pen", "champion", version)
+        try:
+            other = client.post("/v1/jobs", json=asked, headers=key)
+            assert other.status_code == 409 and other.json()["error"]["code"] == "conflict"
+        finally:
+            ws.set_alias("pen", "champion", "v1")
+        again = client.post("/v1/jobs", json=asked, headers=key)
+        assert first.status_code == again.status_code == 202
+        assert again.json()["id"] == first.json()["id"]
+        gone = asked | {"input": CHAT | {"model": "pen@v9"}}
+        made = client.post("/v1/jobs", json=gone).json()
+        assert "pen@v9" in until(lambda: finished(client, made["id"]))["error"]["message"]
 
 
 def test_whoever_is_told_can_check_who_tells(served, ear):

@@ -21,8 +21,9 @@ from served import grow_small, server
 from test_operations import DOOR, QUESTION, authorised, body
 
 from onsil.errors import OnsilError
-from onsil.lineage import Run, Workspace, stage
+from onsil.lineage import Artifact, Run, Workspace, stage
 from onsil.serving.life import DrainingServer, Life
+from onsil.serving.models import Models
 from onsil.serving.run import listening
 from onsil.serving.settings import Settings
 from onsil.serving.tls import TLSFiles, tls_files
@@ -151,6 +152,91 @@ def test_a_drain_ends_after_its_seconds_whoever_still_runs():
     assert not asyncio.run(held.on_tick(1))
     time.sleep(0.25)
     assert asyncio.run(held.on_tick(1))
+
+
+# Every file that Python opens, written down.
+WATCHED = """
+import os, sys
+seen = os.open(os.path.join(os.environ["ONSIL_HOME"], "opened"), os.O_CREAT | os.O_WRONLY)
+def hook(event, values):
+    if event == "open":
+        os.write(seen, f"{values[0]}\\n".encode())
+sys.addaudithook(hook)
+"""
+
+
+def test_a_model_is_hashed_once_before_it_answers(own):
+    """Weights are loaded by other means: Python opens them to hash them and for nothing else."""
+    weights = {str(p) for p in Workspace(own).resolve("desk")[2].path.rglob("*.safetensors")}
+    with process(own, first=WATCHED) as (_, port):
+        address = f"http://127.0.0.1:{port}"
+        wait_for(address, "/ready", 200)
+        for _ in range(2):
+            asked = httpx.post(address + DOOR, json=body(), headers=authorised(own), timeout=20)
+            assert asked.status_code == 200
+    opened = [p for p in (own / "opened").read_text().splitlines() if p in weights]
+    assert weights and sorted(opened) == sorted(weights)
+
+
+# Whom Python calls or looks up, written down.
+CALLS = """
+import os, sys
+seen = os.open(os.path.join(os.environ["ONSIL_HOME"], "called"), os.O_CREAT | os.O_WRONLY)
+def hook(event, values):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        os.write(seen, f"{event} {values}\\n".encode())
+sys.addaudithook(hook)
+"""
+
+
+def test_a_server_calls_nobody(own):
+    """Neither at the start, nor to answer, to keep a job or to end."""
+    with process(own, "--log-predictions", first=CALLS) as (running, port):
+        address = f"http://127.0.0.1:{port}"
+        wait_for(address, "/ready", 200)
+        job = {"kind": "chat.completions", "input": body()}
+        with httpx.Client(base_url=address, headers=authorised(own), timeout=60) as client:
+            assert client.post(DOOR, json=body()).status_code == 200
+            vector = {"model": "desk", "input": QUESTION}
+            assert client.post("/v1/embeddings", json=vector).status_code == 200
+            place = client.post("/v1/jobs", json=job).headers["location"]
+            until = time.monotonic() + 60
+            while client.get(place).json()["status"] != "done":
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            for path in ("/metrics", "/about", "/report", "/monitor/data", "/openapi.json"):
+                assert client.get(path).status_code == 200
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+    called = (own / "called").read_text().splitlines()
+    assert [call for call in called if "127.0.0.1" not in call] == []
+
+
+def test_callers_who_come_together_have_a_model_hashed_once(own, monkeypatch):
+    models, hashed, looked = Models(Workspace(own), "desk"), list[str](), set[int]()
+    plain, used, all_looked = models.ws.whole, models._used, threading.Event()
+
+    def looking(digest: str):
+        found = used(digest)
+        looked.add(threading.get_ident())
+        if len(looked) == 4:
+            all_looked.set()
+        return found
+
+    def whole(made: Artifact) -> Path:
+        hashed.append(made.digest)
+        assert all_looked.wait(30)
+        return plain(made)
+
+    monkeypatch.setattr(models, "_used", looking)
+    monkeypatch.setattr(models.ws, "whole", whole)
+    callers = [threading.Thread(target=models.speaker, args=("desk",)) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    models.close()
+    assert len(hashed) == 1
 
 
 def test_a_model_that_is_damaged_ends_the_server_with_the_reason(own):
@@ -308,6 +394,9 @@ def test_one_tls_file_alone_is_refused(tmp_path):
         ({"port": 99_999}, "--port 99999"),
         ({"drain_seconds": -1.0}, "--drain-seconds -1"),
         ({"drain_seconds": float("nan")}, "--drain-seconds nan"),
+        ({"keep_days": -1.0}, "--keep-days -1"),
+        ({"keep_days": float("nan")}, "--keep-days nan"),
+        ({"keep_days": float("inf")}, "--keep-days inf"),
         ({"hostnames": ("https://ask.example.kr",)}, "--hostname https"),
         ({"webhook_hosts": ("127.0.0.1",)}, "--webhook-host 127"),
     ],

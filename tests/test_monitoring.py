@@ -14,7 +14,9 @@ import pytest
 from served import grow_small, server
 from test_operations import authorised, families
 from test_page import CONTRAST, SCROLLS_SIDEWAYS
+from typer.testing import CliRunner
 
+from onsil.cli import app as cli
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
 from onsil.serving.access import Access
@@ -118,6 +120,25 @@ def test_asked_to_it_keeps_questions_masked_and_replays_them_byte_for_byte(keepi
         asyncio.run(replay(ws, logged(ws, "private"), doors(ws)))
     with pytest.raises(OnsilError, match="not in the prediction log"):
         logged(ws, "nobody")
+
+
+def test_what_was_drawn_is_drawn_again(keeping, monkeypatch):
+    """Without a seed of the caller's own; and at the terminal, where the exit code says it too."""
+    ws, address, _ = keeping
+    asked = {"model": "desk", "prompt": "연차는", "max_tokens": 12, "logit_bias": {"0": -100}}
+    said = []
+    for name in ("drawn", "drawn-too"):
+        headers = authorised(ws.root, **{"x-request-id": name})
+        made = httpx.post(f"{address}/v1/completions", json=asked, headers=headers, timeout=60)
+        said.append(made.json()["choices"][0]["text"])
+    assert said[0] != said[1]
+    rows = rows_of(ws.root / PREDICTIONS, "drawn", "drawn-too")
+    assert rows["drawn"]["seed"] != rows["drawn-too"]["seed"]
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    typed = CliRunner().invoke(cli, ["replay", "drawn"])
+    assert typed.exit_code == 0 and "The same bytes from desk@v1" in typed.output, typed.output
+    again = asyncio.run(replay(ws, rows["drawn"] | {"seed": rows["drawn-too"]["seed"]}, doors(ws)))
+    assert not again.same and again.now == said[1]
 
 
 def test_a_replay_says_when_the_bytes_are_others(ws):
@@ -263,6 +284,20 @@ def many(ws: Workspace) -> None:
         for question in asked:
             f.write(json.dumps({"request": body(question)}) + "\n")
     keep(ws.root, "desk", "owner", said(correct="5일까지", answer="<b>6일</b>까지"))
+
+
+def test_drift_and_abstention_stand_in_the_metrics(keeping):
+    ws, address, _ = keeping
+    own = authorised(ws.root)
+    assert httpx.post(address + DOOR, json=body(), headers=own).is_success
+    told = httpx.get(f"{address}/monitor/data", headers=own, timeout=60).json()
+    found = families(httpx.get(f"{address}/metrics", headers=own).text)
+    gauge = {name: family.samples[0].value for name, family in found.items() if family.samples}
+    assert gauge["onsil_drift_psi"] == told["drift"]["words"]["psi"]
+    assert gauge["onsil_drift_psi"] > gauge["onsil_drift_noise_floor"] > 0
+    assert 0 < gauge["onsil_drift_unknown_words"] <= 1
+    assert told["drifted"]["words"] is True and len(told["days"]) >= 12
+    assert "onsil_abstention_rate" in gauge
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,12 @@
 """The doors of a model that writes: drawn answers, tools, schemas, chances, vectors."""
 
+import asyncio
 import base64
 import json
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import httpx
 import jsonschema
@@ -9,10 +14,17 @@ import numpy as np
 import openai
 import pytest
 from openai_forms import EVENTS, conforms, events
-from served import make_pen, server
+from served import make_pen, random_pen, server
+
+from onsil.lineage import Workspace
+from onsil.serving.access import Access
+from onsil.serving.app import build
+from onsil.serving.inprocess import post
+from onsil.serving.writing import Writing
 
 SAID = [{"role": "user", "content": "휴가 규정을 알려 주세요"}]
 CHAT, WRITE, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPOND = "/v1/responses"
 WEATHER = {
     "name": "weather",
     "description": "오늘 날씨",
@@ -29,6 +41,11 @@ SCHEMA = {
     "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["연차", "병가"]}},
     "required": ["ok", "kind"],
     "additionalProperties": False,
+}
+SHORT = {
+    CHAT: {"model": "pen", "messages": SAID, "max_tokens": 4},
+    WRITE: {"model": "pen", "prompt": "휴가", "max_tokens": 4},
+    RESPOND: {"model": "pen", "input": "휴가", "max_output_tokens": 4},
 }
 
 
@@ -182,6 +199,57 @@ def test_vectors_have_length_one_and_two_spellings(client, official):
     assert np.allclose(theirs, found[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_every_answer_names_its_model_and_is_marked_unless_that_is_switched_off(home, client, on):
+    digest = Workspace(home).resolve("pen")[2].digest
+    with ExitStack() as life:
+        if not on:
+            address, _ = life.enter_context(server(home, "--no-ai-notice", name="pen"))
+            client = httpx.Client(base_url=address, headers=client.headers, timeout=60)
+            life.enter_context(client)
+        for door, body in SHORT.items():
+            for stream in (False, True):
+                answered = client.post(door, json=body | {"stream": stream})
+                assert answered.headers["x-onsil-model"] == digest
+                assert answered.headers.get("x-ai-generated") == ("true" if on else None)
+                last = events(answered.text)[-1] if stream else answered.json()
+                told = last.get("response", last)["onsil"]
+                assert (told["name"], told["version"], told["digest"]) == ("pen", "v1", digest)
+                assert (told.get("generated_by_ai"), "AI" in told.get("notice", "")) == (
+                    (True, True) if on else (None, False)
+                )
+                assert ("digital_source_type" in told) is on
+        vectors = client.post(VECTORS, json={"model": "pen", "input": "휴가"})
+        assert vectors.headers["x-onsil-model"] == digest == vectors.json()["onsil"]["digest"]
+        assert vectors.json()["model"] == "pen@v1" and "x-ai-generated" not in vectors.headers
+
+
+def test_texts_are_read_off_the_event_loop(home, monkeypatch):
+    """Else a long one would hold up everybody, `/health` too."""
+    read: list[int] = []
+
+    def noted(name: str) -> None:
+        plain = getattr(Writing, name)
+
+        def reading(self, given):
+            read.append(threading.get_ident())
+            return plain(self, given)
+
+        monkeypatch.setattr(Writing, name, reading)
+
+    noted("request_of")
+    noted("embed")
+    guard = build(Workspace(home), "pen", Access("k" * 32), frozenset({"pen.test"}))
+
+    async def ask() -> None:
+        async with guard.app.router.lifespan_context(guard.app):
+            for door, body in (SHORT | {VECTORS: {"model": "pen", "input": "휴가"}}).items():
+                assert (await post(guard.app, door, body)).status == 200
+
+    asyncio.run(ask())
+    assert len(read) == 4 and threading.get_ident() not in read
+
+
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
@@ -191,6 +259,8 @@ def test_vectors_have_length_one_and_two_spellings(client, official):
             "type": "string", "pattern": "(?<=a)b"}}}}, "schema"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
             "$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}}}}, "schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+            "type": "string", "pattern": "(" * 60_000 + ")" * 60_000}}}}, "pattern"),
         ({"logit_bias": {"100000": 1}}, "logit_bias"),
     ],
 )  # fmt: skip
@@ -198,8 +268,73 @@ def test_12_and_13_what_cannot_be_obeyed_is_refused_at_once(client, changed, wor
     body = {"model": "pen", "messages": SAID, "max_tokens": 4} | changed
     answered = client.post(CHAT, json=body)
     assert answered.status_code == 400 and word in answered.text
+    conforms(answered.json(), "ErrorResponse")
     assert answered.elapsed.total_seconds() < 20
     chat(client)
+
+
+def noted(monkeypatch, what: Callable[[Any, Any], Any]) -> list[Any]:
+    """What is noted of every text that is begun, of what was asked and what the engine is told."""
+    found: list[Any] = []
+    plain = Writing.request_of
+
+    def listening(self, given):
+        made = plain(self, given)
+        found.append(what(given, made))
+        return made
+
+    monkeypatch.setattr(Writing, "request_of", listening)
+    return found
+
+
+def test_27_what_was_read_before_is_its_callers_alone(home, monkeypatch):
+    """Or a caller could tell by the time of an answer what another one asked."""
+    salts = noted(monkeypatch, lambda given, made: made.salt)
+    guard = build(Workspace(home), "pen", Access("k" * 32), frozenset({"pen.test"}))
+
+    async def ask() -> None:
+        async with guard.app.router.lifespan_context(guard.app):
+            for door, body in SHORT.items():
+                for owner in ("owner", "kim-1"):
+                    assert (await post(guard.app, door, body, owner)).status == 200
+
+    asyncio.run(ask())
+    assert salts == ["owner", "kim-1"] * 3
+
+
+def test_texts_that_were_begun_are_finished_whoever_is_champion_by_then(tmp_path, monkeypatch):
+    """Two new champions: of three versions two are kept, so the first one's engine is closed while
+    it writes."""
+    ws = Workspace(make_pen(tmp_path, context=512))
+    guard = build(ws, "pen", Access("k" * 32), frozenset({"pen.test"}))
+    long = SHORT[WRITE] | {"max_tokens": 400, "logit_bias": {str(n): -100 for n in range(8)}}
+    begun = noted(monkeypatch, lambda given, made: given.limit)
+
+    async def ask() -> None:
+        digests, texts = [ws.resolve("pen")[2].digest], []
+        async with guard.app.router.lifespan_context(guard.app):
+            assert (await post(guard.app, WRITE, SHORT[WRITE])).status == 200
+            for context in (256, 128):
+                asked = dict(long)
+                texts += [asyncio.create_task(post(guard.app, WRITE, asked)) for _ in range(4)]
+                while begun.count(long["max_tokens"]) < 4:
+                    await asyncio.sleep(0.001)
+                long["max_tokens"] = 200  # the second has less room
+                made = random_pen(ws, vocabulary=600, context=context)
+                ws.set_alias("pen", "champion", ws.register("pen", made))
+                digests.append(made.digest)
+                new = await post(guard.app, WRITE, SHORT[WRITE])
+                assert (new.status, new.json["onsil"]["digest"]) == (200, made.digest)
+            said = await asyncio.gather(*texts)
+        assert [reply.status for reply in said] == [200] * 8
+        assert [reply.json["onsil"]["digest"] for reply in said] == [
+            *[digests[0]] * 4,
+            *[digests[1]] * 4,
+        ]
+        told = [reply.json["usage"]["completion_tokens"] for reply in said]
+        assert told == [*[400] * 4, *[200] * 4]
+
+    asyncio.run(ask())
 
 
 def test_11_text_that_looks_like_a_special_token_is_text(client):

@@ -1,6 +1,7 @@
 """What a server tells of itself: its log, metrics and traces, the mark, the soak."""
 
 import asyncio
+import gzip
 import json
 import re
 import stat
@@ -13,9 +14,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from job_doors import listener
 from prometheus_client.parser import text_string_to_metric_families
 from served import grow_small, server
+from typer.main import get_command
 
+from onsil.cli import app as cli
 from onsil.errors import OnsilError
 from onsil.serving import tracing
 from onsil.serving.ai_mark import AIMark
@@ -334,6 +338,21 @@ def test_off_unless_an_endpoint_is_given(monkeypatch):
         tracing.endpoint()
 
 
+def test_spans_arrive_at_an_endpoint():
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra [otel]")
+    with listener([]) as (address, heard):
+        tracing.start(address.partition("/told")[0] + "/")
+        try:
+            with tracing.span("step", {"onsil.step": "classify"}):
+                pass
+        finally:
+            tracing.stop()
+    ((headers, sent),) = heard
+    assert headers["content-type"] == "application/x-protobuf"
+    body = gzip.decompress(sent) if headers.get("content-encoding") == "gzip" else sent
+    assert b"onsil.step" in body and b"classify" in body and b"service.name" in body
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(OnsilError, match="OpenTelemetry is not installed"):
@@ -393,6 +412,21 @@ def test_the_soak_runs_and_a_planted_leak_is_found(soak, tmp_path, monkeypatch, 
     assert found["requests"] > 100 and asked >= {"stream", "abandoned", "vectors", "job"}
     assert ("descriptors grow" in grown and "memory grows" in grown) == leak, found
     assert leak or "ended" not in grown
+
+
+# Switches on these pages that are others': of ray, of benchmarks, of a worker by itself.
+OTHERS = {"--head", "--address", "--minutes", "--leak", "--store", "--handlers", "--days"}
+
+
+@pytest.mark.parametrize("page", ["serving", "operations", "jobs", "patterns"])
+def test_a_switch_on_a_page_is_there(page):
+    text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text()
+    known, waiting = set(OTHERS), [get_command(cli)]
+    while waiting:
+        command = waiting.pop()
+        known |= {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+        waiting += getattr(command, "commands", {}).values()
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
 
 
 def test_the_page_on_operations_names_every_metric():

@@ -1,15 +1,17 @@
 """Finding and reading: concepts, ranking, the typed reader, the gate."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onsil.retrieval.answering import SHOWN, _shown
 from onsil.retrieval.bm25 import BM25, coverage, marks, terms
 from onsil.retrieval.concepts import _forms, concept, concepts, concepts_at
 from onsil.retrieval.gate import ABSTAIN, calibrate
-from onsil.retrieval.passages import Passage, cells_of, table_lines
+from onsil.retrieval.passages import Passage, cells_of, sentences, table_lines
 from onsil.retrieval.ranking import find, kinds_asked
 from onsil.retrieval.readers import best_sentence, typed_sentence
 
@@ -70,6 +72,15 @@ def test_marked_forms_match_only_where_a_word_begins():
     assert concept("휴가") in concepts("3일 쉬려고요")
     assert concept("휴가") not in concepts("못쉬려고")
     assert concepts("시간외 근무") == concepts("시간외근무") != frozenset()
+
+
+@pytest.mark.parametrize(
+    ("name", "begins", "inside"),
+    [("이번주", "금주의 식단", "예금주 확인"), ("축구장", "공 차는 곳", "제공 차량")],
+)
+def test_a_short_form_is_no_part_of_another_word(name, begins, inside):
+    assert concept(name) in concepts(begins)
+    assert concept(name) not in concepts(inside)
 
 
 def test_positions_are_those_of_the_text():
@@ -192,6 +203,43 @@ def test_cells_are_read_back_from_the_line_they_were_written_in():
 
 
 # -- the gate -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("사업기간은 2023. 11. 30. 까지다. 늦으면 안 된다.", 2),
+        ("접수는 2025. 3. 4.(화) 18:00까지 한다.", 1),
+        ("1. 첫째 항목 가. 둘째 항목", 1),
+        ("가. 과업개요를 쓴다. 나. 일정을 쓴다.", 2),
+        ("그것은 내 것. 이것은 네 것이다.", 2),
+        ("It ended in 2023. The next began.", 2),
+        ("그는 갔다. 나는 왔다!\n우리는?", 3),
+    ],
+)
+def test_a_point_in_a_date_or_after_a_mark_ends_no_sentence(text, found):
+    assert len(sentences(text)) == found and "".join(sentences(text)) == re.sub(
+        r"(?<=[다것]\.) |(?<=2023\.) (?=T)|\n", "", text
+    )
+
+
+def test_a_date_as_offices_write_it_is_answered_whole():
+    index = BM25(
+        [
+            passage(
+                "2. 과업개요", "가. 사업명: 음악축제 나. 사업기간: 계약일부터 2023. 11. 30. 까지"
+            ),
+            passage("3. 제출", "제안서는 방문하여 낸다."),
+        ]
+    )
+    assert answer(index, "사업기간은 언제까지인가요?")[0] == "2023. 11. 30"
+
+
+def test_what_is_shown_beside_an_answer_has_the_answer_in_it():
+    text = "앞말이다.\n" + "가나다 " * 80 + "10일까지 이월한다.\n뒷말이다."
+    assert "10일까지" in _shown(text, "10일까지") and len(_shown(text, "10일까지")) <= SHOWN + 2
+    assert _shown(text, "") == _shown(text, "없는 말") == text[:SHOWN].replace("\n", " ")
+    assert _shown("짧다. 10일까지다.", "10일까지") == "짧다. 10일까지다."
 
 
 def test_gate_turns_away_its_share_and_lets_the_good_through():

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 import uvicorn
 from served import grow_small, server
@@ -357,6 +358,33 @@ def test_a_client_that_hangs_up_is_no_longer_worked_for(doors, monkeypatch):
             heard += client.recv(65536)
         assert not ended.is_set() and httpx.get(f"{doors}/health").status_code == 200
     assert ended.wait(20)
+
+
+@dataclass(frozen=True)
+class Breaking(Speaker):
+    """A speaker that breaks off in the midst of a text."""
+
+    async def say(self, ask: Ask) -> Pieces:
+        yield Delta("half")
+        raise RuntimeError("secret words")
+
+
+def test_a_stream_that_breaks_ends_with_an_error(doors, monkeypatch, caplog):
+    """Its status was sent long ago; so the last event says it, and OpenAI's client raises it."""
+    with (
+        monkeypatch.context() as broken,
+        openai.OpenAI(base_url=f"{doors}/v1", api_key="k" * 32, max_retries=0) as official,
+    ):
+        broken.setattr(app.Models, "speaker", lambda *_: Breaking("desk", "v1", "0" * 64))
+        for door, asked in ((DOOR, body()), ("/v1/responses", {"model": "desk", "input": "?"})):
+            answered = httpx.post(doors + door, json=asked | {"stream": True}, headers=KEY)
+            assert answered.status_code == 200 and "half" in answered.text
+            last = json.loads(answered.text.rstrip().rpartition("data: ")[2])
+            assert last["error"]["type"] == "server_error" and "secret" not in answered.text
+        with pytest.raises(openai.APIError, match="broke off"):
+            list(official.chat.completions.create(**body(), stream=True))
+    assert "secret words" in caplog.text  # in the log, for the owner
+    assert httpx.post(doors + DOOR, json=body(), headers=KEY).status_code == 200
 
 
 def test_two_questions_at_once_get_each_its_own_answer(client):

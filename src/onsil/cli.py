@@ -366,6 +366,26 @@ def export_command(
         typer.echo(str(path / file))
 
 
+@app.command("merge")
+def merge_command(
+    names: Annotated[list[str], typer.Argument(help="two models or more · 모델 이름 둘 이상")],
+    name: Annotated[str, typer.Option(help="of what comes out · 새 모델 이름")],
+    method: Annotated[str, typer.Option(help="average, task, slerp · 방법")] = "average",
+    amounts: Annotated[str, typer.Option(help="numbers with commas · 쉼표로 나눈 비율")] = "",
+    base: Annotated[str, typer.Option(help="what they began as · 출발한 모델")] = "",
+    origin: Annotated[str, typer.Option(help="who says that they began as one · 근거")] = "",
+    permission: Annotated[str, typer.Option(help="who allowed it, when · 허락한 이와 때")] = "",
+) -> None:
+    """Models that began as one become one again. · 같은 모델에서 나온 모델들을 합칩니다."""
+    from onsil.release import inspect_model, merge_models, method_of
+
+    ws = Workspace.find()
+    how = method_of(method, amounts, len(names))
+    made = merge_models(ws, names, how, base, origin, permission)
+    version = ws.register(name, made)
+    _describe(inspect_model(f"{name}@{version}", lambda: ws))
+
+
 # What a disk can say; each in English and Korean.
 DISK = {
     errno.ENOSPC: (

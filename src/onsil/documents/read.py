@@ -34,7 +34,7 @@ from onsil.documents.office import convert, disguised
 from onsil.documents.sandbox import Parsed, Sandbox, sandbox
 from onsil.documents.structure import promote_headings
 from onsil.documents.types import Document, FileRef, write_documents
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 from onsil.lineage import Artifact, Run, Workspace, stage
 
 __all__ = ["READERS", "Reader", "read", "read_files", "read_folder", "scan"]
@@ -42,6 +42,7 @@ __all__ = ["READERS", "Reader", "read", "read_files", "read_folder", "scan"]
 QUESTIONS = "gold.jsonl"
 LARGEST = 512 * 2**20  # bytes of a file, and of all that is unpacked from it
 DEEPEST = 3  # archives in archives
+NAMED = 10  # files that could not be read, in the terminal; the report has all
 UNREADABLE = ""  # the hash of a file that could not be opened
 
 
@@ -50,7 +51,7 @@ def read(ws: Workspace, folder: Path) -> Artifact:
     return read_files(ws, files=scan(folder), run={"source": folder})
 
 
-@stage(version=2)
+@stage(version=3)
 def read_files(*, files: list[FileRef], out: Path, run: Run) -> dict:
     """Read the listed files; `documents.jsonl` holds what was read, `skipped.jsonl` the rest."""
     documents, skipped = read_folder(run.source, files)
@@ -58,13 +59,29 @@ def read_files(*, files: list[FileRef], out: Path, run: Run) -> dict:
     with (out / "skipped.jsonl").open("w", encoding="utf-8") as f:
         for row in skipped:
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
-    run.say(f"{len(documents)} documents read, {len(skipped)} files skipped")
+    for line in _told(len(documents), skipped):
+        run.say(line)
     formats = Counter(document.format for document in documents)
     return {
         "documents": len(documents),
         "skipped": len(skipped),
         "formats": dict(sorted(formats.items())),
     }
+
+
+def _told(documents: int, skipped: list[dict]) -> Iterator[str]:
+    """How many were read, and the first of those that were not, with their reasons."""
+    if not skipped:
+        yield say(f"{documents} documents read", f"문서 {documents}건을 읽었습니다")
+        return
+    yield say(
+        f"{documents} documents read, {len(skipped)} files skipped:",
+        f"문서 {documents}건을 읽었고, {len(skipped)}건은 읽지 못했습니다:",
+    )
+    for row in skipped[:NAMED]:
+        yield f"  {row['path']}: {say(row['reason_en'], row['reason_ko'])}"
+    if more := len(skipped[NAMED:]):
+        yield say(f"  and {more} more: see the report", f"  그 밖에 {more}건: 성적표에 있습니다")
 
 
 def scan(folder: Path) -> list[FileRef]:
@@ -220,7 +237,10 @@ def _document(ref: FileRef, form: str, parsed: Parsed) -> Document:
 
 
 def _row(ref: FileRef, error: OnsilError) -> dict:
-    en, ko = " ".join(error.en), " ".join(error.ko)
+    en, ko = (
+        " ".join(part if part.endswith((".", "!", "?")) else f"{part}." for part in said)
+        for said in (error.en, error.ko)
+    )
     return {"path": ref.path, "sha256": ref.sha256, "reason_en": en, "reason_ko": ko}
 
 

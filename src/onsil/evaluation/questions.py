@@ -16,7 +16,7 @@ from onsil.evaluation.metrics import exact, f1
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import Gate
 from onsil.retrieval.passages import Passage
-from onsil.retrieval.ranking import Search, find
+from onsil.retrieval.ranking import Hit
 from onsil.retrieval.readers import Reader, Reading
 
 
@@ -98,13 +98,10 @@ def stands_at(passage: Passage, places: Iterable[tuple[str, str]]) -> bool:
     )
 
 
-def ask_all(
-    index: BM25, reader: Reader, questions: Iterable[Question], search: Search = find
-) -> list[dict]:
-    """What a reader would answer to each question, before any gate."""
+def ask_all(index: BM25, reader: Reader, found: Iterable[tuple[Question, list[Hit]]]) -> list[dict]:
+    """What a reader would answer to each question and what was found for it, before any gate."""
     rows = []
-    for question in questions:
-        hits = search(index, question.text, without=question.without)
+    for question, hits in found:
         reading = reader(index, question.text, hits) if hits else None
         right = reading is not None and question.answerable and cited_right(reading, question)
         rows.append(

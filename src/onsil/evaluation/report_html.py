@@ -11,9 +11,10 @@ from typing import Any
 Pair = tuple[str, str]  # Korean, English
 STYLE = """
 :root{--paper:#fff;--ink:#1c2126;--soft:#545d66;--line:#cdd3d9;--shade:#f3f5f7;
---s0:#0b57a4;--s1:#a33d00;--s2:#5f2a91;--s3:#3f6212;--rule:#545d66}
+--s0:#0b57a4;--s1:#a33d00;--s2:#5f2a91;--s3:#3f6212;--s4:#8c1c4b;--rule:#545d66}
 @media screen and (prefers-color-scheme:dark){:root{--paper:#15181b;--ink:#e8ebee;--soft:#a9b3bd;
---line:#3b434b;--shade:#1f2429;--s0:#8cc0ff;--s1:#ffae7a;--s2:#d3b0ff;--s3:#b5da77;--rule:#a9b3bd}}
+--line:#3b434b;--shade:#1f2429;--s0:#8cc0ff;--s1:#ffae7a;--s2:#d3b0ff;--s3:#b5da77;--s4:#ff9dbf;
+--rule:#a9b3bd}}
 *{box-sizing:border-box}
 html{color-scheme:light dark}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.7 "Pretendard",
@@ -62,8 +63,10 @@ svg .rule{stroke:var(--rule);stroke-width:1.8;stroke-dasharray:10 5}
 svg .line.s0{stroke:var(--s0)}svg .line.s1{stroke:var(--s1);stroke-dasharray:7 3}
 svg .line.s2{stroke:var(--s2);stroke-dasharray:2 3}
 svg .line.s3{stroke:var(--s3);stroke-dasharray:9 3 2 3}
+svg .line.s4{stroke:var(--s4);stroke-dasharray:14 4}
 svg .dot.s0{fill:var(--s0)}svg .dot.s1{fill:var(--s1)}
 svg .dot.s2{fill:var(--s2)}svg .dot.s3{fill:var(--s3)}
+svg .dot.s4{fill:var(--s4)}
 .sample{border:1px solid var(--line);border-left-width:6px;border-radius:4px;
 padding:.7rem 1rem;margin:.8rem 0}
 .sample.good{border-left-style:solid;border-left-color:var(--s3)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from onsil.evaluation.report_html import Markup, Pair, put
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 64, 20, 14, 52
+STYLES = 5  # of lines: s0 … s4 of the stylesheet
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, LANE = 256, 50, 18, 38, 4
 
 
@@ -53,6 +54,7 @@ def _marker(kind: int, x: float, y: float) -> str:
         1: [(-r, -r), (r, -r), (r, r), (-r, r)],
         2: [(0, -r - 1), (r + 1, r), (-r - 1, r)],
         3: [(0, -r - 2), (r + 2, 0), (0, r + 2), (-r - 2, 0)],
+        4: [(-r - 1, -r), (r + 1, -r), (0, r + 1)],
     }
     corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[kind])
     return f'<polygon class="dot s{kind}" points="{corners}"/>'
@@ -63,8 +65,8 @@ def _legend(lines: Sequence[Line], rules: Sequence[tuple[str, float]]) -> tuple[
     parts, y = [], 12.0
     for i, line in enumerate(lines):
         parts += [
-            f'<path class="line s{i % 4}" d="M {LEFT} {y:.0f} h 40"/>',
-            _marker(i % 4, LEFT + 20, y),
+            f'<path class="line s{i % STYLES}" d="M {LEFT} {y:.0f} h 40"/>',
+            _marker(i % STYLES, LEFT + 20, y),
             f'<text x="{LEFT + 50}" y="{y + 4:.0f}">{put(line.label)}</text>',
         ]
         y += 22
@@ -116,9 +118,9 @@ def line_chart(
     for i, line in enumerate(lines):
         placed = [at(x, y) for x, y in line.points]
         path = " L ".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-        parts.append(f'<path class="line s{i % 4}" d="M {path}"/>')
+        parts.append(f'<path class="line s{i % STYLES}" d="M {path}"/>')
         every = max(1, len(placed) // 8)
-        parts += [_marker(i % 4, x, y) for x, y in placed[every // 2 :: every]]
+        parts += [_marker(i % STYLES, x, y) for x, y in placed[every // 2 :: every]]
     middle = (LEFT + width - RIGHT) / 2
     height = bottom + BOTTOM
     parts.append(f'<text class="mid" x="{middle}" y="{bottom + 42:.1f}">{put(x_label)}</text>')

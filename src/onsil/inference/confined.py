@@ -1,8 +1,10 @@
-"""Templates and schemas from outside are worked on in a child process that can be given up.
+"""Templates and schemas from outside are worked on in child processes that can be given up.
 
 A chat template is a program that came with a model, a JSON schema is one that came with a request;
 either may be made to run for ever or to fill the memory. Threads cannot be ended, processes can:
-past its time the child is killed and the next request gets a new one. One question at a time.
+past its time the child is killed and the next request gets a new one. Each kind of work has a child
+of its own, one question at a time: a schema that takes all its time holds up other schemas, and no
+chat.
 """
 
 import subprocess
@@ -16,6 +18,10 @@ from onsil.documents.sandbox import receive, send
 
 CHILD = Path(__file__).with_name("confined_child.py")
 MEMORY = 1 << 30
+FIRST = {
+    "template": {"template": "", "values": {}},
+    "schema": {"schema": '{"type": "null"}', "options": {}},
+}
 
 
 class GaveUp(Exception):
@@ -23,22 +29,39 @@ class GaveUp(Exception):
 
 
 class Confined:
-    """One child, started when first needed; it ends with this object."""
+    """A child for templates and one for schemas, each started when first needed; they end with this
+    object. `memory`: bytes of address space that each may have."""
 
     def __init__(self, memory: int = MEMORY):
-        self.memory = memory
+        self.templates, self.schemas = Child("template", memory), Child("schema", memory)
+
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer to {"template", "values"} or {"schema", "options"}. Raises GaveUp after so
+        many seconds, or when the child dies."""
+        return (self.schemas if "schema" in message else self.templates).ask(message, seconds)
+
+    def close(self) -> None:
+        for child in (self.templates, self.schemas):
+            child.close()
+
+
+class Child:
+    """One process for one kind of work, `template` or `schema`."""
+
+    def __init__(self, kind: str, memory: int):
+        self.kind, self.memory = kind, memory
         self.lock = threading.Lock()
-        self.child: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.ending: weakref.finalize | None = None
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The child's answer. Raises GaveUp after so many seconds, or when it dies."""
+        """Its answer. Raises GaveUp after so many seconds, or when it dies."""
         with self.lock:
-            child, late, answer = self.child or self._start(), threading.Event(), None
-            timer = threading.Timer(seconds, _kill, (child, late))
+            process, late, answer = self.process or self._start(), threading.Event(), None
+            timer = threading.Timer(seconds, _kill, (process, late))
             timer.start()
             try:
-                answer = _answer(child, message)
+                answer = _answer(process, message)
                 return answer
             except (BrokenPipeError, EOFError) as error:
                 slow = f"it took more than {seconds:g} seconds"
@@ -54,45 +77,45 @@ class Confined:
             self._stop()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self.child = subprocess.Popen(
-            [sys.executable, "-I", str(CHILD), str(self.memory)],
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", str(CHILD), self.kind, str(self.memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={},
         )
-        self.ending = weakref.finalize(self, _end, self.child)
+        self.ending = weakref.finalize(self, _end, self.process)
         # Loading takes longer than any request may: wait for it outside of their time.
         try:
-            _answer(self.child, {"template": "", "values": {}})
+            _answer(self.process, FIRST[self.kind])
         except (BrokenPipeError, EOFError) as error:
             self._stop()
             raise GaveUp("its process could not be started") from error
-        return self.child
+        return self.process
 
     def _stop(self) -> None:
         if self.ending is not None:
             self.ending()
-        self.child = self.ending = None
+        self.process = self.ending = None
 
 
-def _answer(child: subprocess.Popen[bytes], message: dict[str, Any]) -> dict[str, Any]:
-    assert child.stdin is not None and child.stdout is not None
-    send(child.stdin, message)
-    return receive(child.stdout)[0]
+def _answer(process: subprocess.Popen[bytes], message: dict[str, Any]) -> dict[str, Any]:
+    assert process.stdin is not None and process.stdout is not None
+    send(process.stdin, message)
+    return receive(process.stdout)[0]
 
 
-def _kill(child: subprocess.Popen[bytes], late: threading.Event) -> None:
+def _kill(process: subprocess.Popen[bytes], late: threading.Event) -> None:
     late.set()
-    child.kill()
+    process.kill()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    for pipe in (child.stdin, child.stdout):
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             try:
                 pipe.close()
             except BrokenPipeError:  # what it has not read, nobody misses
                 continue
-    child.wait()
+    process.wait()

@@ -1,8 +1,8 @@
 """The child of `confined`: renders templates and tries grammars that nobody here wrote.
 
-    python -I confined_child.py MEMORY
+    python -I confined_child.py template|schema MEMORY
 
-Run by its path, so that it loads jinja2 and llguidance and nothing else. Before the first request
+Run by its path, so that it loads jinja2 or llguidance and nothing else. Before the first request
 its memory is bounded and it may open no more files, sockets or pipes, not even to read one; how
 long a request takes is the parent's business. A template runs in jinja2's immutable sandbox, which
 keeps it from what is not data; what a hole in that sandbox would reach is an empty process.
@@ -19,13 +19,14 @@ Answer = dict[str, Any]
 
 
 def main() -> None:
-    _prepare()
-    _bound(int(sys.argv[1]))
+    prepare, work = KINDS[sys.argv[1]]
+    prepare()
+    _bound(int(sys.argv[2]))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while head := requests.read(8):
         told = json.loads(requests.read(struct.unpack(">Q", head)[0]))
         try:
-            answer = _grammar(told) if "schema" in told else _rendered(told)
+            answer = work(told)
         except MemoryError:
             answer = {"error": "out of memory"}
         except Exception as error:  # whatever a template or a schema sets off is its answer
@@ -33,17 +34,6 @@ def main() -> None:
         text = json.dumps(answer).encode()
         answers.write(struct.pack(">Q", len(text)) + text)
         answers.flush()
-
-
-def _prepare() -> None:
-    """Load now what would be loaded later, when no file can be opened."""
-    import jinja2.debug  # noqa: F401
-
-    _bytes()
-
-    for name in ("utf-8", "ascii", "latin-1"):
-        "".encode(name)
-    _environment().from_string("{{ x|tojson }}{{ [3, 1]|sort|join(' ')|trim }}").render(x=1)
 
 
 def _bound(memory: int) -> None:
@@ -63,6 +53,15 @@ def _bound(memory: int) -> None:
 
 
 # ── templates ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _ready_for_templates() -> None:
+    """Load now what would be loaded later, when no file can be opened."""
+    import jinja2.debug  # noqa: F401
+
+    for name in ("utf-8", "ascii", "latin-1"):
+        "".encode(name)
+    _environment().from_string("{{ x|tojson }}{{ [3, 1]|sort|join(' ')|trim }}").render(x=1)
 
 
 def _environment():
@@ -137,6 +136,8 @@ def _bytes():
 
     return llguidance.LLTokenizer("byte")
 
+
+KINDS = {"template": (_ready_for_templates, _rendered), "schema": (_bytes, _grammar)}
 
 if __name__ == "__main__":
     main()

@@ -286,16 +286,17 @@ def _joint(attention: Attention, heads: tuple[int, int]) -> PackedNorm | None:
 
 
 def _looks_elsewhere(shape: Shape) -> OnsilError:
-    told = f"key_shift={shape.key_shift}, value_tables={shape.value_tables}, pairs={shape.pairs}"
+    told = f"key_shift={shape.key_shift}, value_tables={shape.value_tables}, pairs={shape.pairs}, "
+    told += f"pattern={shape.pattern}"
     return OnsilError(
         en=(
             f"A model with {told} cannot be served.",
-            "Its layers look at more than keys and values, and slots keep only those.",
+            "Its layers look at something else than keys and values, and slots keep only those.",
             "Serve a model of decoder_shape.",
         ),
         ko=(
             f"{told}인 모델은 서비스할 수 없습니다.",
-            "층이 키와 값 말고도 앞 토큰을 보는데, 슬롯에는 키와 값만 남습니다.",
+            "층이 키와 값이 아닌 것도 보는데, 슬롯에는 키와 값만 남습니다.",
             "decoder_shape로 만든 모델을 서비스해 주세요.",
         ),
     )
@@ -305,7 +306,7 @@ def ready(model: Transformer, grouped: bool = False) -> Transformer:
     """The model for `inference.slots`: its norms and embeddings shared, its matrices packed.
     `grouped`: as if there were no oneDNN."""
     s = model.shape
-    if s.key_shift or s.value_tables or s.pairs:
+    if s.key_shift or s.value_tables or s.pairs or "S" in s.pattern:
         raise _looks_elsewhere(s)
     made = Packer(model.dtype, grouped).ready(model)
     assert isinstance(made, Transformer)

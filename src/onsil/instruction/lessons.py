@@ -20,7 +20,7 @@ from onsil.corpus import load_corpus
 from onsil.lineage import Artifact, Run, stage
 from onsil.retrieval.bm25 import BM25, coverage, marks
 from onsil.retrieval.concepts import concepts_at, other_words
-from onsil.retrieval.passages import Passage, passages_of, reading_text, sentences
+from onsil.retrieval.passages import Passage, is_row, passages_of, reading_text, sentences
 
 MOST_LESSONS, PER_PASSAGE = 20_000, 4
 NUMBER = r"\d[\d,.]*(?:만|천|억)?\s?"
@@ -46,6 +46,22 @@ DEFINITION = re.compile(
     r"[\"“«「']([^\"”»」']{2,30})[\"”»」'](?:이란|란|이라 함은|라 함은)\s*"
     r"(.{6,200}?)(?:을|를)\s*말한다"
 )
+MEANS = re.compile(r"[\"“']([^\"”']{2,30})[\"”'] (?:means|refers to) (.{6,200}?)(?:[.;]|$)")
+HANGUL, WORD = re.compile("[가-힣]"), re.compile(r"[가-힣]|[A-Za-z]{2}|^(?:19|20)\d\d$")
+ASK_CELL = {  # of a row and a column
+    "ko": (
+        "{} {} 얼마인가요?",
+        "{} {}",
+        "{}의 {}은?",
+        "{} {} 알려 주세요",
+        "{}은 {}이 어떻게 되나요?",
+    ),
+    "en": ("{} {}", "{} {}?", "What is {1} for {0}?", "{1} of {0}?", "How much is {1} for {0}?"),
+}
+ASK_TOPIC = {
+    "ko": ("{}은 어떻게 하나요?", "{} 절차", "{} 기준이 뭐예요?", "{}에 대해 알려 주세요"),
+    "en": ("What about {}?", "{} rules", "How does {} work?", "Tell me about {}"),
+}
 DOER = re.compile(
     r"([가-힣]{2,12}(?:장|부서|위원회|담당자|책임자|관리자|감사|팀|실|과|부))(?:이|가|은|는)\s"
 )
@@ -101,6 +117,12 @@ def _from_sentence(
 ) -> Iterator[tuple[str, str, str]]:
     """(question, answer, kind) for everything askable in one sentence."""
     topic = topic_of(heading)
+    if found := MEANS.search(sentence):
+        term, meaning = found.groups()
+        ask = draw.choice(("What does {} mean?", "What is {}?", "definition of {}", "{} meaning"))
+        yield ask.format(term), meaning, "definition"
+    if not HANGUL.search(sentence):
+        return  # the words that follow ask in Korean
     for match in KIND_PATTERN.finditer(sentence):
         index = next(i for i in range(len(KINDS)) if match.group(f"k{i}"))
         asking = draw.choice(KINDS[index][1])
@@ -135,35 +157,36 @@ def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Le
             place = (at, at + len(answer))
             yield Lesson(question, read, place, passage.document, passage.heading, kind, split)
 
+    spoken = "ko" if HANGUL.search(passage.heading + passage.text) else "en"
+
+    def asked(templates: dict[str, tuple[str, ...]], *names: str) -> str:
+        question = draw.choice(templates[spoken]).format(*names)
+        return _said_otherwise(question, draw) if spoken == "ko" else question
+
     lines = sentences(passage.text)
     for line in lines:
         near = passage.text.find(line)
-        if " · " in line and ": " in line:
+        if is_row(line):
             label, cells = line.split(" · ", 1)
             for cell in cells.split(" / "):
                 column, _, value = cell.partition(": ")
-                if value and column:
-                    ask = draw.choice(
-                        (
-                            "{} {} 얼마인가요?",
-                            "{} {}",
-                            "{}의 {}은?",
-                            "{} {} 알려 주세요",
-                            "{}은 {}이 어떻게 되나요?",
-                        )
-                    )
+                if value and _names(column) and _names(label):
                     at = near + line.find(cell) + len(column)
-                    asked = _said_otherwise(ask.format(label, column), draw)
-                    yield from lesson(asked, value.strip(), at, "table")
+                    question = asked(ASK_CELL, label, column)
+                    yield from lesson(question, value.strip(), at, "table")
             continue
         for question, answer, kind in _from_sentence(line, passage.heading, draw):
             yield from lesson(question, answer, near, kind)
     if lines and len(lines[0]) > 15 and " · " not in lines[0]:
         topic = topic_of(passage.heading)
-        ask = draw.choice(
-            ("{}은 어떻게 하나요?", "{} 절차", "{} 기준이 뭐예요?", "{}에 대해 알려 주세요")
-        )
-        yield from lesson(_said_otherwise(ask.format(topic), draw), lines[0], 0, "procedure")
+        if _names(topic) and topic != Path(passage.document).stem:
+            yield from lesson(asked(ASK_TOPIC, topic), lines[0], 0, "procedure")
+
+
+def _names(text: str) -> bool:
+    """Whether a label says what something is: a number that is no year, or a sheet's
+    error, does not."""
+    return bool(WORD.search(text)) and not text.startswith("#")
 
 
 def _elsewhere(lesson: Lesson, index: BM25) -> Lesson | None:
@@ -192,7 +215,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=4)
+@stage(version=5)
 def write_lessons(
     *,
     corpus: Artifact,

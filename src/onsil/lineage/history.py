@@ -59,16 +59,38 @@ def drift(ws: Workspace, key: str) -> list[str]:
 
 
 def _current_source(module: str, name: str) -> str | None:
-    """The text of a stage function, decorator and all, without importing its module."""
-    spec = None if module == "__main__" else importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    """The text of a stage function, decorator and all, without importing its module or the
+    packages around it."""
+    path = None if module == "__main__" else _file_of(module)
+    if path is None:
         return None
-    text = Path(spec.origin).read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(text)):
+    text = path.read_text(encoding="utf-8")
+    for node in _statements(ast.parse(text).body):
         if isinstance(node, ast.FunctionDef) and node.name == name:
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             return textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
     return None
+
+
+def _file_of(module: str) -> Path | None:
+    """Where a module lies; of what it is in, only the outermost is looked for by import's rules."""
+    outermost, *inner = module.split(".")
+    spec = importlib.util.find_spec(outermost)
+    if spec is None:
+        return None
+    if not inner:
+        return Path(spec.origin) if spec.origin else None
+    places = (Path(folder, *inner) for folder in spec.submodule_search_locations or ())
+    found = (file for at in places for file in (at.with_suffix(".py"), at / "__init__.py"))
+    return next((file for file in found if file.is_file()), None)
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Every statement, outer before inner; expressions, most of a tree, are not walked."""
+    for node in body:
+        yield node
+        for inner in ("body", "orelse", "finalbody"):
+            yield from _statements(getattr(node, inner, []))
 
 
 def children(ws: Workspace, made: Artifact, stage: str) -> list[dict[str, Any]]:

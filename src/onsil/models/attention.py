@@ -5,12 +5,14 @@ a `View` makes each once a call and every layer shares it. Where nothing but the
 to be said no mask is made at all, so that the fused kernel can be used.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onsil.models.linear_attention import linear_attention
 from onsil.models.positions import alibi, bucket, rotary_tables, rotate
 from onsil.models.shape import Rotary, Shape
 
@@ -18,6 +20,7 @@ UNSEEN = torch.finfo(torch.float32).min
 # Up to so many keys, bfloat16 scores written out beat the fused kernel on a CPU, way back included:
 # 9 against 21 ms for eight documents of 256, 8.2 against 9.3 at 512, slower at 1,024 (docs/log.md).
 SHORT = 512
+STRETCH = 128  # queries; halves of 256 take 12.4 ms a layer, all at once 17 (docs/log.md)
 
 
 class Linear(nn.Linear):
@@ -45,12 +48,37 @@ class Norm(nn.Module):
         width, wide = x.shape[-1:], x.float()
         weight = self.weight.float() + self.offset if self.offset else self.weight.float()
         if not self.layer:
-            return F.rms_norm(wide, width, weight, self.epsilon).type_as(x)
+            if wide is x:  # nothing to save, and autograd's order of adding up is kept
+                return F.rms_norm(wide, width, weight, self.epsilon)
+            return _RMSNorm.apply(x, weight, self.epsilon)
         bias = None if self.bias is None else self.bias.float()
         if weight.dim() > 1:  # a row of weights for every head
             y = F.layer_norm(wide, width, eps=self.epsilon) * weight
             return (y if bias is None else y + bias).type_as(x)
         return F.layer_norm(wide, width, weight, bias, self.epsilon).type_as(x)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMS norm of narrow numbers, computed in float32. Its way back gives the bits of autograd's
+    own, in two thirds of the time and without keeping x twice more."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return F.rms_norm(x.float(), x.shape[-1:], weight, epsilon).type_as(x)
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor):
+        x, weight = ctx.saved_tensors
+        wide, g = x.float(), upstream[0].float()
+        scale = wide.square().mean(-1, keepdim=True).add_(ctx.epsilon).rsqrt_()
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (g * (wide * scale)).sum_to_size(weight.shape)
+        g = g * weight
+        along = (g * wide).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(-x.size(-1))
+        return g.mul_(scale).add_(wide * along).type_as(x), of_weight, None
 
 
 class _PlainNorm(torch.autograd.Function):
@@ -94,6 +122,13 @@ class View:
         self.shape, self.q_BT, self.k_BS, self.keep_BS = shape, q_BT, k_BS, keep_BS
         self.prefix = prefix  # so many first positions are seen by all, whatever the order
         self.made: dict[tuple, Tensor] = {}
+        self.tables: dict[Rotary, tuple[Tensor, Tensor]] = {}
+
+    def rotary(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """cos and sin for the new positions, B 1 T K each."""
+        if rotary not in self.tables:
+            self.tables[rotary] = rotary_tables(rotary, self.shape, self.q_BT)
+        return self.tables[rotary]
 
     @cached_property
     def ahead_BTS(self) -> Tensor:
@@ -156,17 +191,14 @@ class Views:
 
     def rotary(self, kind: str) -> tuple[Tensor, Tensor]:
         """cos and sin for the new positions, B 1 T K each."""
-        shape, part = self.parts[0].shape, self.parts[0]
-        rotary = shape.rotary_of(kind)
+        rotary = self.parts[0].shape.rotary_of(kind)
         assert rotary is not None
+        if len(self.parts) == 1:
+            return self.parts[0].rotary(rotary)
         if rotary not in self.tables:
-            if len(self.parts) == 1:
-                made = rotary_tables(rotary, shape, part.q_BT)
-            else:
-                by_length = {n: part for n, part in zip(self.lengths, self.parts, strict=True)}
-                each = {n: rotary_tables(rotary, shape, p.q_BT) for n, p in by_length.items()}
-                made = tuple(torch.cat([each[n][i] for n in self.lengths], 2) for i in (0, 1))
-            self.tables[rotary] = made  # type: ignore[assignment]
+            each = [part.rotary(rotary) for part in self.parts]
+            cos, sin = (torch.cat([tables[i] for tables in each], 2) for i in (0, 1))
+            self.tables[rotary] = cos, sin
         return self.tables[rotary]
 
 
@@ -201,6 +233,53 @@ def written_out(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, bias, scale: flo
         scores_BHTS = scores_BHTS + bias.to(scores_BHTS.dtype)
     seen_BGXS = scores_BHTS.softmax(-1).unflatten(1, heads).flatten(2, 3)
     return (seen_BGXS @ v_BGSK).unflatten(2, (-1, T)).flatten(1, 2)
+
+
+class _Causal(torch.autograd.Function):
+    """softmax(scale · q kᵀ) v where a query sees the keys up to its own place, in plain products of
+    STRETCH queries at a time, so that most of what nobody sees is not computed. Queries are
+    N R T K, R heads to each of the N heads of keys, which are N T K; `ahead` T T is −∞ above the
+    diagonal, in their type."""
+
+    @staticmethod
+    def forward(ctx, q_NRTK: Tensor, k_NTK: Tensor, v_NTK: Tensor, ahead_TT: Tensor, scale: float):
+        R, T = q_NRTK.shape[1:3]
+        ctx.scale, parts, kept = scale, [], []
+        for a in range(0, T, STRETCH):
+            b = min(T, a + STRETCH)
+            q_NXK = q_NRTK[:, :, a:b].flatten(1, 2)
+            mask_XS = ahead_TT[a:b, :b].repeat(R, 1)
+            seen_NXS = torch.baddbmm(mask_XS, q_NXK, k_NTK[:, :b].mT, alpha=scale)
+            torch.softmax(seen_NXS, -1, out=seen_NXS)
+            parts.append((seen_NXS @ v_NTK[:, :b]).unflatten(1, (R, -1)))
+            kept.append(seen_NXS)
+        ctx.save_for_backward(q_NRTK, k_NTK, v_NTK, *kept)
+        return torch.cat(parts, 2)
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor):
+        q_NRTK, k_NTK, v_NTK, *kept = ctx.saved_tensors
+        R, T = q_NRTK.shape[1:3]
+        of_q, none = torch.empty_like(q_NRTK), q_NRTK.new_empty(1, 1, 1)
+        of_k, of_v = torch.zeros_like(k_NTK), torch.zeros_like(v_NTK)
+        for a, seen_NXS in reversed([*zip(range(0, T, STRETCH), kept, strict=True)]):
+            b = min(T, a + STRETCH)
+            q_NXK, g_NXK = (t[:, :, a:b].flatten(1, 2) for t in (q_NRTK, upstream[0]))
+            of_seen = g_NXK @ v_NTK[:, :b].mT
+            back = torch.ops.aten._softmax_backward_data(of_seen, seen_NXS, -1, seen_NXS.dtype)
+            scaled = torch.baddbmm(none, back, k_NTK[:, :b], beta=0, alpha=ctx.scale)
+            of_q[:, :, a:b] = scaled.unflatten(1, (R, -1))
+            of_k[:, :b] += torch.baddbmm(none, back.mT, q_NXK, beta=0, alpha=ctx.scale)
+            of_v[:, :b] += seen_NXS.mT @ g_NXK
+        return of_q, of_k, of_v, None, None
+
+
+def causal(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, ahead_TT: Tensor, scale: float):
+    """`written_out` for queries that see the keys up to their own place."""
+    B, H, T, _ = q_BHTK.shape
+    k_NTK, v_NTK = k_BGTK.flatten(0, 1), v_BGTK.flatten(0, 1)
+    q_NRTK = q_BHTK.reshape(len(k_NTK), -1, *q_BHTK.shape[2:])
+    return _Causal.apply(q_NRTK, k_NTK, v_NTK, ahead_TT, scale).view(B, H, T, -1)
 
 
 def local(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float) -> Tensor:
@@ -274,15 +353,18 @@ class Attention(nn.Module):
                 gate_BGS1 = 3 * torch.sigmoid(self.value_gate(x_BTD)).mT[..., None]
                 told = self.value(views.ids_BT).type_as(v)
                 v = v + gate_BGS1 * self.heads_of(told, s.kv_heads, None)
-        rotary = None if self.cross else s.rotary_of(self.kind)
+        rotary = None if self.cross or self.kind == "S" else s.rotary_of(self.kind)
         if rotary is not None:
             q = rotate(q, views.rotary(self.kind), rotary.interleaved)
             k = rotate(k, views.rotary(self.kind), rotary.interleaved)
-        if cache is not None:
+        if cache is not None and self.kind != "S":
             if cache and not self.cross:
                 k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
             cache[:] = (k, v) if last_B1X is None else (k, v, last_B1X)
-        if len(views.parts) == 1:
+        if cache is not None and self.kind == "S":
+            y, *sums = self.summed(q, k, v, views.parts[0], cache[:2])
+            cache[:] = sums if last_B1X is None else (*sums, last_B1X)
+        elif len(views.parts) == 1:
             y = self.attend(q, k, v, views.parts[0], table)
         elif views.alike:  # documents of one length and view are the rows of one batch
             many = (len(views.parts), -1)
@@ -294,9 +376,21 @@ class Attention(nn.Module):
             y = torch.cat([self.attend(a, b, c, view, table) for a, b, c, view in parts], dim=2)
         return self.o(y.transpose(1, 2).flatten(2))
 
+    def summed(self, q, k, v, view: View, sums: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        """B H T K, and the sums after the last token; `sums`: those before the first."""
+        rotary, turn = self.shape.rotary_of(self.kind), None
+        if rotary is not None:
+            tables, interleaved = view.rotary(rotary), rotary.interleaved
+            turn = partial(rotate, tables=tables, interleaved=interleaved)
+        keep_BT = None if view.keep_BS is None else view.keep_BS[:, -q.size(2) :]
+        causal, prefix = self.shape.causal, view.prefix
+        return linear_attention(q, k, v, causal, turn, keep_BT, prefix, sums or None)
+
     def attend(self, q_BHTK: Tensor, k: Tensor, v: Tensor, view: View, table) -> Tensor:
         """B H T K; keys and values are B G S K, each shared by H/G heads."""
         s = self.shape
+        if self.kind == "S":
+            return self.summed(q_BHTK, k, v, view)[0]
         if not s.score_cap and view.near(self.kind):
             return local(q_BHTK, k, v, s.window, s.score_scale)
         if not s.score_cap:
@@ -307,7 +401,8 @@ class Attention(nn.Module):
                 and k.size(2) <= SHORT
             ):
                 if bias is None and view.shape.causal and q_BHTK.size(2) > 1:
-                    bias = view.mask(self.kind)
+                    ahead = view.mask(self.kind)[0, 0].to(q_BHTK.dtype)
+                    return causal(q_BHTK, k, v, ahead, s.score_scale)
                 return written_out(q_BHTK, k, v, bias, s.score_scale)
             return F.scaled_dot_product_attention(
                 q_BHTK,

@@ -27,6 +27,7 @@ from onsil.errors import OnsilError
 from onsil.models.attention import UNSEEN
 from onsil.models.checkpoint import Origin, load, save
 from onsil.models.families.grown import config_of
+from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET
 
@@ -232,6 +233,29 @@ def new_head(
             else:
                 parameter.zero_()
     return bare, head
+
+
+def new_symbols(model: SpeechEncoder, symbols: int, seed: int = 0) -> SpeechEncoder:
+    """The speech encoder (sharing float32 weights) with a fresh CTC head: one score a symbol, the
+    blank at 0 among them, as N(0, 0.02) with biases 0. One that was loaded is saved as a published
+    Wav2Vec2ForCTC. Raises OnsilError at fewer than two symbols: blank and nothing to say."""
+    if symbols < 2:
+        raise _wrong("vocab_size", symbols)
+    old = model.shape.stack
+    stack = replace(old, vocabulary=symbols, writes="tokens", bias=old.bias.replace("h", "") + "h")
+    draw = torch.Generator().manual_seed(seed)
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    state["stack.head.weight"] = torch.empty(symbols, old.width).normal_(0.0, 0.02, generator=draw)
+    state["stack.head.bias"] = torch.zeros(symbols)
+    compute = "bf16" if model.stack.dtype == torch.bfloat16 else "fp32"
+    with torch.device("meta"):
+        fresh = SpeechEncoder(replace(model.shape, stack=stack), compute)
+    fresh.load_state_dict(state, assign=True)
+    before: Origin | None = model.origin
+    if before is not None:
+        named = {"architectures": ["Wav2Vec2ForCTC"], "vocab_size": symbols, "pad_token_id": 0}
+        fresh.origin = Origin(before.family, copy.deepcopy(before.config) | named, {}, {}, {})
+    return fresh
 
 
 # ── what a config says ──────────────────────────────────────────────────────────────────────────

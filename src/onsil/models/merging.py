@@ -11,8 +11,9 @@ is joined (Shoemake 1985, SLERP).
     slerp              sin((1−t)ω)/sin ω · a + sin(tω)/sin ω · b,  ω the angle between a and b
 
 Sums are in float64 and rounded once to the type of the first model. Nothing here can tell whether
-two models really began as one: of models that did not, the mean is as a rule worth nothing
-(docs/adapters.md has the figure). Left out: TIES, DARE, and merging without a common shape.
+two models really began as one (`release.merging` asks their lineage): of models that did not, the
+mean is as a rule worth nothing (docs/merging.md has the figure). Left out: TIES, DARE, and merging
+without a common shape.
 """
 
 import copy

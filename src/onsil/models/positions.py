@@ -67,19 +67,39 @@ def rotary_tables(rotary: Rotary, shape: Shape, at_BT: Tensor) -> tuple[Tensor, 
 
 def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
     """Turn the first channels of every head by the angles of `tables`; the rest stays."""
-    cos, sin = tables
-    width = cos.shape[-1]
-    turn = x_BHTK if width == x_BHTK.shape[-1] else x_BHTK[..., :width]
-    turn = turn.float()
-    if interleaved:
-        other = torch.stack((-turn[..., 1::2], turn[..., 0::2]), -1).flatten(-2)
-    else:
-        a, b = turn.chunk(2, -1)
-        other = torch.cat((-b, a), -1)
-    turned = (turn * cos + other * sin).type_as(x_BHTK)
-    if width == x_BHTK.shape[-1]:
-        return turned
-    return torch.cat((turned, x_BHTK[..., width:]), -1)
+    width = tables[0].shape[-1]
+    whole = width == x_BHTK.shape[-1]
+    x = x_BHTK if whole else x_BHTK[..., :width]
+    turn = _Turn.apply if torch.is_grad_enabled() else _turned
+    turned = turn(x, *tables, interleaved)
+    return turned if whole else torch.cat((turned, x_BHTK[..., width:]), -1)
+
+
+class _Turn(torch.autograd.Function):
+    """Pairs of channels turned in float32. The way back is to turn by as much the other way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _turned(x, cos, sin, interleaved)
+
+    @staticmethod
+    def backward(ctx, *upstream: Tensor):
+        cos, sin = ctx.saved_tensors
+        return _turned(upstream[0], cos, -sin, ctx.interleaved), None, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    def pair(t: Tensor) -> tuple[Tensor, ...]:
+        return (t[..., 0::2], t[..., 1::2]) if interleaved else t.chunk(2, -1)
+
+    wide = x.float()
+    turned = wide * cos
+    (a, b), (sin_a, sin_b), (to_a, to_b) = pair(wide), pair(sin), pair(turned)
+    to_a.sub_(b * sin_a)
+    to_b.add_(a * sin_b)
+    return turned.type_as(x)
 
 
 def alibi(shape: Shape, ahead_BTS: Tensor) -> Tensor:

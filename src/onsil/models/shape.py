@@ -49,6 +49,7 @@ class Shape:
     causal: bool = True
     cross: bool = False  # looks at the states of an encoder between attention and MLP
     # A letter a layer, repeated to the depth: G sees all, L the last `window`, N all without rotary
+    # and S all by their sums (linear attention)
     pattern: str = "G"
     window: int = 0
     # pre x+f(n(x)) · post n(x+f(x)) · output x+n(f(x)) · sandwich x+n'(f(n(x)))
@@ -77,8 +78,8 @@ class Shape:
     # values through a gate a head (nanochat; after Zhou et al. 2024, ResFormer)
     value_tables: bool = False
     embedding_skips: bool = False  # each layer gets a learnt share of the embedding again
-    # Rows of a hashed table for a token and the one before it, added to the embedding: weights that
-    # cost no products (Huang et al. 2025, "Over-Tokenized Transformer"). 0: none
+    # Rows of a hashed table; a token and the one before it have two, added to the embedding:
+    # weights that cost no products (Huang et al. 2025, "Over-Tokenized Transformer"). 0: none
     pairs: int = 0
     experts: int = 0  # 0: one MLP for all tokens
     experts_used: int = 2
@@ -162,9 +163,17 @@ class Shape:
                 "these are for stacks that read tokens in their order",
                 "토큰을 차례대로 읽는 모델에만 둘 수 있습니다",
             )
-        if set(self.pattern) - set("GLN"):
+        if set(self.pattern) - set("GLNS"):
             raise _impossible(
-                f"pattern={self.pattern!r}", "a layer is G, L or N", "층은 G, L, N 중 하나입니다"
+                f"pattern={self.pattern!r}",
+                "a layer is G, L, N or S",
+                "층은 G, L, N, S 중 하나입니다",
+            )
+        if "S" in self.pattern and (self.positions in ("relative", "alibi") or self.score_cap):
+            raise _impossible(
+                f"pattern={self.pattern!r}, positions={self.positions}, score_cap={self.score_cap}",
+                "a layer of sums makes no scores that a distance or a cap could change",
+                "합으로 보는 층에는 거리나 상한으로 고칠 점수가 없습니다",
             )
         if (self.qk_norm, self.norm == "layer") in (("all", True), ("heads", False)):
             raise _impossible(
@@ -174,7 +183,7 @@ class Shape:
             )
 
     def kind(self, layer: int) -> str:
-        """G, L or N: what layer number `layer` sees."""
+        """G, L, N or S: what layer number `layer` sees."""
         return self.pattern[layer % len(self.pattern)]
 
     def tables_in(self, layer: int) -> bool:
@@ -231,7 +240,7 @@ def race_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> 
         key_shift=True,
         value_tables=True,
         embedding_skips=True,
-        pairs=3 * vocabulary,
+        pairs=11 * vocabulary // 2,
         tied=False,
     )
 

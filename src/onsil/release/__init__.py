@@ -1,7 +1,8 @@
 """Checkpoints across the door: published ones in, looked at, and everything out again.
 
 `checkpoints` adopts a folder as an artefact, `inspection` reads what a folder says of itself, its
-terms of use among it, `export` writes the layout that other tools open.
+terms of use among it, `export` writes the layout that other tools open, `merging` makes one model
+of several that began as one.
 """
 
 import importlib
@@ -12,6 +13,8 @@ _HOME = {
     "inspect_model": "inspection",
     "described": "inspection",
     "export_model": "export",
+    "merge_models": "merging",
+    "method_of": "merging",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

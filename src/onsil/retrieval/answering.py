@@ -26,6 +26,8 @@ GREETINGS = (
     "help",
 )
 
+SHOWN = 160  # characters of a passage beside an answer in the terminal
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -36,6 +38,17 @@ class Answer:
     citations: tuple[Passage, ...]
     confidence: float
     greeting: bool = field(default=False)
+
+
+def _shown(text: str, answer: str) -> str:
+    """Up to `SHOWN` characters of a passage in one line: its beginning, or where the answer
+    stands when that lies further on."""
+    at = text.find(answer) if answer else -1
+    if at + len(answer) <= SHOWN:
+        return text[:SHOWN].replace("\n", " ")
+    line = text.rfind("\n", 0, at) + 1
+    first = max(line, at - SHOWN // 2)
+    return ("… " if first else "") + text[first : first + SHOWN].replace("\n", " ")
 
 
 def load_reader_named(name: str, folder: Path) -> Reader:
@@ -138,4 +151,4 @@ class Answerer:
             yield from (w + " " for w in answer.text.split(" "))
         for passage in answer.citations:
             yield f"\n  [{passage.document} · {passage.heading}] "
-            yield passage.text.replace("\n", " ")[:160]
+            yield _shown(passage.text, answer.text or "")

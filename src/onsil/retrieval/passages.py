@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from onsil.documents.types import Block, Document
 
 LONGEST = 450
-SENTENCE = re.compile(r"(?<=[.!?。])\s+|\n+")
+MARKS = "가나다라마바사아자차카타파하"
+# A point ends no sentence in a date («2025. 3. 4.») or after the mark of a list («1.», «가.»).
+SENTENCE = re.compile(
+    rf"(?<=[.!?。])(?<!\d\.)(?<!\s[{MARKS}]\.)(?<!\A[{MARKS}]\.)\s+|(?<=\d\.)\s+(?=[A-Z])"
+)
 DATE = r"(\d{4})\s*[.년-]\s*(\d{1,2})\s*[.월-]\s*(\d{1,2})"
 IN_FORCE = re.compile(r"(?:시행일?|개정일?)\s*[:：]?\s*\(?\s*" + DATE)
 EDITION = re.compile(r"[\s_\-()]*(?:v\d+|\d{4}|개정|구|신|최종|전부개정|일부개정)[\s_\-()년판]*")
@@ -34,8 +38,15 @@ def reading_text(passage: Passage) -> str:
     return f"{' > '.join(passage.trail.split(' > ')[-2:])}\n{passage.text}"
 
 
+def is_row(line: str) -> bool:
+    """Whether a line is one of `table_lines`."""
+    return " · " in line and ": " in line
+
+
 def sentences(text: str) -> list[str]:
-    return [s.strip() for s in SENTENCE.split(text) if s.strip()]
+    """Sentences and lines; a row of a table is one, whatever its cells say."""
+    parts = ([line] if is_row(line) else SENTENCE.split(line) for line in text.split("\n"))
+    return [s.strip() for some in parts for s in some if s.strip()]
 
 
 def in_force(document: Document) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ caller who hangs up is no longer worked for.
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -36,6 +37,7 @@ from onsil.serving import openai_chat, openai_completions, openai_embeddings, op
 from onsil.serving.access import COOKIE, SESSION_SECONDS, Access
 from onsil.serving.ai_mark import AIMark
 from onsil.serving.guard import SECONDS, Guard, Refused, busy, parse
+from onsil.serving.jobs.keeping import DAYS
 from onsil.serving.models import Models
 from onsil.serving.openapi import RESERVED, document
 from onsil.serving.request_log import heard, observation
@@ -101,13 +103,16 @@ class Server:
     ) -> Response:
         """The response of a door: `whole` writes an answer down, `events` streams it instead."""
         operation = "chat" if ask.prompt is None else "text_completion"
-        ask = replace(ask, owner=request.state.owner, deadline=time.monotonic() + SECONDS - 5)
+        seen, until = observation(request), time.monotonic() + SECONDS - 5
+        drawn = secrets.randbits(62) if seen.seed is None else seen.seed
+        seen.seed = drawn if ask.seed is None else ask.seed  # to be drawn again by a replay
+        ask = replace(ask, owner=request.state.owner, deadline=until, seed=seen.seed)
         pieces = heard(request, operation, speaker, self.spoken(speaker, ask))
         headers = self.mark.headers() | {"X-Onsil-Model": speaker.digest}
         if events is None:
             said = await unless_gone(request, gathered(pieces))
             return JSONResponse(whole(said), headers=headers)
-        observation(request).streamed = True
+        seen.streamed = True
         # What can be refused is refused before anything is sent.
         first = await unless_gone(request, anext(pieces))
         stream = ending_well(events(resumed(first, pieces)))
@@ -154,7 +159,8 @@ class Server:
         seen = observation(request)
         seen.operation, seen.model, seen.digest = "embeddings", speaker.reference, speaker.digest
         seen.prompt_tokens = tokens
-        return JSONResponse(openai_embeddings.embeddings(speaker, wanted, vectors, tokens))
+        told = openai_embeddings.embeddings(speaker, wanted, vectors, tokens)
+        return JSONResponse(told, headers={"X-Onsil-Model": speaker.digest})
 
     # ── models and the page ─────────────────────────────────────────────────────────────────────
 
@@ -296,15 +302,17 @@ def build(
     mark: AIMark = MARK,
     jobs: str = "",
     webhook_hosts: Collection[str] = (),
+    keep_days: float = DAYS,
     routes: Sequence[Route] = (),
     watch: Callable[[str, Callable[[], float | None]], None] = lambda name, value: None,
 ) -> Guard:
     """The doors behind their guard. `jobs`: the URL of a job store, "" for the workspace's own;
-    `webhook_hosts`: `host:port` of those who may be called when a job is done; `routes`: more of
-    them; `watch`: who is given gauges to read."""
+    `webhook_hosts`: `host:port` of those who may be called when a job is done; `keep_days`: as in
+    `Settings`; `routes`: more of them; `watch`: who is given gauges to read."""
     server = Server(ws, name, access, mark)
     secret = access.secret("webhooks")
-    work = Work(ws, lambda: guard.app, server.models.pinned, secret, jobs, webhook_hosts)
+    pinned = server.models.pinned
+    work = Work(ws, lambda: guard.app, pinned, secret, jobs, webhook_hosts, keep_days)
 
     watch("onsil.queue.depth", server.models.waiting)
     watch("onsil.slots", server.models.places)

@@ -66,6 +66,7 @@ def check(ws: Workspace, name: str, settings: Settings) -> list[Finding]:
         *_key(ws),
         *_files(ws),
         *_predictions(ws, settings),
+        *_kept(settings),
         *_model(ws, name),
         *_folder(folder),
         *_template(folder),
@@ -255,6 +256,24 @@ def _predictions(ws: Workspace, settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding(OK, "Nothing asked or answered is kept.", "질문과 답을 저장하지 않습니다.")
+
+
+def _kept(settings: Settings) -> Iterator[Finding]:
+    days = settings.keep_days
+    if days:
+        yield Finding(
+            OK,
+            f"Finished jobs and their files are forgotten after {days:g} days.",
+            f"끝난 작업과 그 파일은 {days:g}일 뒤에 지웁니다.",
+        )
+    else:
+        yield Finding(
+            WARN,
+            "Finished jobs and files are kept for ever, questions and answers included. "
+            "--keep-days 30 forgets them.",
+            "끝난 작업과 파일을 질문과 답까지 지우지 않고 보관합니다. "
+            "--keep-days 30처럼 기한을 정할 수 있습니다.",
+        )
 
 
 # -- what the model's folder could do -------------------------------------------------------------

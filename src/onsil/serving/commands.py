@@ -38,6 +38,9 @@ def serve(
     webhook_host: Annotated[
         list[str] | None, typer.Option(help="host:port that may be told · 알림을 받을 곳")
     ] = None,
+    keep_days: Annotated[
+        float, typer.Option(help="that jobs and files stay; 0: for ever · 작업 보관(일)")
+    ] = 30.0,
     log_predictions: Annotated[
         bool, typer.Option("--log-predictions", help="keep questions, masked · 질문 기록")
     ] = False,
@@ -63,6 +66,7 @@ def serve(
         log_predictions,
         jobs,
         tuple(called.lower() for called in webhook_host or ()),
+        keep_days,
     )
     if name.endswith(".py"):
         return _serve_file(Path(name), settings, placement, check)

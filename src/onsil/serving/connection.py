@@ -24,7 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from onsil.serving.guard import Refused
 from onsil.serving.life import PROBES
 
-PATIENCE, TURN = 20.0, 8
+PATIENCE, TURN = 20.0, 2
 FIRST = tuple(f"{method} {path} ".encode() for method in ("GET", "HEAD") for path in PROBES)
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 

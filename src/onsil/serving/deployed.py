@@ -98,7 +98,8 @@ def serve_deployment(
             tell(told(app, address, app.ws.root / "key"))
 
         try:
-            app.open(placement, settings.jobs, access.secret("webhooks"), settings.webhook_hosts)
+            secret, told_hosts = access.secret("webhooks"), settings.webhook_hosts
+            app.open(placement, settings.jobs, secret, told_hosts, settings.keep_days)
             guard = doors(app, access, settings.allowed(port), operations.routes())
             run(operations.around(guard), settings, operations.life, warm, listener)
         finally:

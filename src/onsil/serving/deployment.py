@@ -47,6 +47,7 @@ from onsil.serving.jobs import (
     open_store,
 )
 from onsil.serving.jobs.files import FileStore
+from onsil.serving.jobs.keeping import DAYS
 from onsil.serving.jobs.routes import ATTEMPTS, body_of, job_routes
 from onsil.serving.jobs.webhooks import Webhooks
 from onsil.serving.openapi import COMPARISONS, document, graph_door, job_doors
@@ -105,6 +106,7 @@ class App:
         self._scheduler: Scheduler | None = None
         self._webhooks: Webhooks | None = None
         self._store: JobStore | None = None
+        self._days = DAYS
         self.mark = AIMark()
 
     # ── what is said in the file ────────────────────────────────────────────────────────────────
@@ -199,10 +201,12 @@ class App:
         store: str = "",
         secret: str = "",
         webhook_hosts: Collection[str] = (),
+        keep_days: float = DAYS,
     ) -> None:
-        """Lay every graph; `store` is where jobs are kept instead of where the file says, `secret`
-        signs what is told to `webhook_hosts`. Raises OnsilError for a graph that cannot stand
-        there."""
+        """Lay every graph; `store` is where jobs are kept instead of where the file says,
+        `keep_days` how long (as in `Settings`), `secret` signs what is told to `webhook_hosts`.
+        Raises OnsilError for a graph that cannot stand there."""
+        self._days = keep_days
         self._ground = Ground(placement, self.ws, tracing.span)
         try:
             for entry in (*self._served, *self._queued, *self._scheduled):
@@ -228,13 +232,13 @@ class App:
     def _begin(self, store: JobStore, webhooks: Webhooks) -> None:
         for entry in self._queued:
             handlers = {entry.path: self._job(entry)}
-            self._workers.append(Worker(store, handlers, lease=entry.lease, threads=THREADS))
+            self._workers.append(Worker(store, handlers, entry.lease, THREADS, days=self._days))
         files = FileStore(store, self.ws.root / JOBS / "files")
         self._scheduler = Scheduler()
         for entry in self._scheduled:
             graph = self._graphs[entry.node]
             handler = ScheduledBatch(store, files, entry, graph, self._asking(entry, graph))
-            self._workers.append(Worker(store, {entry.kind: handler}, LEASE))
+            self._workers.append(Worker(store, {entry.kind: handler}, LEASE, days=self._days))
             self._scheduler.add(entry.times, partial(entry.submit, store), entry.last(store))
         self._threads = [worker.start() for worker in (*self._workers, webhooks)]
         self._scheduler.start()
@@ -419,7 +423,7 @@ class App:
         serve_deployment(self, placement, settings, tell)
 
 
-def meant(graph: Running) -> str:
+def meant(graph: Running, value: Json) -> str:
     """What makes two inputs to a graph the same work: the digests of its models now. Raises
     Refused when one of them is not there."""
     try:

@@ -32,9 +32,12 @@ class Reply:
         return "" if self.status < 400 else self.json["error"]["message"]
 
 
-async def post(app: ASGIApp, path: str, body: dict[str, Any], owner: str = OWNER) -> Reply:
-    """POST `body` to a route of `app`. Raises what the application raises."""
-    text, seen = json.dumps(body).encode(), Observation("inside", "POST", path)
+async def post(
+    app: ASGIApp, path: str, body: dict[str, Any], owner: str = OWNER, seed: int | None = None
+) -> Reply:
+    """POST `body` to a route of `app`; `seed` is for what is drawn where the body has none. Raises
+    what the application raises."""
+    text, seen = json.dumps(body).encode(), Observation("inside", "POST", path, seed=seed)
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},

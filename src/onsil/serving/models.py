@@ -23,6 +23,7 @@ from onsil.serving.writing import Writing
 from onsil.tokenizer import load_tokenizer
 
 KEPT, MARK = 2, AIMark()
+DAMAGED = "model_damaged"
 log = logging.getLogger("onsil.serving")
 
 
@@ -70,7 +71,7 @@ class Models:
         self.ws, self.name, self.slots = ws, ws.resolve(name)[0], slots
         self.mark = mark
         self._loaded: dict[str, Loaded] = {}
-        self._lock = threading.Lock()
+        self._lock, self._hashing = threading.Lock(), threading.Lock()
 
     def speaker(self, reference: str) -> Speaker:
         """Who answers a chat: the model a reference means now, loaded. Raises Refused (404, 503)
@@ -112,22 +113,33 @@ class Models:
 
     def _found(self, reference: str) -> tuple[tuple[str, str, str], Loaded]:
         name, version, made = self._resolved(reference)
+        loaded = self._used(made.digest)
+        if loaded is None:
+            with self._hashing:  # who comes meanwhile waits for it: a model is read once
+                loaded = self._used(made.digest) or self._added(made)
+        return (name, version, made.digest), loaded
+
+    def _used(self, digest: str) -> Loaded | None:
+        """The one that is here, now the last to go."""
         with self._lock:
-            loaded = self._loaded.pop(made.digest, None)
+            loaded = self._loaded.pop(digest, None)
             if loaded is not None:
-                self._loaded[made.digest] = loaded  # the last used is the last to go
-                return (name, version, made.digest), loaded
+                self._loaded[digest] = loaded
+            return loaded
+
+    def _added(self, made: Artifact) -> Loaded:
+        """A new one, every byte looked at; the one used least goes. Raises Refused (503)."""
         try:
             folder = self.ws.whole(made)
         except OnsilError as e:
             log.error("%s is damaged", made.digest)
-            raise Refused(503, e.en[0], "server_error", code="model_damaged") from e
+            raise Refused(503, e.en[0], "server_error", code=DAMAGED) from e
         with self._lock:
-            loaded = self._loaded.setdefault(made.digest, Loaded(folder, self.slots))
+            loaded = self._loaded[made.digest] = Loaded(folder, self.slots)
             gone = [self._loaded.pop(digest) for digest in list(self._loaded)[:-KEPT]]
         for old in gone:
             threading.Thread(target=old.close, name="close", daemon=True).start()
-        return (name, version, made.digest), loaded
+        return loaded
 
     def listed(self) -> list[dict[str, Any]]:
         return [

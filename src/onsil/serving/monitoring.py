@@ -59,6 +59,7 @@ def prediction(seen: Observation) -> dict[str, Any]:
         "answered": seen.answered,
         "cited": seen.cited,
         "request": request,
+        "seed": seen.seed,
         "answer": answer,
         "masked": found + in_answer,
     }
@@ -117,8 +118,9 @@ def logged(ws: Workspace, request_id: str) -> dict[str, Any]:
 
 
 async def replay(ws: Workspace, row: dict[str, Any], app: ASGIApp) -> Replayed:
-    """Ask a logged request again of the model that answered it. `app`: the doors of that model,
-    without guard. Raises OnsilError when it cannot be asked again or is refused."""
+    """Ask a logged request again of the model that answered it, with the seed that was drawn then.
+    `app`: the doors of that model, without guard. Raises OnsilError when it cannot be asked again
+    or is refused."""
     request_id = row["id"]
     if row["masked"]:
         why = f"{row['masked']} identifiers in it were masked"
@@ -134,7 +136,8 @@ async def replay(ws: Workspace, row: dict[str, Any], app: ASGIApp) -> Replayed:
     ws.whole(ws.resolve(f"{name}@{version}")[2])
     left_out = ("stream", "stream_options")
     body = {k: v for k, v in row["request"].items() if k not in left_out}
-    reply = await inprocess.post(app, row["path"], body | {"model": f"{name}@{version}"})
+    body |= {"model": f"{name}@{version}"}
+    reply = await inprocess.post(app, row["path"], body, seed=row.get("seed"))
     if reply.status != 200:
         raise _no_replay(request_id, reply.message, reply.message)
     now, same = reply.seen.answer or "", digest_of(reply.seen.answer) == row["sha256"]

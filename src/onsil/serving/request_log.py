@@ -60,6 +60,7 @@ class Observation:
     completion_tokens: int = 0
     first_token: float | None = None  # seconds until it
     streamed: bool = False
+    seed: int | None = None  # of what is drawn
     answered: bool | None = None  # None: nothing that could abstain was asked
     finish: str = ""
     answer: str | None = None

@@ -82,7 +82,7 @@ class ScheduledBatch:
             if errors := self.batch(claimed).get("errors"):
                 raise NoRetry(f"Row {errors[0]['line']}: {errors[0]['message']}")
         self._sink(slot, self._rows(claimed, source))
-        well, badly = self.store.checkpoint_counts(claimed.id, PREFIX)
+        well, badly = self.store.checkpoint_counts(claimed.id)
         return {"slot": slot, "rows": source["rows"], "completed": well, "failed": badly}
 
     def _source(self, claimed: Claimed) -> dict[str, Any]:

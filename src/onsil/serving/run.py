@@ -29,7 +29,7 @@ FIRST = (
     ("/v1/embeddings", {"input": "?"}),
 )
 AFTER = 2  # seconds for what is cut off to end well
-M_ARENA_MAX, ARENAS = -8, 2  # glibc's malloc.h
+M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 def serve(ws: Workspace, name: str, settings: Settings, tell: Callable[[str], object]) -> None:
@@ -46,6 +46,7 @@ def admitted(home: Path, settings: Settings, tell: Callable[[str], object]) -> s
     that would be open to everybody or a certificate that cannot work."""
     from onsil.serving import tracing
 
+    one_heap()  # before any thread has one of its own
     refuse_open_door(settings.host)
     if settings.tls:
         settings.tls.checked()
@@ -72,6 +73,7 @@ def _serve(
         *(ws, name, access, settings.allowed(port), settings.mark),
         jobs=settings.jobs,
         webhook_hosts=settings.webhook_hosts,
+        keep_days=settings.keep_days,
         routes=operations.routes(),
         watch=operations.metrics.watch,
     )
@@ -101,7 +103,6 @@ def run(
     from onsil.serving.connection import PatientConnection
     from onsil.serving.life import DrainingServer
 
-    few_arenas()
     config = uvicorn.Config(
         app,
         loop="onsil.serving.life:PatientLoop",
@@ -123,13 +124,13 @@ def run(
         raise server.failure
 
 
-def few_arenas() -> None:
-    """Let all threads share two heaps. glibc gives them up to eight a processor, and what is freed
-    in one of them serves no other: 250 MiB an hour of varied requests (docs/log.md, "Kernels that
-    are kept")."""
+def one_heap() -> None:
+    """Let all threads share one heap. glibc gives them up to eight a processor, and what is freed
+    in one of them serves no other: 250 MiB an hour of varied requests, 50 with two (docs/log.md,
+    "Kernels that are kept")."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # other systems have other heaps
-        mallopt(M_ARENA_MAX, ARENAS)
+        mallopt(M_ARENA_MAX, 1)
 
 
 async def warmed(ws: Workspace, name: str, doors: ASGIApp) -> str:
@@ -137,15 +138,17 @@ async def warmed(ws: Workspace, name: str, doors: ASGIApp) -> str:
     OnsilError when something is damaged or none of them answers."""
     from onsil.serving.checking import self_check
     from onsil.serving.inprocess import post
+    from onsil.serving.models import DAMAGED
 
     _, version, made = ws.resolve(name)
     await asyncio.to_thread(self_check, ws)
-    await asyncio.to_thread(ws.whole, made)
     said = []
     for path, body in FIRST:
         reply = await post(doors, path, {"model": f"{name}@{version}"} | body)
         if reply.status == 200:
             return f"{name}@{version}"
+        if reply.json["error"]["code"] == DAMAGED:
+            await asyncio.to_thread(ws.whole, made)  # raises, and says what to do
         said.append(f"{path}: {reply.message}")
     raise OnsilError(
         en=(

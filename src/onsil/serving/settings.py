@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from onsil.errors import OnsilError
 from onsil.serving.access import LOOPBACK
 from onsil.serving.ai_mark import AIMark
+from onsil.serving.jobs.keeping import DAYS, kept
 from onsil.serving.tls import TLSFiles
 
 NAMED = re.compile(r"[\w.-]+|\[[0-9a-fA-F:.]+\]")
@@ -19,8 +20,9 @@ CALLED = re.compile(rf"(?:{NAMED.pattern}):\d{{1,5}}")
 class Settings:
     """`hostnames`: names others reach this machine by, beside the address itself; `drain_seconds`:
     how long what runs may go on after SIGTERM; `jobs`: the URL of a job store, "" for the
-    workspace's own; `webhook_hosts`: `host:port` of those who may be told when a job is done.
-    Raises OnsilError for a value that cannot be meant."""
+    workspace's own; `webhook_hosts`: `host:port` of those who may be told when a job is done;
+    `keep_days`: how long jobs stay after their end, and files, 0 for ever. Raises OnsilError for a
+    value that cannot be meant."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -31,12 +33,14 @@ class Settings:
     log_predictions: bool = False
     jobs: str = ""
     webhook_hosts: tuple[str, ...] = ()
+    keep_days: float = DAYS
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
             raise _unfit("--port", self.port, *PORT)
         if not 0 <= self.drain_seconds < float("inf"):
             raise _unfit("--drain-seconds", self.drain_seconds, *DRAIN)
+        kept(self.keep_days, "--keep-days")
         for name in self.hostnames:
             if not NAMED.fullmatch(name):
                 raise _unfit("--hostname", name, *HOSTNAME)

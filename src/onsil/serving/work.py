@@ -2,8 +2,8 @@
 
 A job's input is the body of a door (`chat.completions`, `responses` …), answered by that door from
 within, so that later and now are one and the same answer. The model is pinned when the job is
-accepted: a new champion answers new jobs. A server works at its own jobs in a thread;
-with `--jobs postgresql://…` several servers share what there is to do.
+first begun: what is tried again is tried with the same one. A server works at its own jobs in a
+thread; with `--jobs postgresql://…` several servers share what there is to do.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from onsil.serving.jobs import Claimed, NoRetry, Worker, open_store
 from onsil.serving.jobs.answering import BatchHandler
 from onsil.serving.jobs.batches import KIND, Batches
 from onsil.serving.jobs.files import FileStore
+from onsil.serving.jobs.keeping import DAYS
 from onsil.serving.jobs.routes import batch_routes, file_routes, job_routes
 from onsil.serving.jobs.webhooks import Webhooks
 
@@ -49,19 +50,20 @@ class Work:
         secret: str,
         url: str = "",
         webhook_hosts: Collection[str] = (),
+        keep_days: float = DAYS,
     ):
         self.doors, self.pinned, self.hosts = doors, pinned, webhook_hosts
         self.store = open_store(url or Path(ws.root) / STORE)
         self.files = FileStore(self.store, Path(ws.root) / FILES)
         handlers = {kind: partial(self._job, path) for kind, path in KINDS.items()}
         batches = BatchHandler(self.store, self.files, self._answer, pinned)
-        self.worker = Worker(self.store, handlers | {KIND: batches}, LEASE)
+        self.worker = Worker(self.store, handlers | {KIND: batches}, LEASE, days=keep_days)
         self.webhooks = Webhooks(self.store, secret, webhook_hosts)
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def routes(self) -> list[Route]:
         """/v1/jobs, /v1/files, /v1/batches."""
-        kinds = dict.fromkeys(KINDS, lambda: "")  # the body names its model itself
+        kinds = dict.fromkeys(KINDS, self._meant)
         return [
             *job_routes(self.store, kinds, self.hosts),
             *file_routes(self.files),
@@ -80,6 +82,17 @@ class Work:
         for thread in self.threads:
             thread.join()
         self.store.close()
+
+    def _meant(self, body: Any) -> str:
+        """Which model a body means now; "" where it names none that is here, as its door will say
+        when the job is done. Raises Refused for what is no body."""
+        if not isinstance(body, dict):
+            raise Refused(400, "input must be an object: the body of a door.", param="input")
+        reference = body.get("model")
+        try:
+            return self.pinned(reference) if isinstance(reference, str) else ""
+        except Refused:
+            return ""
 
     def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and body of a door, from a thread of the worker's; on the owner's budget."""

@@ -15,6 +15,7 @@ processors the plan decides.
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,7 +38,14 @@ from onsil.tokenizer.train import specials_of
 from onsil.training.base import shape_in
 from onsil.training.loop import Step, report_progress
 from onsil.training.objectives import Batch, causal_batch, masked_batch, pieces_of, schedule
-from onsil.training.parallel import Worker, part_loss, present, train_parallel, worker
+from onsil.training.parallel import (
+    Worker,
+    leave,
+    part_loss,
+    present,
+    train_parallel,
+    worker,
+)
 from onsil.training.plan import adopt_plan, load_plan
 from onsil.training.pretraining import (
     CURVE_POINTS,
@@ -305,4 +313,5 @@ def main() -> int:
 if __name__ == "__main__":
     from onsil.training.distributed import main as entry  # so that stages know their module's name
 
-    sys.exit(entry())
+    code = entry()
+    leave(code) if "RANK" in os.environ else sys.exit(code)  # Ray has its own way to end

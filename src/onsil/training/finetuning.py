@@ -67,7 +67,7 @@ def some_of(rows: list[dict], many: int) -> list[dict]:
     return [rules[i * len(rules) // many] for i in range(many)] + given
 
 
-@stage(version=2)
+@stage(version=3)
 def instruct(
     *,
     decoder: Artifact,

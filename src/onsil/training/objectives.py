@@ -20,6 +20,7 @@ from onsil.training.samplers import Pair
 
 LEAST = torch.finfo(torch.float32).tiny  # a target less likely than this counts as likely as it
 LOSS_CHUNK = 256  # rows; a chunk of 4,096 logits in float32 stays in a CPU's cache (docs/log.md)
+ADDED = 2_048  # rows of a gradient: added so many at a time, what is cast for it stays there too
 
 
 @dataclass(frozen=True)
@@ -164,32 +165,38 @@ def token_loss(model: Transformer, batch: Batch) -> tuple[Tensor, int]:
 
 class _HeadLoss(torch.autograd.Function):
     """Σ cross-entropy whose gradients are made on the way forward, chunk by chunk: the logits of
-    one chunk live at a time, and none of them is computed twice. Scores that are bfloat16 stay so:
-    the products of the way back would round their gradient anyway, and a probability of a target
-    that is off by 2⁻⁹ moves its loss by 0.002."""
+    one chunk live at a time, none of them is computed twice, and the head's matrix is cast once.
+    Scores that are bfloat16 stay so: the products of the way back would round their gradient
+    anyway, and a probability of a target that is off by 2⁻⁹ moves its loss by 0.002."""
 
     @staticmethod
     def forward(ctx, model: Transformer, wanted_N: Tensor, hidden_ND: Tensor, *weights: Tensor):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
+        matrix, head = model.narrow_head()
+        learnt = [w if head is None or w is not matrix else head for w in weights]
         of_hidden, of_weights = [], [torch.zeros_like(w) for w in weights]
         for x, y in zip(hidden_ND.split(LOSS_CHUNK), wanted_N.split(LOSS_CHUNK), strict=True):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
-                logits_NV = model.logits(x, narrow=True)
+                logits_NV = model.logits(x, True, head)
             likely_NV = logits_NV.detach()
             torch.softmax(likely_NV, -1, out=likely_NV)
             total -= likely_NV.gather(1, y[:, None]).float().clamp(min=LEAST).log().sum()
-            likely_NV.scatter_add_(1, y[:, None], likely_NV.new_full((len(y), 1), -1.0))
-            back = torch.autograd.grad(logits_NV, (x, *weights), likely_NV)
+            # scatter_add_ would copy all of it first
+            places = torch.arange(len(y), device=y.device) * likely_NV.size(1) + y
+            likely_NV.view(-1).index_add_(0, places, likely_NV.new_full((len(y),), -1.0))
+            back = torch.autograd.grad(logits_NV, (x, *learnt), likely_NV)
             of_hidden.append(back[0])
             for kept, new in zip(of_weights, back[1:], strict=True):
-                kept += new
+                for some, more in zip(kept.split(ADDED), new.split(ADDED), strict=True):
+                    some += more
         ctx.save_for_backward(torch.cat(of_hidden) if of_hidden else hidden_ND, *of_weights)
         return total
 
     @staticmethod
     def backward(ctx, *upstream: Tensor):
-        return None, None, *(kept * upstream[0] for kept in ctx.saved_tensors)
+        kept, scale = ctx.saved_tensors, upstream[0]
+        return None, None, *(kept if scale == 1.0 else (k * scale for k in kept))
 
 
 def _chunked(model: Transformer, hidden_ND: Tensor, wanted_N: Tensor) -> tuple[Tensor, int]:

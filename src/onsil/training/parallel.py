@@ -14,11 +14,13 @@ Left out: batches taken in parts, random numbers inside a loss, span tasks, enco
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -84,10 +86,21 @@ def worker() -> Iterator[Worker]:
     dist.init_process_group(backend, None, PATIENCE, world, rank, store)
     try:
         yield present()
-        # gloo's own thread lets go of the last tensor; a process that ends meanwhile aborts.
-        dist.barrier()
+        dist.barrier()  # nobody leaves while another still talks to it
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End a worker's process here, with what it has printed.
+
+    torch's own caches keep a mesh, and with it the group's threads, after the group is destroyed.
+    One that lets go of its last tensor while the interpreter is taken down aborts the process, and
+    torchrun takes a finished run for a failed one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 # ── the batch, cut ──────────────────────────────────────────────────────────────────────────────

@@ -46,7 +46,7 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=5)
+@stage(version=6)
 def pretrain(
     *,
     corpus: Artifact,

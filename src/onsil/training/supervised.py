@@ -229,8 +229,11 @@ class Prompted(nn.Module):
     def new_cache(self) -> Cache:
         return self.model.new_cache()
 
-    def logits(self, x_ND: Tensor, narrow: bool = False) -> Tensor:
-        return self.model.logits(x_ND, narrow)
+    def logits(self, x_ND: Tensor, narrow: bool = False, head: Tensor | None = None) -> Tensor:
+        return self.model.logits(x_ND, narrow, head)
+
+    def narrow_head(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.model.narrow_head()
 
     def head_parameters(self) -> list[Tensor]:
         return self.model.head_parameters()

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onsil.errors import OnsilError
+from onsil.serving.jobs.keeping import DAYS, kept
 from onsil.serving.jobs.opening import open_store
 from onsil.serving.jobs.store import JobStore
 from onsil.serving.jobs.worker import Handler, Worker
@@ -57,9 +58,10 @@ def main() -> None:
     reader.add_argument("--handlers", required=True, help="package.module:name")
     reader.add_argument("--lease", type=float, default=30.0, help="seconds")
     reader.add_argument("--threads", type=int, default=1)
-    reader.add_argument("--days", type=float, default=30.0, help="that a job is kept after its end")
+    reader.add_argument("--days", type=float, default=DAYS, help="that what is over is kept, or 0")
     given = reader.parse_args()
     try:
+        kept(given.days, "--days")
         store = open_store(given.store)
         handlers = handlers_of(given.handlers, store)
     except OnsilError as e:

@@ -19,7 +19,7 @@ from onsil.serving.jobs.job import (
     Unknown,
     fingerprint_of,
 )
-from onsil.serving.jobs.lines import PREFIX, write_outputs
+from onsil.serving.jobs.lines import write_outputs
 from onsil.serving.jobs.store import JobStore
 
 KIND = "batch"
@@ -97,7 +97,7 @@ class Batches:
             job = self.store.get(job.owner, job.id)
         validated = self.store.checkpoint_of(job.id, "validated")
         finalizing = self.store.checkpoint_of(job.id, "finalizing")
-        well, badly = self.store.checkpoint_counts(job.id, PREFIX)
+        well, badly = self.store.checkpoint_counts(job.id)
         found, began = validated or ({"total": 0, "errors": []}, None)
         result, errors = job.result or {}, found["errors"]
         if job.state == DEAD and job.error is not None:

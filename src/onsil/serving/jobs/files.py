@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onsil.serving.jobs.job import NAME, DamagedFile, Full, Unavailable, Unknown
-from onsil.serving.jobs.store import A_DAY, TOGETHER, JobStore
+from onsil.serving.jobs.keeping import A_DAY, TOGETHER
+from onsil.serving.jobs.store import JobStore
 
 LARGEST_FILE = 100_000_000  # bytes
 STALE = 24 * 3600.0  # seconds after which bytes without a name are nobody's

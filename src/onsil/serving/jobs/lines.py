@@ -11,9 +11,9 @@ from typing import Any
 from onsil.serving.guard import LARGEST_BODY, Refused, parse
 from onsil.serving.jobs.files import FileStore
 from onsil.serving.jobs.job import DamagedFile, Job, Json, Unknown, spell
+from onsil.serving.jobs.schema import PREFIX
 from onsil.serving.jobs.store import JobStore
 
-PREFIX = "line:"  # of the checkpoints that are lines
 FIELDS = {"custom_id", "method", "url", "body"}
 LONGEST_ID = 512
 UNFINISHED = {

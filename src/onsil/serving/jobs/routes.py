@@ -132,7 +132,7 @@ def accept(
     owner: str,
     key: str | None,
     body: dict[str, Any],
-    kinds: Mapping[str, Callable[[], str]],
+    kinds: Mapping[str, Callable[[Json], str]],
     webhook_hosts: Collection[str],
     attempts: int,
 ) -> Job:
@@ -157,7 +157,7 @@ def accept(
             raise Refused(400, f"This webhook will not be called: {e}.", param="webhook") from e
     shape = {"max_attempts": attempts, "expires_in": expires, "webhook": webhook}
     try:
-        fingerprint = fingerprint_of(body["input"], kinds[kind](), shape)
+        fingerprint = fingerprint_of(body["input"], kinds[kind](body["input"]), shape)
     except ValueError as e:  # 1e999 is JSON, and no number that can be kept
         raise Refused(400, f"input cannot be kept: {e}.", param="input") from e
     return store.submit(
@@ -171,14 +171,14 @@ def accept(
 
 def job_routes(
     store: JobStore,
-    kinds: Mapping[str, Callable[[], str]],
+    kinds: Mapping[str, Callable[[Json], str]],
     webhook_hosts: Collection[str] = (),
     path: str = "/v1/jobs",
     attempts: int = ATTEMPTS,
 ) -> list[Route]:
     """Jobs of these kinds, tried so often unless the request says otherwise; each with a
-    function that gives the digest of the model that would do it now, which is part of what an
-    idempotency key stands for."""
+    function of the input that gives the digest of the model that would do it now, which is part of
+    what an idempotency key stands for."""
     names = tuple(kinds)
 
     def found(owner: str, identity: str) -> Job:

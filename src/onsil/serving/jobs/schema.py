@@ -21,7 +21,17 @@ from onsil.errors import OnsilError
 
 Run = Callable[..., list[dict[str, Any]]]
 
+PREFIX = "line:"  # of the units that are counted: the lines of a batch
 FREE = "not (lease_from <= steady() and steady() < lease_until)"
+
+
+def _counted(ok: int) -> str:
+    """How many lines of a job are in the table."""
+    return (
+        "(select count(*) from checkpoints c where c.job = jobs.id"
+        f" and substr(c.unit, 1, {len(PREFIX)}) = '{PREFIX}' and c.ok = {ok})"
+    )
+
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -70,6 +80,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "create index deliveries_of on deliveries (job, seq)",
         "create table job_store (id text not null)",
         "insert into job_store (id) select {random}",
+    ),
+    (
+        # of how many checkpoints the two beside it know: of all, but for a program of a version
+        # before that still writes
+        "alter table jobs add column tallied integer not null default 0",
+        "alter table jobs add column well integer not null default 0",
+        "alter table jobs add column badly integer not null default 0",
+        f"update jobs set tallied = progress, well = {_counted(1)}, badly = {_counted(0)}"
+        " where progress > 0",
     ),
 )
 

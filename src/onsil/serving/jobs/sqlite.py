@@ -26,6 +26,7 @@ from onsil.serving.jobs.job import Damaged, Full, Unavailable
 from onsil.serving.jobs.schema import Run, migrate
 
 BUSY, GLANCE = 30.0, 0.05  # seconds: to wait for another writer, between looks for new work
+CACHE = 512  # KiB of pages a connection keeps; the rest are the system's to keep
 MOST_TOGETHER, PATIENCE = 32, 1.0  # transactions in one commit; seconds to wait for it to begin
 WORDS = {
     "serial": "integer primary key autoincrement",
@@ -76,6 +77,7 @@ class SQLite:
         )
         self._open.append(made)
         made.row_factory = _named
+        made.execute(f"pragma cache_size = -{CACHE}")
         made.create_function("epoch", 0, lambda: time.time())
         made.create_function("steady", 0, lambda: time.monotonic())
         return made

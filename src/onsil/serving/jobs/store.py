@@ -6,7 +6,8 @@ What is promised, and by what:
 - the same key twice is one job: (owner, key) is unique, and a key used for other work is refused;
 - one worker at a time may write: `HELD` stands in every statement that a worker's write begins
   with, and that statement locks the row: a claim comes before it or after it, never between;
-- a unit of work takes effect once: its value is written with the fence check, the first stands;
+- a unit of work takes effect once: its value is written with the fence check, the first stands,
+  and it is counted in the same transaction;
 - a failed attempt is never lost from sight: each one is an event with its error, in order;
 - what is over is forgotten whole, in one transaction, and only when everybody was told.
 
@@ -37,7 +38,8 @@ from onsil.serving.jobs.job import (
     Unknown,
     spell,
 )
-from onsil.serving.jobs.schema import FREE, Run
+from onsil.serving.jobs.keeping import forget_jobs
+from onsil.serving.jobs.schema import FREE, PREFIX, Run
 
 HELD = "fence = ? and state = 'running'"
 COLUMNS = (
@@ -51,10 +53,7 @@ GONE = {"kind": "WorkerLost", "message": "The worker stopped without a word.", "
 # that was ever done.
 WAITING = f"from jobs where kind = ? and state in ('ready', 'failed', 'running') and {FREE}"
 WAITING += " order by created, seq"
-SCHEDULED = "batch.%"  # the kinds of scheduled batches
-A_DAY = 24 * 3600.0  # seconds
-PAGE = 500  # checkpoints read at once
-TOGETHER, MOST_ROWS = 100, 2_000  # jobs closed or forgotten at once; checkpoints forgotten at once
+PAGE, TOGETHER = 500, 100  # checkpoints read at once; jobs closed at once
 LONGEST_WAIT = 60.0  # seconds between two attempts
 
 
@@ -251,16 +250,20 @@ class JobStore:
             rows = run("select value, at from checkpoints where job = ? and unit = ?", job, unit)
         return (json.loads(rows[0]["value"]), rows[0]["at"]) if rows else None
 
-    def checkpoint_counts(self, job: str, prefix: str) -> tuple[int, int]:
-        """How many units that begin with `prefix` went well, and how many did not."""
+    def checkpoint_counts(self, job: str) -> tuple[int, int]:
+        """How many lines (units that begin with `PREFIX`) went well, and how many did not. They are
+        counted as they are written; only where a program of a version before wrote some, now."""
         with self.database.reading() as run:
+            kept = "select well, badly from jobs where id = ? and tallied = progress"
+            if found := run(kept, job):
+                return found[0]["well"], found[0]["badly"]
             rows = run(
                 "select ok, count(*) as number from checkpoints"
                 " where job = ? and substr(unit, 1, ?) = ? group by ok",
-                *(job, len(prefix), prefix),
+                *(job, len(PREFIX), PREFIX),
             )
-        found = {row["ok"]: row["number"] for row in rows}
-        return found.get(1, 0), found.get(0, 0)
+        number = {row["ok"]: row["number"] for row in rows}
+        return number.get(1, 0), number.get(0, 0)
 
     def conclude(self, job: str, result: Json) -> None:
         """Give a job that was closed without its worker the result that its checkpoints make."""
@@ -330,7 +333,12 @@ class JobStore:
                 *(job, unit, spell(value), int(ok), fence),
             )
             if new:
-                run("update jobs set progress = progress + 1 where id = ? returning id", job)
+                line = unit.startswith(PREFIX)
+                run(
+                    "update jobs set progress = progress + 1, tallied = tallied + 1,"
+                    " well = well + ?, badly = badly + ? where id = ? returning id",
+                    *(int(line and ok), int(line and not ok), job),
+                )
 
     def finish(self, job: str, fence: int, result: Json) -> None:
         """Done, with its result and its webhook in the same transaction. Raises Lost."""
@@ -405,30 +413,10 @@ class JobStore:
 
     def prune(self, days: float) -> int:
         """Forget some of what ended more than `days` ago: jobs, each with its checkpoints, history
-        and webhooks, and then files; how many (0: there are no more). A job whose webhook is still
-        to be sent stays, and so does a scheduled batch's last, which says what slot came last."""
-        return self._forget_jobs(days) or sum(prune(days) for prune in self.also_pruned)
-
-    def _forget_jobs(self, days: float) -> int:
+        and webhooks, and then files; how many (0: there are no more)."""
         with self.database.transaction() as run:
-            old = run(
-                "select id, progress from jobs where finished < (select epoch() - ?)"
-                " and not exists (select 1 from deliveries d where d.job = jobs.id"
-                " and d.state = 'ready') and (kind not like ? or seq < (select max(seq)"
-                " from jobs later where later.owner = jobs.owner and later.kind = jobs.kind))"
-                f" order by finished limit {TOGETHER}"
-                f"{self.database.skip_locked}",
-                *(days * A_DAY, SCHEDULED),
-            )
-            rows = 0
-            for place, job in enumerate(old):
-                if place and rows + job["progress"] > MOST_ROWS:
-                    return place
-                rows += job["progress"]
-                for table in ("checkpoints", "events", "deliveries"):
-                    run(f"delete from {table} where job = ?", job["id"])
-                run("delete from jobs where id = ?", job["id"])
-        return len(old)
+            jobs = forget_jobs(run, days, self.database.skip_locked)
+        return jobs or sum(prune(days) for prune in self.also_pruned)
 
     def wait(self, seconds: float) -> None:
         """Until there may be new work, at most `seconds`."""

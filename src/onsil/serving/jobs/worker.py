@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping
 
 from onsil.serving.jobs.job import Cancelled, Job, Json, Lost, NoRetry, StoreError
+from onsil.serving.jobs.keeping import DAYS, kept
 from onsil.serving.jobs.store import JobStore
 
 LOOK = 1.0  # seconds between looks at the store when nobody calls
@@ -96,7 +97,7 @@ Handler = Callable[[Claimed], Json]
 class Worker:
     """Works at jobs of the kinds that `handlers` names. `lease`: seconds without a sign of life
     after which others may take over; `wait`: seconds before a failed job's second attempt; `days`:
-    how long a job is kept after its end."""
+    how long a job is kept after its end, 0 for ever. Raises OnsilError for other than days."""
 
     def __init__(
         self,
@@ -106,10 +107,10 @@ class Worker:
         threads: int = 1,
         grace: float = 20.0,
         wait: float = 1.0,
-        days: float = 30.0,
+        days: float = DAYS,
     ):
         self.store, self.handlers = store, dict(handlers)
-        self.lease, self.grace, self.pause, self.days = lease, grace, wait, days
+        self.lease, self.grace, self.pause, self.days = lease, grace, wait, kept(days)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._running: set[Claimed] = set()
         self._lock, self._places = threading.Lock(), threading.Semaphore(threads)

@@ -1,0 +1,91 @@
+"""The rule teacher: what it asks of a passage, and what it leaves alone."""
+
+import json
+import random
+from pathlib import Path
+
+from onsil.evaluation.examination import FEWEST, NEURAL, eligible, questions_from_lessons, seen_in
+from onsil.instruction.lessons import Lesson, lessons_of
+from onsil.lineage import Artifact
+from onsil.retrieval.passages import Passage
+
+
+def taught(text: str, heading: str = "제4조(수당)", document: str = "규정.hwp") -> list[Lesson]:
+    passage = Passage(document, heading, f"규정 > {heading}", text)
+    return [one for n in range(8) for one in lessons_of(passage, "train", random.Random(n))]
+
+
+def said(lesson: Lesson) -> str:
+    assert lesson.answer is not None
+    return lesson.passage[slice(*lesson.answer)]
+
+
+def test_a_cell_is_asked_for_by_its_row_and_column():
+    found = taught("과장 · 식비: 12,000원 / 2024: 9,000원")
+    assert {(said(one), one.kind) for one in found} == {("12,000원", "table"), ("9,000원", "table")}
+    assert any("과장" in one.question and "2024" in one.question for one in found)
+
+
+def test_a_sheet_of_numbers_names_nothing_to_ask_for():
+    assert taught("46 · 0.346006231671526: lb / #VALUE!: 12 / 3: 4") == []
+    assert taught("#VALUE! · 식비: 12,000원") == []
+
+
+def test_english_is_asked_in_english():
+    found = taught(
+        'The term "vendor" means any person who sells to the agency. It has 30 days.\n'
+        "Engineer · Daily rate: 120 USD",
+        "Travel expenses",
+        "rules.docx",
+    )
+    assert {one.kind for one in found} == {"definition", "table", "procedure"}
+    assert not any("가" <= letter <= "힣" for one in found for letter in one.question)
+    meanings = {said(one) for one in found if one.kind == "definition"}
+    assert meanings == {"any person who sells to the agency"}
+
+
+def test_a_file_name_is_no_subject():
+    text = "이 장에서는 변수를 어떻게 쓰는지 차례로 설명한다."
+    assert taught(text, "chapter04", "docx/chapter04.docx") == []
+    assert {one.kind for one in taught(text, "변수", "docx/chapter04.docx")} == {"procedure"}
+
+
+# -- what is examined when a folder brings no questions of its own ---------------------------------
+
+
+def kept(folder: Path, held: int, learnt: int = 200) -> Artifact:
+    rows = [
+        {
+            "question": f"{random.Random(n).getrandbits(200):x}",
+            "passage": "열흘이다.",
+            "answer": [0, 2],
+            "document": f"{n}.md",
+            "heading": "이월",
+            "kind": "number",
+            "split": "heldout" if n < held else "train",
+        }
+        for n in range(held + learnt)
+    ]
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "lessons.jsonl").write_text("".join(lines), encoding="utf-8")
+    return Artifact("", folder)
+
+
+def examined(folder: Path, held: int) -> tuple[list[str], bool]:
+    """Documents asked about, and whether a trained reader may be chosen."""
+    lessons = kept(folder, held)
+    asked = questions_from_lessons(lessons)
+    with (lessons / "lessons.jsonl").open(encoding="utf-8") as f:
+        learnt = [row["question"] for row in map(json.loads, f) if row["split"] == "train"]
+    documents = [document for q in asked for document, _ in q.places]
+    return documents, set(NEURAL) <= set(eligible(asked, seen_in(learnt, asked)))
+
+
+def test_held_out_lessons_are_examined_where_there_are_enough(tmp_path):
+    documents, trained = examined(tmp_path, FEWEST)
+    assert documents == [f"{n}.md" for n in range(FEWEST)] and trained
+
+
+def test_a_handful_sets_no_gate_and_nobody_is_chosen_for_knowing_the_rest(tmp_path):
+    documents, trained = examined(tmp_path, FEWEST - 1)
+    assert len(documents) == 2 * FEWEST and not trained
