@@ -1,5 +1,6 @@
 """The lineage floor: identity, atomic finish, names, and the questions records answer."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -216,21 +217,31 @@ def test_history_diff_and_affected(ws):
         affected(ws, "병가.md")
 
 
-def test_drift_is_reported_and_nothing_runs_again(ws, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "file"),
+    [
+        ("garden_room", "garden_room.py"),
+        ("garden_house", "garden_house/__init__.py"),
+        ("garden_lane.shed", "garden_lane/shed.py"),  # no __init__.py on the way
+        ("garden_yard.bed", "garden_yard/bed/__init__.py"),
+    ],
+)
+def test_drift_is_reported_and_nothing_runs_again(ws, tmp_path, monkeypatch, module, file):
     source = (
         "from onsil.lineage import stage\n"
         "@stage(version=1)\n"
         "def plant(*, out, run):\n    (out / 'a').write_text('1')\n"
     )
-    (tmp_path / "garden_room.py").write_text(source)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    from garden_room import plant  # type: ignore[import-not-found]
+    plant = importlib.import_module(module).plant
 
     made = plant(ws)
-    (tmp_path / "garden_room.py").write_text("# a comment is no change\n" + source)
+    (tmp_path / file).write_text("# a comment is no change\n" + source)
     assert drift(ws, made.key) == []
-    (tmp_path / "garden_room.py").write_text(source.replace("'1'", "'2'"))
-    assert drift(ws, made.key) == ["garden_room.plant"]
+    (tmp_path / file).write_text(source.replace("'1'", "'2'"))
+    assert drift(ws, made.key) == [f"{module}.plant"]
     assert plant(ws) == made
 
 
