@@ -2,7 +2,8 @@
 
     python benchmarks/handbook_baseline.py
 
-Appends one row to benchmarks/results/handbook_baseline.jsonl. Gates are calibrated on dev.
+Appends one row to benchmarks/results/handbook_baseline.jsonl. Gates are calibrated on dev. It
+also writes what the gate of a folder without questions is set by, `EVIDENCE`.
 """
 
 import json
@@ -21,6 +22,7 @@ from onsil.evaluation.examination import examine
 from onsil.evaluation.questions import load_gold
 from onsil.lineage import Workspace
 from onsil.retrieval.bm25 import BM25
+from onsil.retrieval.gate import EVIDENCE, evidence_text
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.readers import best_sentence, typed_sentence
 
@@ -35,7 +37,10 @@ def main() -> None:
         ws = Workspace(scratch)
         corpus = curate(ws, documents=read(ws, folder))
         index = BM25(passages_of(load_corpus(corpus).documents))
-        _, _, cards = examine(index, READERS, questions)
+        rows, _, cards = examine(index, READERS, questions)
+        asked = [row for row in rows["typed_sentence"]["dev"] if row["reading"]]
+        evidence = ((row["reading"].features, row["right"]) for row in asked)
+        EVIDENCE.write_text(evidence_text(evidence), encoding="utf-8")
         found = {}
         for k in (1, 3, 5):
             hits = 0

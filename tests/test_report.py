@@ -303,6 +303,14 @@ def test_a_non_neural_choice_is_admitted():
     assert "a non-neural one was chosen" not in render(CARD, OUTCOME)
 
 
+@pytest.mark.parametrize(("few", "told"), [(536, True), (0, False)])
+def test_whose_questions_set_the_threshold_is_told(few, told, monkeypatch):
+    monkeypatch.setenv("ONSIL_LANG", "en")
+    card = CARD | {"chosen": "typed_sentence", "gold": CARD["gold"] | {"handbook": few}}
+    assert ("People have not asked enough" in render(card, OUTCOME)) == told
+    assert ("536 about onsil's example" in summary(card)) == told
+
+
 def test_the_graph_has_a_box_for_each_stage_below_its_inputs():
     nodes = [Node(s["object"], "", "", tuple(s["inputs"])) for s in STAGES]
     depth = layers_of(nodes)

@@ -88,6 +88,13 @@ def summary(card: dict) -> str:
             f"시험용 {gold.get('test', 0)}개",
         )
     )
+    if few := gold.get("handbook", 0):
+        lines.append(
+            say(
+                f"  too few by people; {few} about onsil's example set what is turned away",
+                f"  사람이 쓴 질문이 모자라 onsil 예시에 대한 질문 {few}개로 답할 문턱을 정했습니다",
+            )
+        )
     test = ((card.get("readers") or {}).get(chosen) or {}).get("test") or {}
     for key, form, english, korean in MEASURED:
         if test.get(key) is not None:
@@ -130,7 +137,7 @@ MEASURED = (
 )
 
 
-@stage(version=2)
+@stage(version=3)
 def write_report(*, model: Artifact, card: Artifact, outcome: dict, out: Path, run: Run) -> dict:
     """report.html for a card and the stages that led to its model."""
     shown = json.loads((card / "card.json").read_text(encoding="utf-8"))

@@ -103,7 +103,20 @@ def _baselines(card: dict) -> Markup:
                 "To hold against it (F1): " + "; ".join(f"{w[1]} {v}" for w, v in words) + ".",
             )
         )
-    if card.get("chosen") in NON_NEURAL:
+    few = (card.get("gold") or {}).get("handbook", 0)
+    if card.get("chosen") in NON_NEURAL and few:
+        parts.append(
+            both(
+                "사람이 쓴 질문이 모자라 학습한 모델이 더 나은지 알 수 없으므로 신경망이 아닌 "
+                f"방식을 골랐고, 답할지 정하는 문턱은 onsil 예시 문서에 사람이 한 질문 {few:,}개를 "
+                "함께 보고 정했습니다. gold.jsonl에 질문을 더 적으면 이 문서로 정합니다.",
+                "People have not asked enough to tell whether a trained reader is better, so a "
+                "non-neural one answers, and the threshold was set with "
+                f"{few:,} questions people asked about onsil's example documents. More questions "
+                "in gold.jsonl set it by these documents.",
+            )
+        )
+    elif card.get("chosen") in NON_NEURAL:
         parts.append(
             both(
                 "개발용 질문에서 학습한 모델이 더 낫지 않아 신경망이 아닌 방식을 골랐습니다.",

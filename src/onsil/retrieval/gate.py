@@ -4,14 +4,21 @@ A logistic model over a reading's features, fitted on dev questions only. With f
 own fit would flatter it, so the threshold is chosen on predictions made out of fold, averaged over
 many ways to cut the folds: the lowest one that still turns away `ABSTAIN` of the readings that
 should not be given.
+
+Where nobody has asked enough, `handbook_evidence` stands in: what people's questions about
+examples/handbook showed (benchmarks/handbook_baseline.py writes it).
 """
 
+import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
+EVIDENCE = Path(__file__).with_name("handbook_evidence.csv")
 ABSTAIN = 0.86
 FOLDS, CUTS, RIDGE = 5, 20, 1.0
 
@@ -29,6 +36,20 @@ class Gate:
     def confidence(self, features: Sequence[float]) -> float:
         z = (np.array(features) - self.mean) / self.scale @ np.array(self.weights) + self.bias
         return float(1 / (1 + np.exp(-z)))
+
+
+def evidence_text(rows: Iterable[tuple[Sequence[float], bool]]) -> str:
+    """(features, was it right to answer) as `EVIDENCE` holds them, four digits each."""
+    lines = (",".join([*(f"{x:.4g}" for x in row), str(int(right))]) for row, right in rows)
+    return "\n".join(["fit,lead,covered,minus unknown,words,right", *lines]) + "\n"
+
+
+@cache
+def handbook_evidence() -> tuple[list[tuple[float, ...]], list[bool]]:
+    """Of every dev question of examples/handbook that finds something: the features of
+    `ranking.evidence`, and whether answering was right."""
+    rows = list(csv.reader(EVIDENCE.read_text(encoding="utf-8").splitlines()))[1:]
+    return [tuple(map(float, row[:-1])) for row in rows], [row[-1] == "1" for row in rows]
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
