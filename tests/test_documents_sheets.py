@@ -141,6 +141,20 @@ def test_a_title_over_the_whole_table_is_a_paragraph():
     assert table_lines(table.rows) == ["마당 · 평일 반일: 8 / 평일 종일: 15"]
 
 
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (("보증금", "5%", "5%", "계약 때"), "보증금 · 비율: 5% / 기한: 계약 때"),  # one cell
+        (("보증금", "보증금", "5%", "5%"), "보증금 · 비율: 보증금 / 비율: 5% / 기한: 5%"),
+        (("총무팀",) * 4, "총무팀"),  # across the table
+        (("", "", "", ""), None),
+    ],
+)
+def test_a_cell_merged_across_columns_is_said_once(row, line):
+    heads = ("항목", "비율", "비율", "기한")
+    assert table_lines((heads, row)) == ([line] if line else [])
+
+
 def test_a_stray_cell_at_the_far_end_costs_nothing():
     book = openpyxl.Workbook()
     sheet = book.active

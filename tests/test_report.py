@@ -3,12 +3,13 @@
 import copy
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
 
-from onsil.evaluation.report import render, summary, write_report
+from onsil.evaluation.report import example_of, render, summary, write_report
 from onsil.evaluation.report_answers import verdict
 from onsil.evaluation.report_svg import Node, layers_of, ticks
 from onsil.lineage import Workspace, stage
@@ -301,6 +302,22 @@ def test_a_non_neural_choice_is_admitted():
     page = render(CARD | {"chosen": "typed_sentence"}, OUTCOME)
     assert "a non-neural one was chosen" in page
     assert "a non-neural one was chosen" not in render(CARD, OUTCOME)
+
+
+def test_the_question_to_try_first_is_a_question_and_the_surest():
+    def sample(kind: str, question: str, confidence: float) -> dict:
+        return {"kind": kind, "question": question, "confidence": confidence}
+
+    rows = [
+        sample("good", "Table (h2) (Arial 16 rules", 0.99),
+        sample("good", "숙박비는 얼마인가요?", 0.7),
+        sample("good", "정원은 몇 명인가요?", 0.8),
+        sample("bad", "누가 하나요?", 0.9),
+    ]
+    assert example_of(rows) == '"정원은 몇 명인가요?"'
+    assert example_of(rows[:1]) == f'"{rows[0]["question"]}"' and example_of(rows[3:]) == '"안녕?"'
+    rows = [sample("good", question := "\"$HOME\"은 '누가' 쓰나요?", 0.5)]
+    assert shlex.split(example_of(rows)) == [question]
 
 
 @pytest.mark.parametrize(("few", "told"), [(536, True), (0, False)])

@@ -57,7 +57,7 @@ def grow_command(
     ] = None,
 ) -> None:
     """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
-    from onsil.evaluation.report import summary
+    from onsil.evaluation.report import example_of, summary
     from onsil.grow import NO_BASE, grow
     from onsil.training.request import amount, request
 
@@ -85,8 +85,7 @@ def grow_command(
     typer.echo(
         say(f"Report: {grown.report / 'report.html'}", f"성적표: {grown.report / 'report.html'}")
     )
-    example = next((s["question"] for s in card["samples"] if s["kind"] == "good"), "안녕?")
-    typer.echo(f'\n  onsil ask {grown.name} "{example}"\n')
+    typer.echo(f"\n  onsil ask {grown.name} {example_of(card['samples'])}\n")
 
 
 def _cited(passage) -> dict[str, str]:

@@ -254,6 +254,7 @@ def samples(rows: Sequence[dict], each: int = 5) -> list[dict]:
             "answer": row["reading"].answer if row["answered"] else None,
             "gold": list(row["question"].answers),
             "f1": round(row["f1"], 3),
+            "confidence": round(row["confidence"], 3),
             "citations": [
                 {
                     "document": row["reading"].passage.document,

@@ -7,6 +7,7 @@ computes no scores, so the page cannot disagree with card.json.
 """
 
 import json
+import shlex
 from pathlib import Path
 
 from onsil.errors import say
@@ -92,7 +93,7 @@ def summary(card: dict) -> str:
         lines.append(
             say(
                 f"  too few by people; {few} about onsil's example set what is turned away",
-                f"  사람이 쓴 질문이 모자라 onsil 예시에 대한 질문 {few}개로 답할 문턱을 정했습니다",
+                f"  사람이 쓴 질문이 모자라 예시에 대한 질문 {few}개로 답할 문턱을 정했습니다",
             )
         )
     test = ((card.get("readers") or {}).get(chosen) or {}).get("test") or {}
@@ -126,6 +127,17 @@ def summary(card: dict) -> str:
         )
     )
     return "\n".join(lines)
+
+
+def example_of(samples: list[dict]) -> str:
+    """The question to try first, quoted for a shell: well answered, asked as one, and the surest of
+    these."""
+    good = [s for s in samples if s["kind"] == "good"]
+    surest = max(
+        good, key=lambda s: (s["question"].endswith("?"), s.get("confidence", 0.0)), default=None
+    )
+    question = surest["question"] if surest else "안녕?"
+    return shlex.quote(question) if set(question) & set('"$`\\!') else f'"{question}"'
 
 
 MEASURED = (

@@ -215,7 +215,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=5)
+@stage(version=6)
 def write_lessons(
     *,
     corpus: Artifact,

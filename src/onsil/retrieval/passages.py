@@ -110,19 +110,21 @@ def _packed(lines: list[str]) -> Iterator[str]:
 
 
 def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
-    """«label · column: cell / column: cell» for each row under the heads, which name columns."""
+    """«label · column: cell / column: cell» for each row under the heads, which name columns. A
+    cell that was merged across columns is said once."""
     if len(rows) < 2:
         return [" / ".join(row) for row in rows]
     heads = 2 if two_heads(rows) else 1
     names = [" ".join(dict.fromkeys(column)) for column in zip(*rows[:heads], strict=False)]
     lines = []
     for row in rows[heads:]:
-        cells = [
-            f"{name}: {cell}" if name else cell
-            for name, cell in zip(names[1:], row[1:], strict=False)
-            if cell
-        ]
-        lines.append(f"{row[0]} · {' / '.join(cells)}" if row else "")
+        pairs = list(zip(names, row, strict=False))
+        apart = [pair for pair, before in zip(pairs[1:], pairs, strict=False) if pair != before]
+        cells = [f"{name}: {cell}" if name else cell for name, cell in apart if cell]
+        if len(set(row)) == 1:
+            lines.append(row[0])
+        elif row:
+            lines.append(f"{row[0]} · {' / '.join(cells)}")
     return [line for line in lines if line]
 
 
