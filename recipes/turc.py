@@ -52,12 +52,13 @@ class Sizes:
     reading_passes: int = 8
     distil_passes: int = 12
     tuning_passes: int = 6
-    teacher_reading: int = 4
+    teacher_reading: int = 12
+    teacher_passes: int = 12
     read_rate: float = 4e-3
     distil_rate: float = 2e-3
-    teacher_rate: float = 1e-3
-    pd_rate: float = 4e-3
-    pf_rate: float = 4e-3
+    teacher_rate: float = 5e-4
+    pd_rate: float = 1e-3
+    pf_rate: float = 1e-3
     kd_rate: float = 1e-3
     temperature: float = 1.0
     compute: str = "fp32"
@@ -164,13 +165,13 @@ def distil(judge: Judge, texts: list[list[int]], told_NK: Tensor, sizes: Sizes, 
     taught(judge, texts, loss, passes, sizes.distil_rate, seed)
 
 
-def tune(judge: Judge, known: Known, sizes: Sizes, rate: float, seed: int) -> None:
+def tune(judge: Judge, known: Known, passes: int, rate: float, seed: int) -> None:
     labels = torch.tensor(known.labels)
 
     def loss(said_BK: Tensor, which: list[int]):
         return judge[1].loss(said_BK, labels[which])
 
-    taught(judge, known.labelled, loss, sizes.tuning_passes, rate, seed, FEW)
+    taught(judge, known.labelled, loss, passes, rate, seed, FEW)
 
 
 def right(judge: Judge, known: Known) -> list[float]:
@@ -184,7 +185,7 @@ def arms_of(known: Known, sizes: Sizes) -> dict[str, Callable[[int], list[float]
         model = load(shipped() / "encoder", sizes.compute)[0]
         read(model, known.reading, sizes.teacher_reading, sizes.read_rate / 4, 1_000)
         judge = new_head(model, "token", tuple(KINDS), seed=1_000)
-        tune(judge, known, sizes, sizes.teacher_rate, 1_000)
+        tune(judge, known, sizes.teacher_passes, sizes.teacher_rate, 1_000)
         return judge
 
     @cache
@@ -199,7 +200,7 @@ def arms_of(known: Known, sizes: Sizes) -> dict[str, Callable[[int], list[float]
         judge = new_head(model, "token", tuple(KINDS), seed=seed)
         if distilling:
             distil(judge, known.transfer, told(), sizes, distilling, seed)
-        tune(judge, known, sizes, rate, seed)
+        tune(judge, known, sizes.tuning_passes, rate, seed)
         return right(judge, known)
 
     share = sizes.reading / sizes.transfer

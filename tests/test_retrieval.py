@@ -1,16 +1,21 @@
 """Finding and reading: concepts, ranking, the typed reader, the gate."""
 
+import json
 import random
 import re
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onsil.retrieval.answering import SHOWN, _shown
+from onsil.corpus import curate
+from onsil.documents import read
+from onsil.lineage import Workspace
+from onsil.retrieval.answering import SHOWN, Answerer, _shown
 from onsil.retrieval.bm25 import BM25, coverage, marks, terms
 from onsil.retrieval.concepts import _forms, concept, concepts, concepts_at
-from onsil.retrieval.gate import ABSTAIN, calibrate
+from onsil.retrieval.gate import ABSTAIN, Gate, calibrate
 from onsil.retrieval.passages import Passage, cells_of, sentences, table_lines
 from onsil.retrieval.ranking import find, kinds_asked
 from onsil.retrieval.readers import best_sentence, typed_sentence
@@ -260,3 +265,21 @@ def test_gate_without_both_kinds_always_answers():
 
 def test_a_latin_form_is_not_found_inside_a_longer_word():
     assert concepts("AI로 쓴 글") and not concepts("email mail aid") & concepts("AI로 쓴 글")
+
+
+def test_what_is_not_answered_shows_the_line_that_came_nearest(tmp_path):
+    (tmp_path / "papers").mkdir()
+    rules = "\n".join(f"제{n}호의 서류는 창고에 둔다." for n in range(12))
+    text = f"# 보관\n\n## 순서\n{rules}\n예비 열쇠는 관리실에서 내준다.\n"
+    (tmp_path / "papers" / "보관.md").write_text(text, encoding="utf-8")
+    ws = Workspace(tmp_path / "ws")
+    corpus = curate(ws, documents=read(ws, tmp_path / "papers"))
+    gate = Gate((0.0,) * 5, (1.0,) * 5, (0.0,) * 5, 0.0, 0.9)  # turns everything away
+    choice = {"reader": "typed_sentence", "gate": asdict(gate)}
+    (tmp_path / "model.json").write_text(json.dumps(choice))
+    (tmp_path / "corpus").symlink_to(corpus.path)
+    answerer = Answerer(tmp_path)
+    answer = answerer.ask("예비 열쇠는 어디서 내주나요?")
+    assert answer.text is None and answer.lines[0] in "예비 열쇠는 관리실에서 내준다."
+    shown = "".join(answerer.stream(answer))
+    assert "예비 열쇠는 관리실에서 내준다." in shown and "제0호" not in shown

@@ -31,13 +31,15 @@ SHOWN = 160  # characters of a passage beside an answer in the terminal
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` None means: not in the documents; `citations` are then the nearest passages."""
+    """`text` None means: not in the documents; `citations` are then the nearest passages, and
+    `lines` what would have been answered from them, or fits the question best."""
 
     question: str
     text: str | None
     citations: tuple[Passage, ...]
     confidence: float
     greeting: bool = field(default=False)
+    lines: tuple[str, ...] = ()
 
 
 def _shown(text: str, answer: str) -> str:
@@ -119,8 +121,9 @@ class Answerer:
             return Answer(question, None, (), 0.0)
         confidence = self.gate.confidence(reading.features)
         if confidence < self.gate.threshold:
-            near = tuple(hit.passage for hit in hits[:3])
-            return Answer(question, None, near, confidence)
+            near, read = hits[:3], reading.passage
+            lines = tuple(reading.answer if h.passage is read else h.line for h in near)
+            return Answer(question, None, tuple(h.passage for h in near), confidence, lines=lines)
         return Answer(question, reading.answer, (reading.passage,), confidence)
 
     def topics(self, limit: int = 6) -> list[str]:
@@ -149,6 +152,7 @@ class Answerer:
                 yield said_to(answer.question, " The nearest passages:", " 가장 가까운 대목:")
         else:
             yield from (w + " " for w in answer.text.split(" "))
-        for passage in answer.citations:
+        shown = answer.lines if answer.text is None else (answer.text,)
+        for passage, line in zip(answer.citations, shown, strict=True):
             yield f"\n  [{passage.document} · {passage.heading}] "
-            yield _shown(passage.text, answer.text or "")
+            yield _shown(passage.text, line)
