@@ -57,9 +57,9 @@ class Sizes:
     read_rate: float = 4e-3
     distil_rate: float = 2e-3
     teacher_rate: float = 5e-4
-    pd_rate: float = 1e-3
+    pd_rate: float = 3e-4
     pf_rate: float = 1e-3
-    kd_rate: float = 1e-3
+    kd_rate: float = 3e-4
     temperature: float = 1.0
     compute: str = "fp32"
 
