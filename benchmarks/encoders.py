@@ -71,7 +71,7 @@ VOCABULARY, WIDTH, DEPTH, CONTEXT = 12_000, 192, 3, 128
 ROOM, BATCHES, HIDDEN, CUT, PEAK = 61, 2_700, 0.25, 0.1, 2e-3
 RECIPE = Recipe(optimizer="muon", embedding=4.0)
 REVIEWS = ("text-ko/reviews-ko.jsonl.zst", "nsmc/train.jsonl.zst")
-STEPS, FOLDS, DRAWS = 6_000, 5, 2_000
+STEPS, FOLDS, DRAWS = 12_000, 5, 2_000
 
 
 def rows(name: str) -> Iterator[dict]:
@@ -300,7 +300,7 @@ def tuned(
     learnt, _ = split_rows(task, fold, inner)
     learnt = [row for row in learnt if part_of("share" + row["text"], 1000) < 1000 * share]
     names, words = names_of(task, learnt), load_tokenizer(encoder.path)
-    stack, head = new_head(stack_of(encoder.path), "token", names, seed=judging.seed)
+    stack, head = new_head(stack_of(encoder.path), "token", names, seed=0)
     cases = cases_of(learnt, words, names, CONTEXT)
     loop, steps = tune(stack, head, cases, words, judging, run.scratch)
     tokens = sum(len(case.ids) for case in cases) * judging.epochs
@@ -312,10 +312,13 @@ def tuned(
     return {"core_s": clock.spent(), "rows": len(learnt), "steps": steps, "tokens": tokens}
 
 
-def said_of(encoder: Path, made: Path, held: list[dict], names: tuple[str, ...]) -> Tensor:
-    """What a tuned judge says of rows."""
+def said_of(
+    encoder: Path, made: Sequence[Path], held: list[dict], names: tuple[str, ...]
+) -> Tensor:
+    """What a tuned judge says of rows; of several, the one whose weights are their mean."""
     stack, head = new_head(noise(0), "token", names)
-    state = load_file(made / "judge.safetensors")
+    parts = [load_file(folder / "judge.safetensors") for folder in made]
+    state = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
     for part, module in (("stack.", stack), ("head.", head)):
         own = {n.removeprefix(part): t for n, t in state.items() if n.startswith(part)}
         module.load_state_dict(own)
@@ -353,7 +356,8 @@ def figures(task: str, scores: Tensor, held: list[dict], names: tuple[str, ...])
 # ── cells ───────────────────────────────────────────────────────────────────────────────────────
 
 CHEAP = {"commonest": commonest, "linear": linear}
-ENCODERS = {"pretrained": 1.0, "never pretrained": 1.0}
+AVERAGED = "pretrained, two tunings averaged"  # in two orders; Wortsman et al. 2022
+ENCODERS = {"pretrained": 1.0, AVERAGED: 1.0, "never pretrained": 1.0}
 ENCODERS |= {"pretrained, a tenth of the rows": 0.1, "never pretrained, a tenth of the rows": 0.1}
 TASKS = {task: [*CHEAP, *ENCODERS] for task in ("nsmc", "nsmc-test")}
 TASKS |= {
@@ -380,14 +384,17 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
         source = task.removesuffix("-test")
         many = steps if what.startswith("pretrained") else 0
         encoder = pretrain_reviews(ws, data=digest(*REVIEWS), steps=many, seed=0, **say)
-        made = tuned(
-            ws, encoder=encoder, task=source, fold=fold, inner=inner, share=ENCODERS[what],
-            judging=JUDGING[task], data=digest(FILES[task][0]), **say,
-        )  # fmt: skip
+        made = [
+            tuned(
+                ws, encoder=encoder, task=source, fold=fold, inner=inner, share=ENCODERS[what],
+                judging=replace(JUDGING[task], seed=order), data=digest(FILES[task][0]), **say,
+            )
+            for order in range(2 if what == AVERAGED else 1)
+        ]  # fmt: skip
         spent["pretraining"] = notes_of(ws, encoder)["core_s"]
-        spent["tuning"] += notes_of(ws, made)["core_s"]
-        scores.append(said_of(encoder.path, made.path, out, names))
-        tuning_rows += notes_of(ws, made)["rows"]
+        spent["tuning"] += sum(notes_of(ws, one)["core_s"] for one in made)
+        scores.append(said_of(encoder.path, [one.path for one in made], out, names))
+        tuning_rows += notes_of(ws, made[0])["rows"]
     row: dict = {"task": task, "cell": what, "held out": "inner" if inner else "outer"}
     row |= figures(task, torch.cat(scores), held, names_of(task, held))
     if what in ENCODERS:
