@@ -34,8 +34,8 @@ from onsil.inference.ctc import greedy, prefix_beam, scores_of
 from onsil.models.shape import Shape
 from onsil.models.transformer import Transformer
 from onsil.training.ctc import Listening, Recording, tune
-from onsil.training.judging import steps_by_length
 from onsil.training.loop import train
+from onsil.training.objectives import steps_by_length
 from onsil.training.optim import Recipe
 
 LEARN, DEV, JUDGE = ("george", "jackson", "lucas"), ("nicolas",), ("theo",)

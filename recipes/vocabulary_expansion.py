@@ -4,13 +4,13 @@
 
 The base is grown here from English novels and, as the published English bases know some Korean,
 Korean documentation (600 kB for the first proof, 60 for the second): a byte-level BPE of 4,096
-tokens, learnt on English alone, that spells a Korean syllable in three, and a small decoder. Then it
-goes on with Korean statutes. Arms of the first proof differ in the tokenizer and in how the rows of the new tokens
-begin: as the mean of what spelled them (the library's way), as a random draw, as the mean of all
-rows with noise, or no new tokens at all; and, unjudged, without the first steps in which only new
-rows learn. All see the same number of tokens, which costs the one without new tokens hardly less
-than the others; that it reads a quarter of the text for it is the point. Score: −bits per byte of
-held-out pieces of statutes, each scored from its beginning.
+tokens, learnt on English alone, that spells a Korean syllable in three, and a small decoder. Then
+it goes on with Korean statutes. Arms of the first proof differ in the tokenizer and in how the rows
+of the new tokens begin: as the mean of what spelled them (the library's way), as a random draw, as
+the mean of all rows with noise, or no new tokens at all; and, unjudged, without the first steps in
+which only new rows learn. All see the same number of tokens, which costs the one without new tokens
+hardly less than the others; that it reads a quarter of the text for it is the point. Score: −bits
+per byte of held-out pieces of statutes, each scored from its beginning.
 
 The second proof is about forgetting: −bits per byte of held-out English, with a quarter of each
 batch English again and without; the same tokens in all.

@@ -36,7 +36,6 @@ from onsil.training.judging import (
     load_judge,
     rows_in,
     scores_of,
-    steps_by_length,
     train_judge,
     tune,
 )

@@ -32,8 +32,8 @@ from onsil.errors import OnsilError
 from onsil.inference.ctc import scores_of
 from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer
-from onsil.training.judging import steps_by_length
 from onsil.training.loop import Step, train
+from onsil.training.objectives import steps_by_length
 from onsil.training.optim import Recipe
 
 PLAIN = Recipe()

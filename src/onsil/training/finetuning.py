@@ -18,9 +18,9 @@ from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.template import render_pair, render_turn
 from onsil.training.loop import Step, report_progress, train
 from onsil.training.objectives import (
-    schedule,
     span_batch,
     span_loss,
+    steps_by_length,
     token_loss,
     turn_batch,
 )
@@ -67,7 +67,7 @@ def some_of(rows: list[dict], many: int) -> list[dict]:
     return [rules[i * len(rules) // many] for i in range(many)] + given
 
 
-@stage(version=3)
+@stage(version=4)
 def instruct(
     *,
     decoder: Artifact,
@@ -84,7 +84,7 @@ def instruct(
     taught = lessons_in(lessons / "lessons.jsonl", settings.generator_lessons)
     turns = [render_turn(words, *asked, True, model.shape.context) for asked in taught]
     sizes = [len(t.ids) for t in turns]
-    steps = schedule(sizes, 2 * settings.batch_tokens, 1, settings.seed) if turns else []
+    steps = steps_by_length(sizes, 2 * settings.batch_tokens, 1, settings.seed)
 
     def loss_of(k: int):
         return token_loss(model, turn_batch([turns[i] for i in steps[k]]))
@@ -107,7 +107,7 @@ def note_point(curve: list, step: Step, steps: int, scratch: Path) -> None:
         write_atomically(scratch / "curve.json", json.dumps(curve))
 
 
-@stage(version=4)
+@stage(version=5)
 def finetune(
     *,
     encoder: Artifact,
@@ -127,9 +127,8 @@ def finetune(
     taught = lessons_in(lessons / "lessons.jsonl", settings.reader_lessons)
     tasks = [render_pair(words, *asked, True, model.shape.context) for asked in taught]
     sizes = [len(t.ids) for t in tasks]
-    steps = schedule(sizes, 2 * settings.batch_tokens, settings.reader_epochs, settings.seed)
-    if not tasks:
-        steps = []
+    batch_tokens, epochs = 2 * settings.batch_tokens, settings.reader_epochs
+    steps = steps_by_length(sizes, batch_tokens, epochs, settings.seed)
     parameters = dict(model.named_parameters()) | {
         f"{HEAD}.{name}": p for name, p in head.named_parameters()
     }

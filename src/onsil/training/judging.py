@@ -44,7 +44,7 @@ from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import Specials, specials_of
 from onsil.training.finetuning import note_point
 from onsil.training.loop import Step, report_progress, train
-from onsil.training.objectives import Batch
+from onsil.training.objectives import Batch, steps_by_length
 from onsil.training.optim import Recipe
 from onsil.training.pretraining import kept_curve
 
@@ -199,26 +199,6 @@ def checked(cases: Sequence[Case], split: str) -> None:
 
 
 # ── batches ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def steps_by_length(
-    sizes: Sequence[int], batch_tokens: int, epochs: int, seed: int
-) -> list[list[int]]:
-    """Which rows make up which step: every epoch all of them, once, in a new order. Steps hold at
-    most `batch_tokens` (a longer row stands alone) and rows of one length, or of neighbouring
-    lengths at the border."""
-    steps: list[list[int]] = []
-    for epoch in range(epochs):
-        draw, epoch_steps, size = random.Random(f"{seed}-{epoch}"), [], math.inf
-        for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], draw.random())):
-            if size + sizes[i] > batch_tokens:
-                epoch_steps.append([])
-                size = 0
-            epoch_steps[-1].append(i)
-            size += sizes[i]
-        draw.shuffle(epoch_steps)
-        steps += epoch_steps
-    return steps
 
 
 def cuts_of(tokenizer) -> dict[int, list[list[int]]]:

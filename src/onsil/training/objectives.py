@@ -5,7 +5,9 @@ whole schedule is a pure function of (documents, seed): step k is the same batch
 is what makes a resumed run equal to one that was never killed.
 """
 
+import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +63,26 @@ def schedule(sizes: list[int], batch_tokens: int, epochs: int, seed: int) -> lis
                 step = []
             step.append(i)
         steps.append(step)
+    return steps
+
+
+def steps_by_length(
+    sizes: Sequence[int], batch_tokens: int, epochs: int, seed: int
+) -> list[list[int]]:
+    """Which rows make up which step: every epoch all of them, once, in a new order. Steps hold at
+    most `batch_tokens` (a longer row stands alone) and rows of one length, or of neighbouring
+    lengths at the border."""
+    steps: list[list[int]] = []
+    for epoch in range(epochs):
+        draw, epoch_steps, size = random.Random(f"{seed}-{epoch}"), [], math.inf
+        for i in sorted(range(len(sizes)), key=lambda i: (sizes[i], draw.random())):
+            if size + sizes[i] > batch_tokens:
+                epoch_steps.append([])
+                size = 0
+            epoch_steps[-1].append(i)
+            size += sizes[i]
+        draw.shuffle(epoch_steps)
+        steps += epoch_steps
     return steps
 
 

@@ -40,7 +40,7 @@ from onsil.training.request import MINUTES, too_few
 SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
 # Speed of each part against the decoder step that is measured: the decoder also scores held-out
 # text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
-RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.6, "generator": 1.5}
+RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.2, "generator": 0.8}
 MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
 # An encoder that can read forgets more from hidden words than it learns; a decoder that can write
 # learns a small text by heart after four passes (docs/log.md, "Base as the start").
