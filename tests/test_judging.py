@@ -39,6 +39,7 @@ from onsil.training.judging import (
     train_judge,
     tune,
 )
+from onsil.training.objectives import steps_by_length
 
 NAMES = ("부정", "긍정")
 KIND = {

@@ -291,7 +291,7 @@ def text_of(held: Corpus, words: Any) -> Text:
     return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
 
 
-@stage(version=11)
+@stage(version=12)
 def make_plan(
     *,
     corpus: Artifact,
