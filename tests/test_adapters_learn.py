@@ -15,7 +15,7 @@ from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
 from onsil.training.loop import train
 
-SEEDS, T_975 = (0, 1, 2, 3), 3.182  # Student's t, three degrees of freedom
+SEEDS, T_975 = range(8), 2.365  # Student's t, seven degrees of freedom
 Say = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -39,9 +39,21 @@ def fitted(parameters, say: Say, where: dict[int, int], steps: int, peak: float,
 
 
 @torch.no_grad()
-def right(say: Say, where: dict[int, int]) -> float:
-    ids, wanted = planted(10**9, where, 512)
+def right(say: Say, where: dict[int, int], draw: int = 10**9) -> float:
+    ids, wanted = planted(draw, where, 512)
     return float((say(ids)[:, -1].argmax(1) == wanted).float().mean())
+
+
+def prompted(model: Transformer, draw: int, room: Path) -> tuple[float, float]:
+    """Of a learnt prompt: the share right on rows to choose by, and on those of the test. One that
+    begins badly stays where it is (Lester et al. 2021 draw several)."""
+    prompt = new_prompt(model, 2, draw)
+
+    def say(ids: torch.Tensor) -> torch.Tensor:
+        return prompt(model, ids[:, 1:])
+
+    fitted(prompt.named_parameters(), say, {0: 1}, 60, 1e-1, room / f"prompt {draw}")
+    return right(say, {0: 1}, draw=10**8), right(say, {0: 1})
 
 
 def lower_end(gains: list[float]) -> float:
@@ -59,14 +71,12 @@ def learnt(tmp_path_factory) -> dict[str, list[float]]:
         room = tmp_path_factory.mktemp("learnt")
         model = Transformer(decoder_shape(24, 32, 2, context=8)).initialise(seed)
         fitted(model.named_parameters(), model, {1: 0, 2: 1, 3: 2}, 150, 1e-2, room / "base")
-        prompt = new_prompt(model, 2, seed)
-        spoken = lambda ids: prompt(model, ids[:, 1:])  # noqa: B023, E731
         found["no prompt"].append(right(lambda ids: model(ids[:, 1:]), {0: 1}))  # noqa: B023
         drawn = [new_prompt(model, 2, draw) for draw in range(10)]
         fresh = [right(lambda ids, p=p: p(model, ids[:, 1:]), {0: 1}) for p in drawn]  # noqa: B023
         found["fresh prompt"].append(sum(fresh) / len(fresh))  # one may hold the right word
-        fitted(prompt.named_parameters(), spoken, {0: 1}, 60, 1e-1, room / "prompt")
-        found["prompt"].append(right(spoken, {0: 1}))
+        tried = [prompted(model, draw, room) for draw in range(3)]
+        found["prompt"].append(max(tried, key=lambda pair: pair[0])[1])
         found["frozen"].append(right(model, {1: 1}))
         found["mark 2 before"].append(right(model, {2: 1}))
         add_lora(model, 4, 8, seed=seed)

@@ -23,6 +23,7 @@ from onsil.lineage import Workspace, stage
 from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import train_tokenizer
+from onsil.training import memory
 from onsil.training.loop import train
 from onsil.training.memory import (
     Machine,
@@ -363,13 +364,15 @@ def test_a_child_process_peaks_where_the_estimate_says(sizes):
     assert 1 / 1.5 < float(run.stdout) < 1.5
 
 
-def test_kernels_are_counted_by_length_as_far_as_the_caches_go(monkeypatch):
+@pytest.mark.parametrize(("flags", "each"), [("avx512_bf16", 2**21), ("amx_bf16", 3 * 2**20)])
+def test_kernels_are_counted_by_length_as_far_as_the_caches_go(monkeypatch, flags, each):
+    monkeypatch.setattr(memory, "processor_flags", lambda: flags)
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         monkeypatch.delenv(cache, raising=False)
-    assert compiled_kernels(100) == 100 * 4 * 2**20
-    assert compiled_kernels(500) == pytest.approx(1024 / 6 * 4 * 2**20)
+    assert compiled_kernels(100) == 100 * 2 * each
+    assert compiled_kernels(500) == pytest.approx(1024 / 6 * 2 * each)
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "60")
-    assert compiled_kernels(100) == 110 * 2 * 2**20
+    assert compiled_kernels(100) == 110 * each
     shape = decoder_shape(300, 64, 1, 64)
     assert training_memory(shape, "fp32", 64, 100) == training_memory(shape, "fp32", 64)
 
@@ -478,7 +481,8 @@ def test_an_older_plan_shows_a_dash_and_no_row_of_zeros():
 # -- the page -----------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_page_runs(capsys):
+def test_the_example_of_the_page_runs(capsys, monkeypatch):
+    monkeypatch.setattr(memory, "processor_flags", lambda: "avx512_bf16")
     page = Path(__file__).resolve().parents[1] / "docs" / "plan.md"
     (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     exec(example, {})

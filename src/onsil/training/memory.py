@@ -10,7 +10,8 @@ the test counts again. Documents are taken to be as long as the context; shorter
 In bfloat16 another part grows with the documents: oneDNN compiles kernels for every length of a
 document that it meets, and two caches keep them, torch's and its own, as many kernels each as
 `LRU_CACHE_CAPACITY` and `ONEDNN_PRIMITIVE_CACHE_CAPACITY` say (1,024 where nothing does; importing
-onsil says 64 and 256). Measured: about 2 MB a length in each cache, six kernels a length.
+onsil says 64 and 256). Measured: about 2 MB a length in each cache, six kernels a length, and 3 MB
+where the processor multiplies tiles (AMX).
 
 Left out: what the process holds already (text, tokens, the trigram), which the plan measures, and
 the allocator's own slack. The test holds a measured peak to between two thirds and one and a half
@@ -30,7 +31,7 @@ FLOAT = 4
 # their own, layer norms a copy of their input.
 BF16_SHARE = {True: 0.424, False: 0.56}  # gated, not gated
 KERNEL_CACHES, CAPACITY = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), 1024
-KERNELS_A_LENGTH, BYTES_A_LENGTH = 6, 2 * 2**20
+KERNELS_A_LENGTH, BYTES_A_LENGTH, WITH_TILES = 6, 2 * 2**20, 3 * 2**20
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 896, 1024)
 DEPTHS, SLENDER, STOUT = range(2, 25), 12, 64  # width ÷ depth of the shapes a size is looked for in
 NEAR = 0.25  # a size further from every shape than this is refused
@@ -83,13 +84,21 @@ def kept_per_token(shape: Shape, compute: str, length: int) -> int:
     return kept
 
 
+def processor_flags() -> str:
+    """What the processor can do, in Linux's words; nothing where it does not say."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
 def compiled_kernels(lengths: int) -> int:
     """Bytes of the bfloat16 kernels for so many different lengths, as far as the caches go."""
-    kept = 0
+    kept, each = 0, WITH_TILES if "amx_bf16" in processor_flags() else BYTES_A_LENGTH
     for cache in KERNEL_CACHES:
         told = os.environ.get(cache, "")
         capacity = int(told) if told.isdecimal() else CAPACITY
-        kept += round(BYTES_A_LENGTH * min(lengths, capacity / KERNELS_A_LENGTH))
+        kept += round(each * min(lengths, capacity / KERNELS_A_LENGTH))
     return kept
 
 

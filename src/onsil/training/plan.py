@@ -29,6 +29,7 @@ from onsil.training.energy import Meter, watts_per_core
 from onsil.training.memory import (
     machine_memory,
     nearest_shape,
+    processor_flags,
     refuse_beyond,
     resident,
     training_memory,
@@ -148,10 +149,7 @@ def _no_plan(en: str, ko: str) -> OnsilError:
 
 def processor_has_bf16() -> bool:
     """Whether bf16 matrix products run in hardware (AVX512-BF16 or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    flags = processor_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
