@@ -1,13 +1,12 @@
 """What is laid over a frozen model learns, and the page's examples say what they say."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from pages import runs_as_it_says
 from torch.nn import functional as F
 
 from onsil.models.adapters import adapter_parameters, add_lora, new_prompt
@@ -99,11 +98,5 @@ def test_what_is_laid_over_a_frozen_model_learns(taught, control, learnt):
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
-    page = Path(__file__).resolve().parents[1] / "docs" / "adapters.md"
-    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    known: dict[str, Any] = {"print": lambda *words: said.append(" ".join(map(str, words)))}
-    for example in examples:
-        exec(example, known)
-    assert said == re.findall(r"^print\(.*\)  # (.*)$", "\n".join(examples), re.MULTILINE)
+    runs_as_it_says("adapters.md")

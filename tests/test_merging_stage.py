@@ -5,10 +5,10 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from pages import runs_as_it_says
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -441,11 +441,5 @@ def test_the_command_names_what_it_made_and_passes_everything_on(own, monkeypatc
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
-    page = Path(__file__).resolve().parents[1] / "docs" / "merging.md"
-    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    known: dict[str, Any] = {"print": lambda *words: said.append(" ".join(map(str, words)))}
-    for example in examples:
-        exec(example, known)
-    assert said == re.findall(r"^print\(.*\)  # (.*)$", "\n".join(examples), re.MULTILINE)
+    runs_as_it_says("merging.md")

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pages import runs_as_it_says
 
 from onsil.documents.types import FileRef
 from onsil.errors import OnsilError
@@ -381,11 +381,5 @@ def test_killed_and_resumed_is_never_killed(tmp_path, monkeypatch, method):
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
-    page = Path(__file__).resolve().parents[1] / "docs" / "finetuning.md"
-    examples = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    said: list[str] = []
-    known: dict[str, Any] = {"print": lambda *words: said.append(" ".join(map(str, words)))}
-    for example in examples:
-        exec(example, known)
-    assert said == re.findall(r"^print\(.*\)  # (.*)$", "\n".join(examples), re.MULTILINE)
+    runs_as_it_says("finetuning.md")
