@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onsil.corpus import load_corpus
+from onsil.instruction.particles import agreeing, followed
 from onsil.lineage import Artifact, Run, stage
 from onsil.retrieval.bm25 import BM25, coverage, marks
 from onsil.retrieval.concepts import concepts_at, other_words
@@ -52,16 +53,23 @@ ASK_CELL = {  # of a row and a column
     "ko": (
         "{} {} 얼마인가요?",
         "{} {}",
-        "{}의 {}은?",
+        "{}의 {}은/는?",
         "{} {} 알려 주세요",
-        "{}은 {}이 어떻게 되나요?",
+        "{}은/는 {}이/가 어떻게 되나요?",
     ),
     "en": ("{} {}", "{} {}?", "What is {1} for {0}?", "{1} of {0}?", "How much is {1} for {0}?"),
 }
 ASK_TOPIC = {
-    "ko": ("{}은 어떻게 하나요?", "{} 절차", "{} 기준이 뭐예요?", "{}에 대해 알려 주세요"),
+    "ko": ("{}은/는 어떻게 하나요?", "{} 절차", "{} 기준이 뭐예요?", "{}에 대해 알려 주세요"),
     "en": ("What about {}?", "{} rules", "How does {} work?", "Tell me about {}"),
 }
+ASK_TERM = (
+    "{}이란/란?",
+    "{}의 뜻은 무엇인가요?",
+    "{}은/는 무엇을 말하나요?",
+    "{} 정의",
+    "{}이/가 뭐예요?",
+)
 DOER = re.compile(
     r"([가-힣]{2,12}(?:장|부서|위원회|담당자|책임자|관리자|감사|팀|실|과|부))(?:이|가|은|는)\s"
 )
@@ -102,14 +110,15 @@ def _worn(words: list[str], keep: set[str], draw: random.Random) -> str:
 
 def _said_otherwise(question: str, draw: random.Random) -> str:
     """The question with some of its words as somebody outside the rule book would say them."""
-    rate, parts, last = draw.choice((0.0, 0.5, 0.9)), [], 0
+    rate, told, last, other = draw.choice((0.0, 0.5, 0.9)), "", 0, ""
     for start, end, name in concepts_at(question):
         words = other_words()[name]
         if start < last or question[start:end] not in words or draw.random() >= rate:
             continue
-        parts += [question[last:start], draw.choice(words)]
-        last = end
-    return "".join(parts) + question[last:]
+        told += followed(other, question[last:start])
+        other, last = draw.choice(words), end
+        told += other
+    return told + followed(other, question[last:])
 
 
 def _from_sentence(
@@ -136,10 +145,8 @@ def _from_sentence(
         yield question, match.group().strip(), "number" if index else "date"
     if found := DEFINITION.search(sentence):
         term, meaning = found.groups()
-        ask = draw.choice(
-            ("{}이란?", "{}의 뜻은 무엇인가요?", "{}은 무엇을 말하나요?", "{} 정의", "{}이 뭐예요?")
-        )
-        yield ask.format(term), meaning, "definition"
+        ask = draw.choice(ASK_TERM)
+        yield agreeing(ask.format(term)), meaning, "definition"
     if found := DOER.search(sentence):
         words = sentence[found.end() :].split()[:8]
         who = draw.choice(("누가", "어느 부서가", "담당은 누구인가요", "누구한테"))
@@ -161,7 +168,7 @@ def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Le
 
     def asked(templates: dict[str, tuple[str, ...]], *names: str) -> str:
         question = draw.choice(templates[spoken]).format(*names)
-        return _said_otherwise(question, draw) if spoken == "ko" else question
+        return _said_otherwise(agreeing(question), draw) if spoken == "ko" else question
 
     lines = sentences(passage.text)
     for line in lines:
@@ -215,7 +222,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=6)
+@stage(version=7)
 def write_lessons(
     *,
     corpus: Artifact,
