@@ -1,4 +1,5 @@
-"""What full attention, windows and linear attention cost, and what each learns from the same text.
+"""What full attention, windows, linear attention and a short convolution under full attention cost,
+and what each learns from the same text.
 
     python benchmarks/attention_kinds.py cost [--toy]
     python benchmarks/attention_kinds.py learning [--toy]
@@ -11,7 +12,7 @@ attention at the same length.
 Learning: a megabyte of Korean technical documentation (text-ko of $ONSIL_DATA), 2,048 tokens of
 vocabulary, two layers of 128, pieces of 512 tokens, two passes with AdamW at one rate for all; bits
 per byte of other documents. The sides of one seed read the same batches from the same first
-weights, and what each has more than full attention is of the same seed. Nine runs of a minute.
+weights, and what each has more than full attention is of the same seed. Twelve runs of a minute.
 Each command appends a row to benchmarks/results/attention_kinds.jsonl.
 """
 
@@ -36,7 +37,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 RESULTS = ROOT / "benchmarks" / "results" / "attention_kinds.jsonl"
-KINDS = {"full": "G", "window": "L", "linear": "S"}
+KINDS = {"full": "G", "window": "L", "linear": "S", "convolution, then full": "CG"}
 WINDOW, WIDTH, DEPTH, VOCABULARY = 64, 128, 2, 2_048
 PIECE, BATCH, PASSES, RATE = 512, 1_024, 2, 3e-3
 LENGTHS, SEEDS = (512, 2_048, 8_192), (0, 1, 2)

@@ -124,6 +124,21 @@ DECODERS: dict[str, Case] = {
             long_factor=[2 * f for f in HALVES],
         ),
     ),
+    "lfm2": causal(
+        "Lfm2",
+        GROUPED
+        | {
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "conv_L_cache": 4,
+            "block_ffn_dim_multiplier": 1.3,
+            "block_multiple_of": 32,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "lfm2 old": causal(
+        "Lfm2",
+        GROUPED | {"full_attn_idxs": [1, 3], "block_auto_adjust_ff_dim": False, "norm_eps": 1e-3},
+    ),
     "gemma": causal("Gemma", SMALL | {"num_key_value_heads": 1, "head_dim": 32}),
     "gemma2": causal(
         "Gemma2", WIDE | {"query_pre_attn_scalar": 20, "sliding_window": 8}, sharpened=True

@@ -62,7 +62,8 @@ def test_scores_are_the_same_bits_in_any_company_and_the_published_token(name, t
 
 
 @pytest.mark.parametrize(
-    ("name", "compute"), [("llama", "bf16"), ("mixtral", "bf16"), ("gpt2", "fp32")]
+    ("name", "compute"),
+    [("llama", "bf16"), ("mixtral", "bf16"), ("gpt2", "fp32"), ("lfm2", "bf16")],
 )
 @pytest.mark.parametrize("grouped", [False, True])
 def test_so_they_are_in_bfloat16_and_without_onednn(name, compute, grouped, tmp_path):
@@ -140,6 +141,20 @@ def test_a_long_prompt_is_the_same_bits_read_at_once_or_in_parts():
         return scores
 
     assert torch.equal(last(16), last(512)) and torch.equal(last(16), last(64))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "lfm2"])
+def test_a_beginning_that_was_read_before_is_taken_up_to_the_same_bits(name, tmp_path):
+    make(DECODERS[name]).save_pretrained(tmp_path)
+    slots = Slots(load(tmp_path)[0].eval(), 3, 64)
+    ids = [random.Random(3).randrange(3, 90) for _ in range(45)]
+    whole = slots.step([Part(0, 0, ids, len(ids))])
+    page = slots.page(0, 0, 32)
+    assert page is not None and page.numel() * 4 == 32 * slots.bytes_per_token
+    for tensor in slots._tensors():
+        tensor[2] = float("nan")  # whatever stood there before
+    slots.put(2, 0, page)
+    assert torch.equal(slots.step([Part(2, 32, ids[32:], len(ids))]), whole)
 
 
 def a_request(draw: random.Random) -> Request:

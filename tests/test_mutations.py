@@ -94,6 +94,7 @@ MISTAKES = {
     "window one less": mistake("mistral", window=7),
     "window dropped": mistake("gemma2", pattern="G"),
     "window on the other layers": mistake("gpt_neo", pattern="LG"),
+    "a tap of a convolution less": mistake("lfm2", taps=3),
     "sees ahead": mistake("gpt2", causal=False),
     "sees no later word": mistake("bert", causal=True),
     "cap of scores dropped": mistake("gemma2", score_cap=0.0),
@@ -161,6 +162,8 @@ EXCHANGED = {
     "the two norms of a block": ("opt", "attention_norm", "mlp_norm"),
     "the outer norms of a block": ("gemma2", "attention_norm_out", "mlp_norm_out"),
     "queries' norm and keys'": ("qwen3", "q_norm", "k_norm"),
+    "gates before and after a convolution": ("lfm2", "convolution.b", "convolution.c"),
+    "what is mixed and the gate after it": ("lfm2", "convolution.x", "convolution.c"),
 }
 
 

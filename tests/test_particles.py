@@ -5,7 +5,7 @@ import random
 import pytest
 
 from onsil.instruction.lessons import lessons_of
-from onsil.instruction.particles import agreeing, followed, particle
+from onsil.instruction.particles import PAIRS, agreeing, followed, particle
 from onsil.retrieval.passages import Passage
 
 
@@ -28,8 +28,9 @@ from onsil.retrieval.passages import Passage
     ],
 )
 def test_the_particle_agrees(word, forms):
-    assert [particle(word, form) for form in "은 이 을 과 으로 이란".split()] == forms.split()
-    assert [particle(word, form) for form in "는 가 를 와 로 란".split()] == forms.split()
+    closed, open_ = (list(pair) for pair in zip(*PAIRS, strict=True))
+    for asked in (closed, open_):
+        assert [particle(word, form) for form in asked] == forms.split()
 
 
 def test_pairs_written_out():

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from onsil.errors import OnsilError
 from onsil.models.attention import Attention, Linear, Norm
+from onsil.models.convolution import ShortConvolution, mixed
 from onsil.models.positions import rotate
 from onsil.models.shape import Shape
 from onsil.models.transformer import ACTIVATIONS, MLP, Experts, Transformer
@@ -126,6 +127,8 @@ class Packer:
             return PackedNorm(module.layer, module.epsilon, *weights_of(module))
         if isinstance(module, Attention):
             return SlotAttention(module, self)
+        if isinstance(module, ShortConvolution):
+            return SlotConvolution(module, self)
         if isinstance(module, MLP):
             return PackedMLP(module, self)
         if isinstance(module, Experts):
@@ -270,6 +273,28 @@ class SlotAttention(nn.Module):
             q, k = (part.flatten(2) for part in qk.split(self.heads, 2))
             qk = torch.cat((inner.q_norm(q), inner.k_norm(k)), -1).unflatten(-1, (heads, -1))
         return qk.transpose(1, 2), v.transpose(1, 2)
+
+
+class SlotConvolution(nn.Module):
+    """A short convolution over rows of many requests, each over the rows of its own slot. They are
+    kept for every position, as keys are: a beginning that was read before can then be taken up
+    anywhere. Nothing but sums and products number by number, so rows keep their bits."""
+
+    def __init__(self, layer: ShortConvolution, packer: Packer):
+        super().__init__()
+        self.taps, parts = layer.taps.detach().float(), (layer.b, layer.c, layer.x)
+        self.bcx = packer.product(torch.cat([part.weight for part in parts]))
+        self.o = packer.product(layer.o.weight, layer.o.bias)
+
+    def forward(self, x_BRD: Tensor, _source, batch, _table, kept) -> Tensor:
+        """`batch`: inference.slots.Batch; `kept`: rows of this layer, slot 1 S D, and nothing."""
+        b, c, x = self.bcx(x_BRD).chunk(3, -1)
+        rows, slot_R, at_R = kept[0][:, 0], batch.slot_R, batch.at_R
+        rows[slot_R, at_R] = (b * x)[0].float()
+        back_K = torch.arange(self.taps.size(-1) - 1, -1, -1)
+        z_RKD = rows[slot_R[:, None], (at_R[:, None] - back_K).clamp(min=0)]
+        y_RD = mixed(z_RKD, self.taps, at_R[:, None])[:, 0]
+        return self.o(c * y_RD[None].type_as(c))
 
 
 def _joint(attention: Attention, heads: tuple[int, int]) -> PackedNorm | None:

@@ -16,6 +16,7 @@ Letters as in models/transformer.py; R are the rows of a step.
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, cast
 
@@ -182,9 +183,12 @@ class Slots:
         self.slots, self.capacity = slots, min(capacity, s.context)
         self.vocabulary = s.vocabulary
         self.places = torch.arange(self.capacity + 1)[None]
-        size = (slots, s.kv_heads, self.capacity, s.head_width)
-        self.layers = [((torch.empty(size), torch.empty(size)), None) for _ in range(s.depth)]
-        self.bytes_per_token = 2 * 4 * s.depth * s.kv_heads * s.head_width
+        sizes = [_kept_a_token(s, s.kind(layer)) for layer in range(s.depth)]
+        self.layers = [
+            (tuple(torch.empty(slots, heads, self.capacity, width) for heads, width in both), None)
+            for both in sizes
+        ]
+        self.bytes_per_token = 4 * sum(heads * width for both in sizes for heads, width in both)
         self.tables: dict[Rotary, tuple[Tensor, Tensor]] = {}
         scalings = {r.scaling for kind in s.pattern if (r := s.rotary_of(kind)) is not None}
         self.pages = not scalings & set(GROWING)  # else the same token may have other keys
@@ -226,22 +230,23 @@ class Slots:
 
     @torch.inference_mode()
     def page(self, slot: int, start: int, end: int) -> Tensor | None:
-        """A copy of the keys and values of some positions, depth 2 G S K; None when keys of this
-        model mean something only within their text."""
+        """A copy of what is kept of some positions, S × numbers; None when keys of this model mean
+        something only within their text."""
         if not self.pages:
             return None
-        both = [
-            torch.stack((k[slot, :, start:end], v[slot, :, start:end])) for (k, v), _ in self.layers
-        ]
-        return torch.stack(both)
+        kept = [t[slot, :, start:end].transpose(0, 1).flatten(1) for t in self._tensors()]
+        return torch.cat(kept, 1)
 
     @torch.inference_mode()
     def put(self, slot: int, start: int, page: Tensor) -> None:
-        """Give a slot the keys and values of a page, from `start` on."""
-        end = start + page.size(3)
-        for ((keys, values), _), (k, v) in zip(self.layers, page, strict=True):
-            keys[slot, :, start:end] = k
-            values[slot, :, start:end] = v
+        """Give a slot what a page has kept, from `start` on."""
+        end, kept = start + page.size(0), list(self._tensors())
+        parts = page.split([t.size(1) * t.size(3) for t in kept], 1)
+        for tensor, part in zip(kept, parts, strict=True):
+            tensor[slot, :, start:end] = part.unflatten(1, (-1, tensor.size(3))).transpose(0, 1)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (tensor for both, _ in self.layers for tensor in both)
 
     @torch.inference_mode()
     def embed(self, ids: list[int]) -> Tensor:
@@ -252,6 +257,12 @@ class Slots:
             hidden, ends = self._hidden([Part(0, start, part, len(ids), False)])
             total += hidden[: ends[0]].double().sum(0)
         return unit(total)
+
+
+def _kept_a_token(shape: Shape, kind: str) -> tuple[tuple[int, int], ...]:
+    """Heads and width of what a layer keeps: keys and values, or the rows of a convolution."""
+    keys = (shape.kv_heads, shape.head_width)
+    return ((1, shape.width),) if kind == "C" else (keys, keys)
 
 
 @dataclass

@@ -222,8 +222,8 @@ def grown_config(shape: Shape) -> dict[str, Any]:
     """The config.json of a shape that was grown here. Raises OnsilError when a word of the shape
     would be lost in it: another tool would run another model."""
     settings = config_of(shape)
-    read = shape_of(settings).as_dict()
-    lost = {name: value for name, value in shape.as_dict().items() if read[name] != value}
+    read, told = (layer_by_layer(s).as_dict() for s in (shape_of(settings), shape))
+    lost = {name: value for name, value in told.items() if read[name] != value}
     if lost:
         told, kind = ", ".join(f"{k}={v}" for k, v in lost.items()), settings["model_type"]
         raise OnsilError(
@@ -239,6 +239,11 @@ def grown_config(shape: Shape) -> dict[str, Any]:
             ),
         )
     return settings
+
+
+def layer_by_layer(shape: Shape) -> Shape:
+    """The same shape with its pattern written out to the depth."""
+    return replace(shape, pattern="".join(map(shape.kind, range(shape.depth))))
 
 
 def save(

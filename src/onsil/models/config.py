@@ -28,7 +28,7 @@ LIMITS: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 2**20),
     **dict.fromkeys(
         ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "moe_intermediate_size",
-         "encoder_ffn_dim", "decoder_ffn_dim"), 2**24,
+         "encoder_ffn_dim", "decoder_ffn_dim", "block_ff_dim"), 2**24,
     ),
     **dict.fromkeys(
         ("num_attention_heads", "n_head", "num_heads", "num_key_value_heads", "head_dim", "d_kv",
@@ -44,7 +44,7 @@ SWITCHES = frozenset((
     "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "qk_layernorm",
     "use_parallel_residual", "use_qkv_bias", "norm_topk_prob", "use_post_norm", "truncate",
     "scale_attn_weights", "scale_embedding", "do_layer_norm_before", "enable_bias",
-    "share_encoder_decoder_embeddings",
+    "share_encoder_decoder_embeddings", "block_auto_adjust_ff_dim", "tie_embedding",
 ))  # fmt: skip
 LEAST = {  # whole numbers that may be smaller than a size
     "sliding_window": 0, "window_size": 0, "max_window_layers": 0, "rotary_dim": 0,
@@ -53,7 +53,7 @@ LEAST = {  # whole numbers that may be smaller than a size
 POSITIVE = frozenset((
     "rope_theta", "rope_local_base_freq", "rotary_emb_base", "factor", "low_freq_factor",
     "high_freq_factor", "beta_fast", "beta_slow", "query_pre_attn_scalar", "rms_norm_eps",
-    "layer_norm_eps", "layer_norm_epsilon",
+    "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "block_ffn_dim_multiplier",
 ))  # fmt: skip
 SHARES = frozenset(("partial_rotary_factor", "rotary_pct", "rope_pct"))
 KINDS = ("sliding_attention", "full_attention")  # of layers
@@ -93,6 +93,8 @@ def is_sound(family: str, key: str, value: Any) -> bool:
             return letters or is_whole(value, 0 if family == "exaone4" else 1, 2**12)
         case "layer_types" | "attention_layers":
             return is_list(value, lambda kind: isinstance(kind, str))
+        case "full_attn_idxs":
+            return is_list(value, lambda layer: is_whole(layer, 0, 2**12))
         case "no_rope_layers":
             return is_list(value, lambda rotary: rotary in (0, 1))
         case "attention_types":

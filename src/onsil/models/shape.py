@@ -48,10 +48,11 @@ class Shape:
     writes: Literal["tokens", "vectors"] = "tokens"  # vectors: hidden states, no vocabulary head
     causal: bool = True
     cross: bool = False  # looks at the states of an encoder between attention and MLP
-    # A letter a layer, repeated to the depth: G sees all, L the last `window`, N all without rotary
-    # and S all by their sums (linear attention)
+    # A letter a layer, repeated to the depth: G sees all, L the last `window`, N all without
+    # rotary, S all by their sums (linear attention), C the last `taps` (LFM2's short convolution)
     pattern: str = "G"
     window: int = 0
+    taps: int = 3
     # pre x+f(n(x)) · post n(x+f(x)) · output x+n(f(x)) · sandwich x+n'(f(n(x)))
     # · parallel x+attention(n(x))+mlp(n'(x)) · shared: parallel with n' = n
     wiring: Literal["pre", "post", "output", "sandwich", "parallel", "shared"] = "pre"
@@ -163,11 +164,17 @@ class Shape:
                 "these are for stacks that read tokens in their order",
                 "토큰을 차례대로 읽는 모델에만 둘 수 있습니다",
             )
-        if set(self.pattern) - set("GLNS"):
+        if set(self.pattern) - set("GLNSC"):
             raise _impossible(
                 f"pattern={self.pattern!r}",
-                "a layer is G, L, N or S",
-                "층은 G, L, N, S 중 하나입니다",
+                "a layer is G, L, N, S or C",
+                "층은 G, L, N, S, C 중 하나입니다",
+            )
+        if "C" in self.pattern and not (self.causal and 1 <= self.taps <= 2**10):
+            raise _impossible(
+                f"pattern={self.pattern!r}, taps={self.taps}, causal={self.causal}",
+                "a convolution has 1 to 1024 taps and looks back only",
+                "합성곱 층은 탭이 1개에서 1024개까지이고 앞쪽만 봅니다",
             )
         if "S" in self.pattern and (self.positions in ("relative", "alibi") or self.score_cap):
             raise _impossible(
@@ -183,16 +190,17 @@ class Shape:
             )
 
     def kind(self, layer: int) -> str:
-        """G, L, N or S: what layer number `layer` sees."""
+        """G, L, N, S or C: what layer number `layer` sees."""
         return self.pattern[layer % len(self.pattern)]
 
     def tables_in(self, layer: int) -> bool:
         """Whether this layer has a table of values."""
-        return self.value_tables and layer % 2 == (self.depth - 1) % 2
+        wanted = self.value_tables and layer % 2 == (self.depth - 1) % 2
+        return wanted and self.kind(layer) != "C"
 
     def rotary_of(self, kind: str) -> Rotary | None:
         """The rotary positions of a layer of this kind; None when it has none."""
-        if self.positions != "rotary" or kind == "N":
+        if self.positions != "rotary" or kind in "NC":
             return None
         return self.local_rotary if kind == "L" and self.local_rotary else self.rotary
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onsil.models.attention import Attention, Cache, Linear, Norm, View, Views, before
+from onsil.models.convolution import ShortConvolution
 from onsil.models.positions import sinusoids
 from onsil.models.shape import Shape
 
@@ -88,7 +89,10 @@ class Block(nn.Module):
     def __init__(self, shape: Shape, layer: int):
         super().__init__()
         self.shape, wiring = shape, shape.wiring
-        self.attention = Attention(shape, shape.kind(layer), tables=shape.tables_in(layer))
+        kind = shape.kind(layer)
+        attends = kind != "C"
+        self.attention = Attention(shape, kind, tables=shape.tables_in(layer)) if attends else None
+        self.convolution = None if attends else ShortConvolution(shape)
         self.attention_norm = Norm(shape, shape.width)
         self.cross = Attention(shape, cross=True) if shape.cross else None
         self.cross_norm = Norm(shape, shape.width) if shape.cross else None
@@ -103,7 +107,8 @@ class Block(nn.Module):
     def forward(self, x, views: Views, table, source, source_views, cache) -> Tensor:
         own, other = (None, None) if cache is None else cache
         table = table if self.relative is None else self.relative
-        attend = lambda h: self.attention(h, h, views, table, own)  # noqa: E731
+        mix: Any = self.convolution if self.attention is None else self.attention
+        attend = lambda h: mix(h, h, views, table, own)  # noqa: E731
         if self.shape.wiring in ("parallel", "shared"):
             h = self.attention_norm(x)
             return x + attend(h) + self.mlp(h if self.mlp_norm is None else self.mlp_norm(x))
@@ -182,10 +187,14 @@ class Transformer(nn.Module):
                 parameter.data.fill_(0.0 if self.shape.norm == "rms+1" else 1.0)
             elif parameter.dim() < 2 or id(parameter) in norms:
                 parameter.data.fill_(START_SHIFT if wide and name.endswith(".shift") else 0.0)
+            elif name.endswith(".taps"):
+                reach = self.shape.taps**-0.5
+                parameter.data.uniform_(-reach, reach, generator=generator)
             elif wide:
                 self._start_wide(name, parameter.data, generator)
             else:
                 ends = ("attention.o.weight", "cross.o.weight", "mlp.down.weight", "mlp.down")
+                ends += ("convolution.o.weight",)
                 std = 0.02 / (2 * self.shape.depth) ** 0.5 if name.endswith(ends) else 0.02
                 parameter.data.normal_(0.0, std, generator=generator)
         if wide and self.skips is not None:

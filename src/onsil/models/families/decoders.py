@@ -7,7 +7,7 @@ to add another. A family's facts are those of its config and model file in trans
 from collections.abc import Callable
 from typing import Any
 
-from onsil.models.config import Config, rope, sizes, stack_sizes, windows
+from onsil.models.config import LIMITS, Config, is_whole, rope, sizes, stack_sizes, windows
 from onsil.models.shape import Rotary, Shape
 
 # ── LLaMA and those that say they are ───────────────────────────────────────────────────────────
@@ -138,6 +138,37 @@ def qwen3_moe(c: Config) -> dict[str, Any]:
     return {"qk_norm": "head", **mixture(c), **window_where_used(c)} | renormalised | hidden
 
 
+def lfm2(c: Config) -> dict[str, Any]:
+    """Most layers are short convolutions; the width of its MLP is said before it is adjusted."""
+    c.only("conv_bias", False)
+    every_layer = range(c.number("num_hidden_layers"))
+    full = c.get("full_attn_idxs", default=every_layer)
+    usual = ["full_attention" if i in full else "conv" for i in every_layer]
+    types = c.get("layer_types", default=usual)
+    if any(kind not in ("full_attention", "conv") for kind in types):
+        raise c.wrong("layer_types", f"{types!r}", f"{types!r}입니다")
+    hidden = c.number("block_ff_dim", "intermediate_size")
+    if c.get("block_auto_adjust_ff_dim", default=True):
+        hidden, share = 2 * hidden // 3, c.raw.get("block_ffn_dim_multiplier", 1.0)
+        if share is not None:
+            step = c.number("block_multiple_of", default=256)
+            hidden = -(-int(share * hidden) // step) * step
+    if not is_whole(hidden, 1, LIMITS["intermediate_size"]):
+        raise c.wrong("block_ff_dim", f"{hidden} when adjusted", f"조정하면 {hidden}입니다")
+    return {
+        "norm_epsilon": c.real("norm_eps", default=1e-5),
+        "qk_norm": "head",
+        "hidden": hidden,
+        "activation": "silu",
+        "bias": "",
+        "pattern": "".join("C" if kind == "conv" else "G" for kind in types),
+        "taps": c.number("conv_L_cache", default=3),
+        "rotary": rope(c, base=1_000_000.0),
+        "context": c.number("max_position_embeddings", default=128_000),
+        "tied": c.switch("tie_embedding", default=c.switch("tie_word_embeddings", default=True)),
+    }
+
+
 # What each says differently from LLaMA.
 LLAMA_LIKE: dict[str, Callable[[Config], dict[str, Any]]] = {
     "llama": lambda c: {},
@@ -161,6 +192,7 @@ LLAMA_LIKE: dict[str, Callable[[Config], dict[str, Any]]] = {
     "hyperclovax": hyperclovax,
     "olmo2": lambda c: {"wiring": "output", "qk_norm": "all"},
     "smollm3": smollm3,
+    "lfm2": lfm2,
 }
 
 

@@ -1,4 +1,5 @@
-"""The config.json of what grew here: qwen3 for decoders, bert for encoders."""
+"""The config.json of what grew here: qwen3 for decoders, lfm2 for those with convolutions, bert for
+encoders."""
 
 from typing import Any
 
@@ -17,6 +18,20 @@ def config_of(shape: Shape) -> dict[str, Any]:
         "tie_word_embeddings": shape.tied,
         "dtype": "float32",
     }
+    rotary = {"rope_type": "default", "rope_theta": shape.rotary.base}
+    if "C" in shape.pattern:
+        kinds = [shape.kind(layer) for layer in range(shape.depth)]
+        return common | {
+            "model_type": "lfm2",
+            "architectures": ["Lfm2ForCausalLM"],
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_width,
+            "norm_eps": shape.norm_epsilon,
+            "layer_types": ["conv" if kind == "C" else "full_attention" for kind in kinds],
+            "conv_L_cache": shape.taps,
+            "block_auto_adjust_ff_dim": False,
+            "rope_parameters": rotary,
+        }
     if shape.causal:
         return common | {
             "model_type": "qwen3",
@@ -26,7 +41,7 @@ def config_of(shape: Shape) -> dict[str, Any]:
             "hidden_act": shape.activation,
             "rms_norm_eps": shape.norm_epsilon,
             "attention_bias": bool(shape.bias),
-            "rope_parameters": {"rope_type": "default", "rope_theta": shape.rotary.base},
+            "rope_parameters": rotary,
         }
     return common | {
         "model_type": "bert",

@@ -1,0 +1,52 @@
+"""A layer that mixes each token with the few before it: LFM2's gated short convolution.
+
+    y_t = o(c_t · Σ_j taps_j · (b · x)_{t−j}),  b, c, x = products of the layer's input
+
+(Liquid AI 2025, "LFM2 Technical Report", §2; `modeling_lfm2.py` of transformers.) Each channel has
+`taps` weights of its own. What a later token needs of the earlier ones is taps − 1 rows, however
+long the text is; so a stack most of whose layers are such keeps small caches, and a single layer of
+attention above one can look for what followed the same token before.
+
+Left out: biases (no published checkpoint has them).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onsil.models.attention import Linear, Views
+from onsil.models.shape import Shape
+
+
+class ShortConvolution(nn.Module):
+    """Stands where `Attention` would; letters as in transformer.py, K is the number of taps."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        D = shape.width
+        self.b, self.c, self.x = (Linear(D, D, bias=False) for _ in range(3))
+        self.taps = nn.Parameter(torch.zeros(D, 1, shape.taps))  # the last is the token's own
+        self.o = Linear(D, D, bias=False)
+
+    def forward(self, x_BTD: Tensor, _source, views: Views, _table, cache: Any) -> Tensor:
+        """B T D. `cache`: the K − 1 rows before the first, B K−1 D."""
+        z_BTD = self.b(x_BTD) * self.x(x_BTD)
+        ahead = self.taps.size(-1) - 1
+        first = cache[0] if cache else z_BTD.new_zeros(z_BTD.size(0), ahead, z_BTD.size(-1))
+        z_BTD = torch.cat((first, z_BTD), 1)
+        if cache is not None:
+            cache[:] = (z_BTD[:, z_BTD.size(1) - ahead :],)
+        return self.o(self.c(x_BTD) * mixed(z_BTD, self.taps, views.q_BT))
+
+
+def mixed(z_BSD: Tensor, taps_D1K: Tensor, at_BT: Tensor) -> Tensor:
+    """B T D: each row with the K − 1 before it, each times its tap. `z` has K − 1 rows in front;
+    `at`: positions, so that no document looks into the one before it."""
+    T, taps = at_BT.size(1), taps_D1K.to(z_BSD.dtype).squeeze(1).T
+    y_BTD = z_BSD[:, -T:] * taps[-1]
+    for back in range(1, len(taps)):
+        start = z_BSD.size(1) - T - back
+        earlier = z_BSD[:, start : start + T].masked_fill((at_BT < back)[..., None], 0)
+        y_BTD = y_BTD + earlier * taps[-1 - back]
+    return y_BTD
