@@ -240,7 +240,7 @@ def test_one_bad_file_never_stops_the_rest(tmp_path: Path):
     documents, skipped = read_folder(folder, scan(folder))
     assert [(d.path, d.format, d.title) for d in documents] == [
         ("a.docx", "docx", "인사 규정"),
-        ("규정.txt", "text", "제1조(목적)"),
+        ("규정.txt", "text", "규정"),
         ("하위/b.MD", "markdown", "안내"),
     ]
     reasons = {row["path"]: row["reason_en"] for row in skipped}

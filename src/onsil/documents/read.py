@@ -32,7 +32,8 @@ from onsil.documents.formats import (
 from onsil.documents.members import Member
 from onsil.documents.office import convert, disguised
 from onsil.documents.sandbox import Parsed, Sandbox, sandbox
-from onsil.documents.structure import promote_headings
+from onsil.documents.structure import promote_headings, title_of
+from onsil.documents.tables import titles_apart
 from onsil.documents.types import Document, FileRef, write_documents
 from onsil.errors import OnsilError, say
 from onsil.lineage import Artifact, Run, Workspace, stage
@@ -51,7 +52,7 @@ def read(ws: Workspace, folder: Path) -> Artifact:
     return read_files(ws, files=scan(folder), run={"source": folder})
 
 
-@stage(version=3)
+@stage(version=4)
 def read_files(*, files: list[FileRef], out: Path, run: Run) -> dict:
     """Read the listed files; `documents.jsonl` holds what was read, `skipped.jsonl` the rest."""
     documents, skipped = read_folder(run.source, files)
@@ -228,11 +229,11 @@ def _spelled(path: Path) -> str:
 
 
 def _document(ref: FileRef, form: str, parsed: Parsed) -> Document:
-    blocks = tuple(promote_headings(parsed.blocks))
+    apart = (part for block in parsed.blocks for part in titles_apart(block))
+    blocks = tuple(promote_headings(apart))
     if not any(b.text.strip() or b.rows for b in blocks):
         raise _no_text()
-    headings = (block.text for block in blocks if block.kind == "heading")
-    title = parsed.title.strip() or next(headings, "") or Path(ref.path).stem
+    title = parsed.title.strip() or title_of(blocks) or Path(ref.path).stem
     return Document(ref.path, ref.sha256, form, title, blocks)
 
 

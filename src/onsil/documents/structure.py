@@ -11,7 +11,7 @@ headings only where the format says so.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from onsil.documents.types import Block
@@ -30,12 +30,28 @@ CITATION = re.compile(  # after a space: the line goes on citing, so the article
 )
 SUPPLEMENT = re.compile(r"부\s*칙(\s*[<(（\[].*)?$")
 SENTENCE = re.compile(r"([다요음함]\.|[.?!,])$")
+LONGEST_TITLE = 40  # characters
 LONGEST = 80  # characters; a longer line is a sentence even if it starts like a heading
 
 
 def promote_headings(blocks: Iterable[Block]) -> list[Block]:
     """The same blocks with the headings of Korean rules marked as headings."""
     return [promoted for block in blocks for promoted in _promote(block)]
+
+
+def title_of(blocks: Sequence[Block]) -> str:
+    """What a document that states no title is called: its first heading. Where that is a numbered
+    part, as the first of every rule is, the line above it all, unless that is a sentence or says
+    something of the document («시행일: …»); else nothing."""
+    first = next((i for i, block in enumerate(blocks) if block.kind == "heading"), None)
+    if first is None:
+        return ""
+    if _heading(blocks[first].text) is None:
+        return blocks[first].text
+    above = (block.text.split("\n") for block in blocks[:first] if block.kind == "paragraph")
+    line = next((line.strip() for lines in above for line in lines if line.strip()), "")
+    named = len(line) <= LONGEST_TITLE and ":" not in line and not SENTENCE.search(line)
+    return line if named else ""
 
 
 def _promote(block: Block) -> Iterator[Block]:

@@ -4,8 +4,10 @@ A merged cell is repeated in every place it covers, so that each row can be read
 still says which group it belongs to when a passage is cut out of the table.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from onsil.documents.types import Block
 
 WIDEST_SPAN = 200  # a span beyond this is a broken file, not a table
 
@@ -35,6 +37,36 @@ def grid(source: Iterable[Iterable[Cell]]) -> tuple[tuple[str, ...], ...]:
             column += _span(cell.columns)
         rows.append([row.get(i, "") for i in range(max(row, default=-1) + 1)])
     return _trim(rows)
+
+
+def titles_apart(block: Block) -> Iterator[Block]:
+    """A table without the rows around it that are none of its records: titles above, which taken
+    for the row of heads would leave the columns without names; notes below, which have no column
+    that is theirs."""
+    rows, first, last = block.rows, 0, len(block.rows)
+    while first < last and _alone(rows[first]):
+        first += 1
+    while last > first and (_alone(rows[last - 1]) or _is_note(rows[last - 1])):
+        last -= 1
+    if last - first < 2:
+        yield block
+        return
+    yield from (Block("paragraph", max(row)) for row in rows[:first])
+    yield replace(block, rows=rows[first:last])
+    for row in rows[last:]:
+        text, *rest = dict.fromkeys(filter(None, row))
+        yield Block("paragraph", f"{text}: {' / '.join(rest)}" if rest else text)
+
+
+def _alone(row: tuple[str, ...]) -> bool:
+    """Whether a row has one text, in one cell or in all that it was merged over."""
+    return len(row) > 1 and len(set(row) - {""}) == 1
+
+
+def _is_note(row: tuple[str, ...]) -> bool:
+    """Whether a row of a wide table ends before the middle of it."""
+    last = max((i for i, text in enumerate(row, 1) if text), default=0)
+    return len(row) >= 6 and 2 * last < len(row)
 
 
 def _span(count: int) -> int:

@@ -19,7 +19,15 @@ SENTENCE = re.compile(
 )
 DATE = r"(\d{4})\s*[.년-]\s*(\d{1,2})\s*[.월-]\s*(\d{1,2})"
 IN_FORCE = re.compile(r"(?:시행일?|개정일?)\s*[:：]?\s*\(?\s*" + DATE)
-EDITION = re.compile(r"[\s_\-()]*(?:v\d+|\d{4}|개정|구|신|최종|전부개정|일부개정)[\s_\-()년판]*")
+# A year, and words that stand alone: the 구 of 구매 and the 신 of 신규 name no edition.
+EDITION = re.compile(
+    r"(?<!\d)(?:19|20)\d\d년?(?!\d)|"
+    r"(?<![가-힣a-z])(?:v\d+|(?:전부|일부)?개정|구|신|최종)(?:판|본|안)?(?![가-힣a-z\d])",
+    re.IGNORECASE,
+)
+
+CODE = re.compile(r"(?!(?:19|20)\d\d$)[A-Za-z]{0,4}[-_.]?\d[\d./:_-]*")  # no bare year
+NAMED, LONGEST_LABEL = re.compile(r"[가-힣]{2}|[A-Za-z]{3}"), 30
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def in_force(document: Document) -> tuple[int, int, int]:
 
 def rule_name(document: Document) -> str:
     """The title without its edition: two versions of one rule share it."""
-    return re.sub(r"\W+", "", EDITION.sub(" ", document.title)).lower()
+    return re.sub(r"[\W_]+", "", EDITION.sub(" ", document.title)).lower()
 
 
 def passages_of(documents: tuple[Document, ...]) -> list[Passage]:
@@ -110,22 +118,42 @@ def _packed(lines: list[str]) -> Iterator[str]:
 
 
 def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
-    """«label · column: cell / column: cell» for each row under the heads, which name columns. A
-    cell that was merged across columns is said once."""
+    """«label · column: cell / column: cell» for each row under the heads, which name columns; one
+    line a row, whatever line breaks its cells have. A cell that was merged across columns is said
+    once."""
+    rows = tuple(tuple(" ".join(cell.split()) for cell in row) for row in rows)
     if len(rows) < 2:
         return [" / ".join(row) for row in rows]
     heads = 2 if two_heads(rows) else 1
     names = [" ".join(dict.fromkeys(column)) for column in zip(*rows[:heads], strict=False)]
+    label = label_column(rows[heads:])
     lines = []
     for row in rows[heads:]:
         pairs = list(zip(names, row, strict=False))
-        apart = [pair for pair, before in zip(pairs[1:], pairs, strict=False) if pair != before]
-        cells = [f"{name}: {cell}" if name else cell for name, cell in apart if cell]
+        apart = [
+            pair
+            for i, pair in enumerate(pairs)
+            if i != label and pair[1] and (not i or pair != pairs[i - 1])
+        ]
+        cells = [f"{name}: {cell}" if name else cell for name, cell in apart]
         if len(set(row)) == 1:
             lines.append(row[0])
         elif row:
-            lines.append(f"{row[0]} · {' / '.join(cells)}")
+            lines.append(f"{row[label]} · {' / '.join(cells)}")
     return [line for line in lines if line]
+
+
+def label_column(rows: tuple[tuple[str, ...], ...]) -> int:
+    """Which column says what a row is about: the first; where that holds codes, serial numbers or
+    dates, the first that names each row."""
+    columns = list(zip(*rows, strict=False))
+    if not columns or 2 * sum(map(bool, map(CODE.fullmatch, columns[0]))) <= len(rows):
+        return 0
+    for i, column in enumerate(columns):
+        named = [cell for cell in column if NAMED.search(cell) and len(cell) <= LONGEST_LABEL]
+        if 2 * len(named) > len(rows) and 5 * len(set(column)) >= 4 * len(rows):
+            return i
+    return 0
 
 
 def two_heads(rows: tuple[tuple[str, ...], ...]) -> bool:

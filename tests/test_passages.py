@@ -1,0 +1,129 @@
+"""What a document is called, which of two is newer, and what the rows of its tables say."""
+
+from pathlib import Path
+
+import pytest
+
+from onsil.documents.read import read_folder, scan
+from onsil.documents.tables import titles_apart
+from onsil.documents.types import Block, Document
+from onsil.retrieval.passages import label_column, passages_of, rule_name, table_lines
+
+LISTED = """행사 물품 대여 목록 (시행일: 2025년 8월 1일),,,,,,
+관리번호,품목,수량,보관 장소,보증금,담당,비고
+R-01,휠체어,4대,안내데스크,없음,총무팀,신분증을 맡긴다
+R-02,접이식 텐트,6동,창고,"20,000원",총무팀,
+R-03,캠코더,2대,정보화팀,"50,000원",정보화팀,
+안내,이틀 전까지 신청한다,,,,,
+안내 2,늦게 돌려줄 때,하루마다 보증금의 10퍼센트를 뺀다,,,,
+※ 문의는 총무팀,,,,,,
+"""
+
+
+def read_all(folder: Path, files: dict[str, str]) -> dict[str, Document]:
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    documents, skipped = read_folder(folder, scan(folder))
+    assert not skipped
+    return {document.path: document for document in documents}
+
+
+ARTICLES = "제1조(목적) 이 지침은 업무를 정한다.\n제2조(신청) 신청은 {} 전까지 한다.\n"
+
+
+def test_rules_in_plain_text_are_called_by_the_line_above_their_first_article(tmp_path):
+    """Four rules that all begin with 제1조(목적) are no four versions of one."""
+    read = read_all(
+        tmp_path,
+        {
+            "차량.txt": "공용차량 관리지침\n시행일: 2023년 3월 1일\n\n" + ARTICLES.format("하루"),
+            "당직.txt": "당직근무 지침\n시행일: 2023년 11월 1일\n\n" + ARTICLES.format("이틀"),
+            "재택_2021.txt": "재택근무 지침\n시행일: 2021년 4월 1일\n\n" + ARTICLES.format("3일"),
+            "재택_2024.txt": "재택근무 지침\n시행일: 2024년 9월 1일\n\n" + ARTICLES.format("5일"),
+            "보존작업.txt": "시행일: 2024년 12월 1일\n\n" + ARTICLES.format("7일"),
+            "안내.txt": "이 글은 새로 온 사람을 위해 씁니다.\n\n" + ARTICLES.format("9일"),
+            "회의.md": "머리말\n\n# 주간 회의\n\n회의는 월요일에 한다.",
+        },
+    )
+    assert {path: document.title for path, document in read.items()} == {
+        "차량.txt": "공용차량 관리지침",
+        "당직.txt": "당직근무 지침",
+        "재택_2021.txt": "재택근무 지침",
+        "재택_2024.txt": "재택근무 지침",
+        "보존작업.txt": "보존작업",  # the line above says something of the document
+        "안내.txt": "안내",  # … or is a sentence
+        "회의.md": "주간 회의",
+    }
+    passages = passages_of(tuple(read.values()))
+    assert {p.document for p in passages if p.superseded} == {"재택_2021.txt"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("여비규정_2022", "여비 규정 (2025년)", True),
+        ("여비규정(구)", "여비규정", True),
+        ("여비 규정 개정안", "여비 규정 v2", True),
+        ("문화행사일정_2025하반기", "문화행사일정_2024하반기", True),
+        ("구매업무 지침", "매업무 지침", False),
+        ("신규입사자 안내", "규입사자 안내", False),
+        ("연구윤리규정", "연윤리규정", False),
+        ("제12345호 지침", "제2345호 지침", False),
+    ],
+)
+def test_an_edition_is_a_year_or_a_word_of_its_own(one, other, same):
+    def called(title: str) -> str:
+        return rule_name(Document(title, "", "text", title, ()))
+
+    assert (called(one) == called(other)) == same
+
+
+def test_a_title_above_a_table_and_notes_below_it_are_no_rows(tmp_path):
+    read = read_all(tmp_path, {"물품.csv": LISTED})
+    kinds = [(block.kind, block.text) for block in read["물품.csv"].blocks]
+    assert kinds == [
+        ("paragraph", "행사 물품 대여 목록 (시행일: 2025년 8월 1일)"),
+        ("table", ""),
+        ("paragraph", "안내: 이틀 전까지 신청한다"),
+        ("paragraph", "안내 2: 늦게 돌려줄 때 / 하루마다 보증금의 10퍼센트를 뺀다"),
+        ("paragraph", "※ 문의는 총무팀"),
+    ]
+    (passage,) = passages_of(tuple(read.values()))
+    assert passage.text.split("\n")[1:3] == [
+        "휠체어 · 관리번호: R-01 / 수량: 4대 / 보관 장소: 안내데스크 / 보증금: 없음 / "
+        "담당: 총무팀 / 비고: 신분증을 맡긴다",
+        "접이식 텐트 · 관리번호: R-02 / 수량: 6동 / 보관 장소: 창고 / 보증금: 20,000원 / "
+        "담당: 총무팀",
+    ]
+
+
+def test_rows_are_not_taken_apart_where_nothing_would_stay():
+    for rows in ((("제목", ""),), (("제목", ""), ("값", "3")), (("가",), ("나",), ("다",))):
+        block = Block("table", rows=rows)
+        assert [*titles_apart(block)] == [block]
+    short = (("이름", "값"), ("물", "3"), ("불", ""))  # two columns: no row is a note
+    assert [part.kind for part in titles_apart(Block("table", rows=short))] == [
+        "table",
+        "paragraph",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "label"),
+    [
+        ((("R-01", "휠체어"), ("R-02", "텐트")), 1),
+        ((("1", "지적일", "복도"), ("2", "지적일", "전산실")), 2),  # what tells rows apart
+        ((("2025-09-06", "토", "10:00", "음악회"), ("2025-09-17", "수", "9:00", "강좌")), 3),
+        ((("2023", "예산 감소"), ("2024", "예산 증가")), 0),  # a year is a name
+        ((("본관", "1층"), ("본관", "2층")), 0),
+        ((("1", "10"), ("2", "20")), 0),
+        ((), 0),
+    ],
+)
+def test_the_label_of_a_row_is_its_name_and_not_its_number(rows, label):
+    assert label_column(rows) == label
+
+
+def test_a_cell_of_several_lines_is_one_line():
+    rows = (("구분\n(필수/선택)", "설명"), ("항목", "첫째 줄\n둘째 줄"))
+    assert table_lines(rows) == ["항목 · 설명: 첫째 줄 둘째 줄"]
