@@ -47,7 +47,7 @@ def test_it_learns_the_order_of_the_tokens_just_before(compute, tmp_path):
         model = Transformer(shape_of(pattern), compute).initialise(0)
         weights = dict(model.named_parameters())
         matrices = {name for name, w in weights.items() if is_matrix(name, w)}
-        moved = {f"blocks.0.convolution.{part}.weight" for part in "bcxo"}
+        moved = {f"blocks.0.convolution.{part}.weight" for part in ("bcx", "o")}
         assert (moved <= matrices) == (pattern == "C")  # by Muon
         scratch = tmp_path / pattern
         scratch.mkdir()

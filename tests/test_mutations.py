@@ -162,8 +162,6 @@ EXCHANGED = {
     "the two norms of a block": ("opt", "attention_norm", "mlp_norm"),
     "the outer norms of a block": ("gemma2", "attention_norm_out", "mlp_norm_out"),
     "queries' norm and keys'": ("qwen3", "q_norm", "k_norm"),
-    "gates before and after a convolution": ("lfm2", "convolution.b", "convolution.c"),
-    "what is mixed and the gate after it": ("lfm2", "convolution.x", "convolution.c"),
 }
 
 

@@ -119,6 +119,29 @@ def test_muon_gives_every_neuron_its_share_and_decays_only_what_the_step_shrinks
     assert torch.allclose((decayed - plain)[told], 0.5 * (plain[told] > 0), atol=1e-3)
 
 
+@pytest.mark.parametrize("rows", [8, 24])
+def test_a_muon_step_of_rows_on_several_workers_is_the_step_of_the_whole(rows):
+    """FSDP2 lays rows of a matrix on the workers; a mean over them is then the mean of parts."""
+    from torch import distributed
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    draw = torch.Generator().manual_seed(0)
+    first, *gradients = (torch.randn(rows, 16, generator=draw) for _ in range(4))
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        laid = lambda whole: distribute_tensor(whole.clone(), mesh, [Shard(0)])  # noqa: E731
+        whole, parts = first.clone().requires_grad_(), laid(first).requires_grad_()
+        for weight, of in ((whole, torch.clone), (parts, laid)):
+            optimizer = Muon([weight], lr=0.01)
+            for gradient in gradients:
+                weight.grad = of(gradient)
+                optimizer.step()
+        assert torch.equal(whole, parts.full_tensor()) and not torch.equal(whole, first)
+    finally:
+        distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize(
     ("make", "recipe", "stop_after"),
     [(decoder_shape, MUON, 1), (decoder_shape, MUON, 7), (race_shape, RACE, 12)],

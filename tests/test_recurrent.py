@@ -344,12 +344,12 @@ def remembered(cell: str, peak: float, gap: int, scratch) -> float:
         return torch.cat((symbols, sign.expand(-1, blanks) * 0, sign, symbols), 1)
 
     def loss_of(k):
-        ids = batch(min(gap, 1 + round(gap * k / 360)), 32, k)
+        ids = batch(min(gap, 1 + round(gap * k / 600)), 32, k)
         return F.cross_entropy(model.logits(ids)[:, -2], ids[:, -1], reduction="sum"), 32
 
     model = RecurrentLM(RecurrentShape(10, 64, 1, cell)).initialise(0)
     scratch.mkdir()
-    taught(model, loss_of, 600, peak, scratch)
+    taught(model, loss_of, 1000, peak, scratch)
     ids = batch(gap, 512, 10**6)
     with torch.no_grad():
         return float((model.logits(ids)[:, -2].argmax(1) == ids[:, -1]).float().mean())
@@ -357,24 +357,19 @@ def remembered(cell: str, peak: float, gap: int, scratch) -> float:
 
 @pytest.mark.slow
 def test_over_a_hundred_steps_gates_remember_and_the_plain_cell_does_not(tmp_path):
-    """The plain cell gets three learning rates, and shows over two steps that it can be taught."""
+    """Every cell gets the same three learning rates, and the plain one shows over two steps that it
+    can be taught."""
+    rates = (5e-3, 2e-3, 1e-3)
+    cases = [(cell, 100, peak) for cell in ("lstm", "gru", "rnn") for peak in rates]
     right = {
         (cell, gap, peak): remembered(cell, peak, gap, tmp_path / f"{cell}-{gap}-{peak}")
-        for cell, gap, peak in [
-            ("lstm", 100, 5e-3),
-            ("gru", 100, 5e-3),
-            ("rnn", 100, 5e-3),
-            ("rnn", 100, 1e-3),
-            ("rnn", 100, 3e-4),
-            ("rnn", 2, 1e-3),
-        ]
+        for cell, gap, peak in [*cases, ("rnn", 2, 1e-3)]
     }
     for case, share in right.items():
         print(*case, f"{share:.3f}")
-    chance = 0.125 + 4 * (0.125 * 0.875 / 512) ** 0.5
-    assert right["lstm", 100, 5e-3] > 0.99 and right["gru", 100, 5e-3] > 0.99
-    assert all(right["rnn", 100, peak] < chance for peak in (1e-3, 3e-4))
-    assert right["rnn", 100, 5e-3] < 0.5 and right["rnn", 2, 1e-3] > 0.99
+    best = {cell: max(right[cell, 100, peak] for peak in rates) for cell in ("lstm", "gru", "rnn")}
+    assert best["lstm"] > 0.99 and best["gru"] > 0.99 and best["rnn"] < 0.5
+    assert right["rnn", 2, 1e-3] > 0.99
 
 
 DIGITS = "영일이삼사오육칠팔구"

@@ -182,6 +182,9 @@ def test_what_the_question_says_is_no_answer(index):
         ("위원은 몇 명이에요", "7명으로 한다", True),
         ("몇 살부터 되나요", "만 55세 이상", True),
         ("몇 번까지 돼요", "주 2회 한다", True),
+        ("몇 기가까지 올라가나요", "파일 하나는 4GB까지 올린다", True),
+        ("누가 정해요", "기록보존부가 정한다", True),
+        ("누가 정해요", "전부를 기획전시실에서 정한다", False),
         ("조명은 몇 럭스예요", "온도는 18도로 한다", False),
         ("언제 나오나요", "매월 25일에 준다", True),
         ("어디서 받아요", "본관 1층 안내데스크에서 준다", True),
@@ -199,6 +202,35 @@ def test_how_many_days_is_a_number_of_days_before_it_is_a_date():
     index = BM25([passage("제12조(연차의 이월)", text)])
     assert answer(index, "연차는 며칠까지 이월되나요?")[0] == "10일까지"
     assert answer(index, "이월한 연차는 언제까지 쓰나요?")[0] == "6월 30일까지"
+
+
+def test_a_year_of_the_calendar_is_no_length_of_time():
+    text = "개막식은 2025년 10월 13일 16시에 한다.\n보존 기간은 5년이다."
+    index = BM25([passage("전시", text)])
+    assert answer(index, "개막식은 며칠에 하나요?")[0] == "2025년 10월 13일"
+    assert answer(index, "보존 기간은 얼마 동안인가요?")[0] == "5년"
+
+
+def test_of_two_meanings_in_one_line_the_one_asked_for_is_given():
+    text = (
+        '이 규정에서 "전보"란 부서를 바꾸는 것을 말하고, "파견"이란 다른 기관에서 일하게 하는 '
+        "것을 말한다."
+    )
+    index = BM25([passage("제2조(정의)", text), passage("제3조(전보)", "전보는 원장이 한다.")])
+    assert answer(index, "파견이란 무엇인가요?")[0] == "다른 기관에서 일하게 하는 것"
+    assert answer(index, "전보가 뭐예요?")[0] == "부서를 바꾸는 것"
+
+
+def test_a_sheet_that_says_its_unit_once_is_answered_by_cell():
+    rows = (
+        ("시설", "평일 종일", "주말 종일", "허가 부서"),
+        ("잔디마당", "190,000", "247,000", "기획조정실"),
+        ("영상녹화실", "50,000", "65,000", "정보화팀"),
+    )
+    text = "사용료(단위: 원), 넘기면 15%를 더한다.\n" + "\n".join(table_lines(rows))
+    index = BM25([passage("사용료", text), passage("제1조(목적)", "시설을 빌려준다.")])
+    assert answer(index, "주말에 잔디마당 종일 빌리면 얼마예요?")[0] == "247,000"
+    assert answer(index, "잔디마당은 어느 부서 허가를 받나요?")[0] == "기획조정실"
 
 
 def test_cells_are_read_back_from_the_line_they_were_written_in():

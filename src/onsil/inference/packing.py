@@ -282,8 +282,8 @@ class SlotConvolution(nn.Module):
 
     def __init__(self, layer: ShortConvolution, packer: Packer):
         super().__init__()
-        self.taps, parts = layer.taps.detach().float(), (layer.b, layer.c, layer.x)
-        self.bcx = packer.product(torch.cat([part.weight for part in parts]))
+        self.taps = layer.taps.detach().float()
+        self.bcx = packer.product(layer.bcx.weight)
         self.o = packer.product(layer.o.weight, layer.o.bias)
 
     def forward(self, x_BRD: Tensor, _source, batch, _table, kept) -> Tensor:
@@ -317,12 +317,12 @@ def _looks_elsewhere(shape: Shape) -> OnsilError:
         en=(
             f"A model with {told} cannot be served.",
             "Its layers look at something else than keys and values, and slots keep only those.",
-            "Serve a model of decoder_shape.",
+            "Serve a model of decoder_shape or hybrid_shape.",
         ),
         ko=(
             f"{told}인 모델은 서비스할 수 없습니다.",
             "층이 키와 값이 아닌 것도 보는데, 슬롯에는 키와 값만 남습니다.",
-            "decoder_shape로 만든 모델을 서비스해 주세요.",
+            "decoder_shape나 hybrid_shape로 만든 모델을 서비스해 주세요.",
         ),
     )
 

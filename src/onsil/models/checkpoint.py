@@ -230,12 +230,12 @@ def grown_config(shape: Shape) -> dict[str, Any]:
             en=(
                 f"A {kind} checkpoint has no place for {told}.",
                 "Read back, it would be another model, so nothing was written.",
-                "Train decoder_shape or encoder_shape for models that are kept.",
+                "Train decoder_shape, hybrid_shape or encoder_shape for models that are kept.",
             ),
             ko=(
                 f"{kind} 체크포인트에는 {told}을(를) 적을 자리가 없습니다.",
                 "다시 읽으면 다른 모델이 되므로 아무것도 쓰지 않았습니다.",
-                "보관할 모델은 decoder_shape나 encoder_shape로 학습해 주세요.",
+                "보관할 모델은 decoder_shape, hybrid_shape, encoder_shape로 학습해 주세요.",
             ),
         )
     return settings

@@ -25,19 +25,21 @@ class ShortConvolution(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
         D = shape.width
-        self.b, self.c, self.x = (Linear(D, D, bias=False) for _ in range(3))
+        # One matrix: Muon learns more with the three together (docs/log.md, "Convolutions").
+        self.bcx = Linear(D, 3 * D, bias=False)
         self.taps = nn.Parameter(torch.zeros(D, 1, shape.taps))  # the last is the token's own
         self.o = Linear(D, D, bias=False)
 
     def forward(self, x_BTD: Tensor, _source, views: Views, _table, cache: Any) -> Tensor:
         """B T D. `cache`: the K − 1 rows before the first, B K−1 D."""
-        z_BTD = self.b(x_BTD) * self.x(x_BTD)
+        b_BTD, c_BTD, z_BTD = self.bcx(x_BTD).chunk(3, -1)
+        z_BTD = b_BTD * z_BTD
         ahead = self.taps.size(-1) - 1
         first = cache[0] if cache else z_BTD.new_zeros(z_BTD.size(0), ahead, z_BTD.size(-1))
         z_BTD = torch.cat((first, z_BTD), 1)
         if cache is not None:
             cache[:] = (z_BTD[:, z_BTD.size(1) - ahead :],)
-        return self.o(self.c(x_BTD) * mixed(z_BTD, self.taps, views.q_BT))
+        return self.o(c_BTD * mixed(z_BTD, self.taps, views.q_BT))
 
 
 def mixed(z_BSD: Tensor, taps_D1K: Tensor, at_BT: Tensor) -> Tensor:

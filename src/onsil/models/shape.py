@@ -6,7 +6,7 @@ is gated or shared or capped are values of a word here, never another class. `fa
 each published checkpoint calls them.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from onsil.errors import OnsilError
@@ -227,6 +227,13 @@ def decoder_shape(vocabulary: int, width: int, depth: int, context: int = 1024) 
     """Qwen3's wiring at any size: RMSNorm, rotary positions, QK-norm, grouped queries, SwiGLU."""
     heads = max(2, width // 64)
     return Shape(vocabulary, width, depth, heads, kv_heads=heads // 2, context=context)
+
+
+def hybrid_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> Shape:
+    """LFM2's wiring at any size: `decoder_shape` with every other layer, the first among them, a
+    short convolution. Learns more than attention alone from the same text in less time
+    (docs/training.md), and whatever opens LFM2 opens it."""
+    return replace(decoder_shape(vocabulary, width, depth, context), pattern="CG")
 
 
 def race_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> Shape:

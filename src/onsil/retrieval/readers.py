@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from onsil.retrieval.bm25 import BM25, DEFINES, Word, coverage, marks
 from onsil.retrieval.passages import Passage, cells_of
-from onsil.retrieval.ranking import Hit, evidence, kinds_asked
+from onsil.retrieval.ranking import Hit, bare, evidence, kinds_asked
 
 MEANING = re.compile(
-    r"[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*(?:말한다|뜻한다|말하며|말하고|말합니다)"
+    r"[\"“«「']([^\"”»」']{1,30})[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*"
+    r"(?:말한다|뜻한다|말하며|말하고|말합니다)"
 )
+BARE = re.compile(r"[\d,.]*\d\s?[A-Za-z]{0,3}")
 MARK = re.compile(r"[○●◯√✓VO]|전결")  # a cell that only marks its column
 BEFORE, AFTER = 16, 12  # characters around a candidate that may tell what it is
 
@@ -57,9 +59,13 @@ def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | Non
 
 
 def meaning_asked(question: str, line: str) -> str | None:
-    """Of «"X"란 … 을 말한다», asked what X is, what stands between."""
-    found = MEANING.search(line)
-    return found.group(1) if found and DEFINES.search(question) else None
+    """Of «"X"란 … 을 말한다», asked what X is, what stands between; of several in one line that
+    of the X that is asked for."""
+    found = MEANING.findall(line) if DEFINES.search(question) else []
+    if len(found) == 1:
+        return found[0][1]
+    asked = bare(question)
+    return next((meaning for term, meaning in found if bare(term) in asked), None)
 
 
 def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
@@ -68,7 +74,9 @@ def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
     row = cells_of(line)
     row = [(column, column if MARK.fullmatch(cell) else cell) for column, cell in row]
     if kind:
-        row = [(column, cell) for column, cell in row if re.search(kind, cell)]
+        of_kind = [(column, cell) for column, cell in row if re.search(kind, cell)]
+        # A sheet says its unit once, above: its cells are numbers alone.
+        row = of_kind or [(column, cell) for column, cell in row if BARE.fullmatch(cell)]
     if not row:
         return None
     fits = [coverage(words, marks(column)) for column, _ in row]

@@ -29,7 +29,7 @@ from onsil.documents.types import Block, Document, write_documents
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, stage
 from onsil.models.checkpoint import load, save
-from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.shape import encoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.models.weights import read_json, stable_bytes
 from onsil.tokenizer import load_tokenizer
@@ -56,7 +56,7 @@ class Course(NamedTuple):
     loss_of: Callable[[int, list[int]], tuple[Tensor, int]]
 
 
-@stage(version=1)
+@stage(version=2)
 def distill(
     *,
     teacher: Artifact,
@@ -137,7 +137,7 @@ def student_for(
     """The model that learns, and tensors of its task head. Raises OnsilError when it is not of the
     teacher's kind."""
     if student is None:
-        make = decoder_shape if causal else encoder_shape
+        make = hybrid_shape if causal else encoder_shape
         shape = make(words.get_vocab_size(), settings.width, settings.depth, settings.context)
         return Transformer(shape, settings.compute).initialise(settings.seed), {}
     model, extra = load(student.path, settings.compute)

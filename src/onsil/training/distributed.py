@@ -31,7 +31,7 @@ from onsil.lineage import Artifact, Run, Workspace, history, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.attention import Norm
 from onsil.models.checkpoint import load, save
-from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.shape import encoder_shape, hybrid_shape
 from onsil.models.transformer import MLP, Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
@@ -99,7 +99,7 @@ class Study:
         """The weights a run starts from, and a base's task head."""
         if self.base is not None and (self.base / self.job.kind).is_dir():
             return load(self.base / self.job.kind, compute)
-        make = decoder_shape if self.job.kind == "decoder" else encoder_shape
+        make = hybrid_shape if self.job.kind == "decoder" else encoder_shape
         shape = make(self.vocabulary, self.settings.width, self.settings.depth, self.context)
         return Transformer(shape, compute).initialise(self.settings.seed), {}
 
@@ -162,7 +162,7 @@ def learn(
             yield step, whole(model)
 
 
-@stage(version=1)
+@stage(version=2)
 def pretrain_parallel(
     *,
     corpus: Artifact,

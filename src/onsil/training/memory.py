@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onsil.errors import OnsilError
-from onsil.models.shape import Shape, decoder_shape
+from onsil.models.shape import Shape, hybrid_shape
 
 FLOAT = 4
 # Share of the float32 bytes that bfloat16 keeps a token: RMS norms and rotations keep no float32 of
@@ -67,12 +67,16 @@ def weights_in(shape: Shape) -> int:
         return sum(p.numel() for p in Transformer(shape).parameters())
 
 
-def kept_per_token(shape: Shape, compute: str, length: int) -> int:
-    """Bytes that one layer keeps of a token until the way back, in documents of `length`."""
+def kept_per_token(shape: Shape, compute: str, length: int, kind: str = "G") -> int:
+    """Bytes that one layer keeps of a token until the way back, in documents of `length`; `kind`:
+    what the layer sees (`Shape.kind`)."""
     from onsil.models.attention import SHORT  # up to here attention weights are kept in bf16
 
     D, H = shape.width, shape.heads * shape.head_width
     G = shape.kv_heads * shape.head_width
+    if kind == "C":  # beside the MLP's: gates, rows before, their products
+        wide = compute != "bf16"
+        return (FLOAT if wide else FLOAT // 2) * ((14 if wide else 12) * D + 4 * shape.hidden)
     if shape.gated:  # norms, queries, keys and values; gate, its activation, up, their product
         numbers = 6 * D + 4 * H + 4 * G + 4 * shape.hidden
     else:
@@ -109,7 +113,9 @@ def training_memory(shape: Shape, compute: str, tokens: int, lengths: int = 1) -
 
     n = weights_in(shape)
     length = min(shape.context, tokens)
-    layers = (shape.depth + 1) * kept_per_token(shape, compute, length) * tokens
+    kinds = [shape.kind(layer) for layer in range(shape.depth)]
+    kept = [kept_per_token(shape, compute, length, kind) for kind in kinds]
+    layers = (sum(kept) + max(kept)) * tokens
     ends = 5 * FLOAT * shape.width * tokens  # embedding, last norm, rows that meet the vocabulary
     copies = 2 * n if compute == "bf16" else 0  # weights cast for the products are kept too
     chunk = min(tokens, LOSS_CHUNK) * shape.vocabulary
@@ -130,12 +136,14 @@ def nearest_shape(size: int, vocabulary: int, context: int) -> tuple[Shape, int]
     really has. Raises OnsilError when none is near: most often the vocabulary alone is larger."""
     found: list[tuple[float, int, int, int]] = []
     for width in WIDTHS:
-        one = decoder_shape(vocabulary, width, 1, context)
-        heads = 2 * width * one.head_width * (one.heads + one.kv_heads)
-        layer = heads + 3 * width * one.hidden + 2 * width + 2 * one.head_width
+        one = hybrid_shape(vocabulary, width, 1, context)
+        heads = 2 * width * one.head_width * (one.heads + one.kv_heads) + 2 * one.head_width
+        mixing = {"G": heads, "C": 4 * width * width + one.taps * width}
+        rest = 3 * width * one.hidden + 2 * width
         for depth in DEPTHS:
             if SLENDER <= width / depth <= STOUT:
-                count = (vocabulary + 1) * width + depth * layer
+                layers = sum(mixing[one.kind(layer)] + rest for layer in range(depth))
+                count = (vocabulary + 1) * width + layers
                 found.append((abs(count - size) / size, -width, depth, count))
     off, width, depth, count = min(found)
     if off > NEAR:
@@ -152,7 +160,7 @@ def nearest_shape(size: int, vocabulary: int, context: int) -> tuple[Shape, int]
                 "그에 가까운 크기를 주거나 --size를 빼 주세요.",
             ),
         )
-    return decoder_shape(vocabulary, -width, depth, context), count
+    return hybrid_shape(vocabulary, -width, depth, context), count
 
 
 def resident() -> int:

@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         for weight, state in zip(weights, states, strict=True):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(weight)
-                state["size_sq"] = torch.zeros_like(weight).mean(many, keepdim=True)
+                state["size_sq"] = settled(torch.zeros_like(weight).mean(many, keepdim=True))
             assert weight.grad is not None
             mean = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
             ahead.append(weight.grad.lerp(mean, momentum))
@@ -87,9 +87,19 @@ def evened(step_NRC: Tensor, size_sq: Tensor, many: int) -> Tensor:
     of each matrix at √(shorter side)."""
     whole = min(step_NRC.shape[-2:]) ** 0.5
     step_NRC = step_NRC * (whole / length(step_NRC, (-2, -1)))
-    size_sq.lerp_(step_NRC.square().mean(many, keepdim=True), 1 - SLOWNESS)
+    size_sq.lerp_(settled(step_NRC.square().mean(many, keepdim=True)), 1 - SLOWNESS)
     step_NRC = step_NRC * size_sq.clamp(min=1e-10).rsqrt()
     return step_NRC * (whole / length(step_NRC, (-2, -1)))
+
+
+def settled(mean: Any) -> Tensor:
+    """A mean over rows that lie on several workers (a DTensor), the same on each of them."""
+    if type(mean) is Tensor:
+        return mean
+    from torch.distributed.tensor import Replicate  # a third of a second, and few have workers
+
+    told = [Replicate() if placed.is_partial() else placed for placed in mean.placements]
+    return mean.redistribute(placements=told)
 
 
 def length(x: Tensor, along: int | tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from onsil.training.muon import Muon
 
 MATRIX = re.compile(
-    r"blocks\.\d+\.((attention|cross)\.[qkvo]|convolution\.[bcxo]|mlp\.(gate|up|down))\.weight$"
+    r"blocks\.\d+\.((attention|cross)\.[qkvo]|convolution\.(bcx|o)|mlp\.(gate|up|down))\.weight$"
 )
 MUON_MOMENTUM = (0.85, 0.95, 300)  # from, to, over so many steps
 STATES = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer", "size_sq")

@@ -21,7 +21,7 @@ from typing import Any
 from onsil.corpus import Corpus, document_text, load_corpus
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, stage
-from onsil.models.shape import Shape, decoder_shape
+from onsil.models.shape import Shape, hybrid_shape
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
 from onsil.training.base import shape_in
@@ -162,7 +162,7 @@ def measure_speed(plan: Plan, vocabulary: int, text_tokens: int, seconds: float 
     from onsil.training.objectives import causal_batch, token_loss
 
     torch.set_num_threads(plan.threads)
-    model = Transformer(decoder_shape(vocabulary, plan.width, plan.depth), plan.compute)
+    model = Transformer(hybrid_shape(vocabulary, plan.width, plan.depth), plan.compute)
     model.initialise(0)
     step = min(plan.batch_tokens, text_tokens)
     pieces = [list(range(5, 5 + 256)) for _ in range(max(1, step // 256))]
@@ -289,7 +289,7 @@ def text_of(held: Corpus, words: Any) -> Text:
     return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
 
 
-@stage(version=12)
+@stage(version=13)
 def make_plan(
     *,
     corpus: Artifact,
@@ -351,7 +351,7 @@ def make_plan(
 def peak_memory(plan: Plan, text: Text, own: Shape | None) -> int:
     """Bytes: what the process has held so far and the largest training step on top; `own`: the
     base's decoder, if it has one."""
-    shape = own or decoder_shape(text.vocabulary, plan.width, plan.depth, plan.context)
+    shape = own or hybrid_shape(text.vocabulary, plan.width, plan.depth, plan.context)
     tokens = LARGEST_BATCH * plan.batch_tokens
     step = training_memory(shape, plan.compute, tokens, text.lengths)
     return resident() + step.total
@@ -364,7 +364,7 @@ def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None)
     from onsil.training.scaling import forecast
 
     own = shape_in(base, "decoder")
-    shape = own or decoder_shape(text.vocabulary, plan.width, plan.depth, plan.context)
+    shape = own or hybrid_shape(text.vocabulary, plan.width, plan.depth, plan.context)
     epochs = {"decoder": plan.decoder_epochs, "encoder": plan.encoder_epochs}
     steps, tokens = {}, {}
     for part, passes in epochs.items():

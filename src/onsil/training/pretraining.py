@@ -17,7 +17,7 @@ from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.checkpoint import load, save
 from onsil.models.ngram import NGram
-from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.shape import encoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
@@ -46,7 +46,7 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=6)
+@stage(version=7)
 def pretrain(
     *,
     corpus: Artifact,
@@ -75,7 +75,7 @@ def pretrain(
     pieces = pieces_of(ids["train"], context, special.end)
     heldout = pieces_of(ids["heldout"], context, special.end)
     sample = pieces_of(ids["sample"], context, special.end)
-    make = decoder_shape if kind == "decoder" else encoder_shape
+    make = hybrid_shape if kind == "decoder" else encoder_shape
     if base is not None and shape is not None:
         model, extra = load(base / kind, settings.compute)
     else:

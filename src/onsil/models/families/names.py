@@ -102,7 +102,6 @@ def beside(ours: tuple[str, ...], disk: str, shape: Any) -> Rule:
     """Matrices stacked in one, each with as many rows as the shape says."""
     keys = shape.kv_heads * shape.head_width
     sizes = {"q": shape.heads * shape.head_width, "k": keys, "v": keys}
-    sizes |= dict.fromkeys(("b", "c", "x"), shape.width)
     rows = [sizes.get(name.rpartition(".")[2], shape.hidden) for name in ours]
     return Rule(
         ours,
