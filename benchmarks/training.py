@@ -147,11 +147,12 @@ def batches(home: Path, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]
 
 def ours(home: Path, judge: Judge, told: argparse.Namespace) -> dict:
     """The product's own loop and objective, with the shape and the recipe for speed; with `--set
-    preset=decoder` the default decoder (untied) and its recipe for training from noise. `--set`
-    also changes a word of the shape or of the recipe."""
+    preset=hybrid` the default decoder (untied) and its recipe for training from noise, with
+    `preset=decoder` the same without convolutions. `--set` also changes a word of the shape or of
+    the recipe."""
     from dataclasses import replace
 
-    from onsil.models.shape import decoder_shape, race_shape
+    from onsil.models.shape import decoder_shape, hybrid_shape, race_shape
     from onsil.models.transformer import Transformer
     from onsil.training.loop import train
     from onsil.training.objectives import Batch, token_loss
@@ -161,8 +162,9 @@ def ours(home: Path, judge: Judge, told: argparse.Namespace) -> dict:
     judge.clock = Clock()
     words = dict(told.set)
     peak = words.pop("rate", FAST_PEAK)
-    race = words.pop("preset", "race") == "race"
-    make, recipe, size = (race_shape, RACE, (128, 2)) if race else (decoder_shape, FAST, (192, 4))
+    preset = str(words.pop("preset", "race"))
+    race, usual = preset == "race", {"decoder": decoder_shape, "hybrid": hybrid_shape}
+    make, recipe, size = (race_shape, RACE, (128, 2)) if race else (usual[preset], FAST, (192, 4))
     shape = make(VOCABULARY, words.pop("width", size[0]), words.pop("depth", size[1]), ROW)
     shape = replace(shape, tied=False, **{k: v for k, v in words.items() if hasattr(shape, k)})
     recipe = replace(recipe, **{k: v for k, v in words.items() if hasattr(recipe, k)})

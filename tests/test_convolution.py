@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from onsil.errors import OnsilError
 from onsil.models.checkpoint import load, save
 from onsil.models.convolution import mixed
-from onsil.models.shape import decoder_shape
+from onsil.models.shape import decoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.training.loop import train
 from onsil.training.objectives import causal_batch, token_loss
@@ -65,6 +65,14 @@ def test_it_learns_the_order_of_the_tokens_just_before(compute, tmp_path):
             losses[pattern] = step.loss
     first = math.log(40) / 29  # nothing tells the second token of a row
     assert losses["C"] < first + 0.03 and losses["N"] > first + 0.15, losses
+
+
+@pytest.mark.parametrize(
+    ("depth", "pattern"),
+    [(1, "C"), (2, "CG"), (3, "CCG"), (4, "CCCG"), (5, "CCCCG"), (6, "CGCCCG"), (8, "CCCGCCCG")],
+)
+def test_a_hybrid_begins_with_a_convolution_and_ends_attending(depth, pattern):
+    assert hybrid_shape(97, 64, depth).pattern == pattern
 
 
 def test_a_grown_one_is_written_as_lfm2_and_read_by_its_class(tmp_path):

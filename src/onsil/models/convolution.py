@@ -25,7 +25,6 @@ class ShortConvolution(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
         D = shape.width
-        # One matrix: Muon learns more with the three together (docs/log.md, "Convolutions").
         self.bcx = Linear(D, 3 * D, bias=False)
         self.taps = nn.Parameter(torch.zeros(D, 1, shape.taps))  # the last is the token's own
         self.o = Linear(D, D, bias=False)

@@ -230,10 +230,12 @@ def decoder_shape(vocabulary: int, width: int, depth: int, context: int = 1024) 
 
 
 def hybrid_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> Shape:
-    """LFM2's wiring at any size: `decoder_shape` with every other layer, the first among them, a
-    short convolution. Learns more than attention alone from the same text in less time
-    (docs/training.md), and whatever opens LFM2 opens it."""
-    return replace(decoder_shape(vocabulary, width, depth, context), pattern="CG")
+    """LFM2's wiring at any size: `decoder_shape` in which, counted from the end, every fourth layer
+    attends and the rest, the first among them, are short convolutions. Learns more than attention
+    alone from the same text in less time (docs/training.md), and whatever opens LFM2 opens it."""
+    attends = [i > 0 and (depth - 1 - i) % 4 == 0 for i in range(depth)]
+    pattern = "".join("G" if here else "C" for here in attends)
+    return replace(decoder_shape(vocabulary, width, depth, context), pattern=pattern)
 
 
 def race_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> Shape:

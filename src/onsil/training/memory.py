@@ -142,7 +142,8 @@ def nearest_shape(size: int, vocabulary: int, context: int) -> tuple[Shape, int]
         rest = 3 * width * one.hidden + 2 * width
         for depth in DEPTHS:
             if SLENDER <= width / depth <= STOUT:
-                layers = sum(mixing[one.kind(layer)] + rest for layer in range(depth))
+                kinds = hybrid_shape(vocabulary, width, depth, context).pattern
+                layers = sum(mixing[kind] + rest for kind in kinds)
                 count = (vocabulary + 1) * width + layers
                 found.append((abs(count - size) / size, -width, depth, count))
     off, width, depth, count = min(found)
