@@ -16,6 +16,7 @@ import io
 import json
 import os
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -42,6 +43,13 @@ def slice_of(name: str, folder: Path, size: int) -> None:
             size -= len(text.encode())
             if size <= 0:
                 return
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    import zstandard
+
+    with archive.open("rb") as f, zstandard.open(f) as plain:
+        tarfile.open(fileobj=plain, mode="r|").extractall(folder, filter="data")
 
 
 def measured(folder: Path, home: Path, minutes: float) -> dict:
@@ -86,7 +94,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folders = {"handbook": ROOT / "examples" / "handbook"}
         if not asked.toy:
-            folders["raw-docs"] = DATA / "raw-docs"
+            folders["raw-docs"] = Path(scratch) / "raw-docs"
+            unpack(DATA / "raw-docs" / "raw-docs.tar.zst", folders["raw-docs"])
         for name in ("law-ko", "tech-ko"):
             folders[name] = Path(scratch) / name
             slice_of(name, folders[name], 200_000 if asked.toy else SLICE)

@@ -98,14 +98,20 @@ def test_a_title_above_a_table_and_notes_below_it_are_no_rows(tmp_path):
 
 
 def test_rows_are_not_taken_apart_where_nothing_would_stay():
-    for rows in ((("제목", ""),), (("제목", ""), ("값", "3")), (("가",), ("나",), ("다",))):
+    for rows in (
+        (("제목", "", ""),),
+        (("제목", "제목"), ("값", "3")),
+        (("가",), ("나",), ("다",)),
+        (("", "금액"), ("숙박비", "70,000"), ("식비", "25,000")),  # an empty corner
+        (("구분", ""), ("숙박비", "70,000"), ("식비", "25,000")),
+        (("이름", "값"), ("물", "3"), ("불", "")),
+    ):
         block = Block("table", rows=rows)
         assert [*titles_apart(block)] == [block]
-    short = (("이름", "값"), ("물", "3"), ("불", ""))  # two columns: no row is a note
-    assert [part.kind for part in titles_apart(Block("table", rows=short))] == [
-        "table",
-        "paragraph",
-    ]
+    merged = (("요금", "요금"), ("구분", "값"), ("어른", "3"), ("모두 무료", "모두 무료"))
+    parts = [*titles_apart(Block("table", rows=merged))]
+    assert [part.text for part in parts] == ["요금", "", "모두 무료"]
+    assert parts[1].rows == merged[1:3]
 
 
 @pytest.mark.parametrize(

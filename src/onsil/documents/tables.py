@@ -51,7 +51,7 @@ def titles_apart(block: Block) -> Iterator[Block]:
     if last - first < 2:
         yield block
         return
-    yield from (Block("paragraph", max(row)) for row in rows[:first])
+    yield from (Block("paragraph", row[0]) for row in rows[:first])
     yield replace(block, rows=rows[first:last])
     for row in rows[last:]:
         text, *rest = dict.fromkeys(filter(None, row))
@@ -59,8 +59,10 @@ def titles_apart(block: Block) -> Iterator[Block]:
 
 
 def _alone(row: tuple[str, ...]) -> bool:
-    """Whether a row has one text, in one cell or in all that it was merged over."""
-    return len(row) > 1 and len(set(row) - {""}) == 1
+    """Whether a row has one text, merged over all of its cells or in the first of three and more: a
+    corner left empty, or a second column without a name, makes no title of a row of heads."""
+    merged = len(row) > 1 and len(set(row)) == 1
+    return merged or (len(row) > 2 and bool(row[0]) and not any(row[1:]))
 
 
 def _is_note(row: tuple[str, ...]) -> bool:
