@@ -49,7 +49,8 @@ def unpack(archive: Path, folder: Path) -> None:
     import zstandard
 
     with archive.open("rb") as f, zstandard.open(f) as plain:
-        tarfile.open(fileobj=plain, mode="r|").extractall(folder, filter="data")
+        with tarfile.open(fileobj=plain, mode="r|") as parts:
+            parts.extractall(folder, filter="data")
 
 
 def measured(folder: Path, home: Path, minutes: float) -> dict:
