@@ -48,9 +48,12 @@ def slice_of(name: str, folder: Path, size: int) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     import zstandard
 
-    with archive.open("rb") as f, zstandard.open(f) as plain:
-        with tarfile.open(fileobj=plain, mode="r|") as parts:
-            parts.extractall(folder, filter="data")
+    with (
+        archive.open("rb") as f,
+        zstandard.open(f) as plain,
+        tarfile.open(fileobj=plain, mode="r|") as parts,
+    ):
+        parts.extractall(folder, filter="data")
 
 
 def measured(folder: Path, home: Path, minutes: float) -> dict:
