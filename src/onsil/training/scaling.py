@@ -221,13 +221,13 @@ class Small:
     trigram: float
 
 
-# Small runs of four layers, whole plans of `onsil grow`; the last of a corpus counts.
+# Small runs of four layers, planned as `onsil grow` plans; the last of a corpus counts.
+RUNS = "benchmarks/results/wirings.jsonl"
 SMALL_RUNS = (
-    Small("raw-docs", "benchmarks/results/grown.jsonl", 6_287_874, 128, False, 1.2759, 1.1609),
-    Small("handbook", "benchmarks/results/grown.jsonl", 102_596, 128, False, 1.4777, 1.4076),
-    Small("handbook", "benchmarks/results/base_gain.jsonl", 146_742, 128, False, 1.4736, 1.448),
-    Small("statutes", "benchmarks/results/statutes.jsonl", 16_056_008, 128, False, 1.0007, 0.9669),
-    Small("base", "base/README.md", 18_000_000, 192, False, 1.379, 1.333),
+    Small("raw-docs", RUNS, 6_287_852, 128, False, 1.1032, 1.1609),
+    Small("law-ko", RUNS, 3_140_072, 192, False, 0.9963, 0.9496),
+    Small("tech-ko", RUNS, 2_770_150, 192, False, 1.2716, 1.2972),
+    Small("handbook", RUNS, 146_281, 128, False, 1.4574, 1.4475),
     Small("handbook", "benchmarks/results/grown.jsonl", 146_742, 192, True, 1.2356, 1.4103),
 )
 # Student's t, two-sided 95 %, by degrees of freedom; beyond the last that of the last, wider.
