@@ -153,20 +153,22 @@ def processor_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def measure_speed(plan: Plan, vocabulary: int, text_tokens: int, seconds: float = 3.0) -> int:
-    """Training tokens per second of the plan's decoder on this machine, now, in steps no larger
-    than the text."""
+def measure_speed(
+    plan: Plan, vocabulary: int, text_tokens: int, own: Shape | None = None, seconds: float = 3.0
+) -> int:
+    """Training tokens per second of the plan's decoder, or of the base's `own`, on this machine,
+    now, in steps no larger than the text."""
     import torch
 
     from onsil.models.transformer import Transformer
     from onsil.training.objectives import causal_batch, token_loss
 
     torch.set_num_threads(plan.threads)
-    model = Transformer(hybrid_shape(vocabulary, plan.width, plan.depth), plan.compute)
-    model.initialise(0)
+    shape = own or hybrid_shape(vocabulary, plan.width, plan.depth)
+    model = Transformer(shape, plan.compute).initialise(0)
     step = min(plan.batch_tokens, text_tokens)
-    pieces = [list(range(5, 5 + 256)) for _ in range(max(1, step // 256))]
-    batch = causal_batch(pieces)
+    long = min(256, shape.context)
+    batch = causal_batch([list(range(5, 5 + long)) for _ in range(max(1, step // long))])
     done, start = -1, time.monotonic()
     while time.monotonic() - start < seconds or done < 1:
         loss, _ = token_loss(model, batch)
@@ -333,7 +335,7 @@ def make_plan(
     def speed_of(plan: Plan) -> int:
         refuse_beyond(peak_memory(plan, text, own), machine_memory())
         speed, drawn[plan.width, plan.depth] = meter.watts(
-            lambda: measure_speed(plan, text.vocabulary, text_tokens)
+            lambda: measure_speed(plan, text.vocabulary, text_tokens, own)
         )
         return speed
 
