@@ -64,6 +64,7 @@ def test_rules_in_plain_text_are_called_by_the_line_above_their_first_article(tm
         ("여비규정_2022", "여비 규정 (2025년)", True),
         ("여비규정(구)", "여비규정", True),
         ("여비 규정 개정안", "여비 규정 v2", True),
+        ("여비규정개정안", "여비규정V3", True),
         ("문화행사일정_2025하반기", "문화행사일정_2024하반기", True),
         ("구매업무 지침", "매업무 지침", False),
         ("신규입사자 안내", "규입사자 안내", False),

@@ -2,10 +2,10 @@
 
     y_t = o(c_t · Σ_j taps_j · (b · x)_{t−j}),  b, c, x = products of the layer's input
 
-(Liquid AI 2025, "LFM2 Technical Report", §2; `modeling_lfm2.py` of transformers.) Each channel has
+(LFM2, Liquid AI 2025; as `modeling_lfm2.py` of transformers 5.23 computes it.) Each channel has
 `taps` weights of its own. What a later token needs of the earlier ones is taps − 1 rows, however
-long the text is; so a stack most of whose layers are such keeps small caches, and a single layer of
-attention above one can look for what followed the same token before.
+long the text is, and a single layer of attention above one can look for what followed the same
+tokens before.
 
 Left out: biases (no published checkpoint has them).
 """

@@ -19,10 +19,11 @@ SENTENCE = re.compile(
 )
 DATE = r"(\d{4})\s*[.년-]\s*(\d{1,2})\s*[.월-]\s*(\d{1,2})"
 IN_FORCE = re.compile(r"(?:시행일?|개정일?)\s*[:：]?\s*\(?\s*" + DATE)
-# A year, and words that stand alone: the 구 of 구매 and the 신 of 신규 name no edition.
+# A year, a version, 개정 at the end of a word, and 구, 신, 최종 where they stand alone: the 구 of
+# 구매 and the 신 of 신규 name no edition.
 EDITION = re.compile(
-    r"(?<!\d)(?:19|20)\d\d년?(?!\d)|"
-    r"(?<![가-힣a-z])(?:v\d+|(?:전부|일부)?개정|구|신|최종)(?:판|본|안)?(?![가-힣a-z\d])",
+    r"(?<!\d)(?:19|20)\d\d년?(?!\d)|(?<![a-z])v\d+(?![a-z\d])|"
+    r"(?:(?:전부|일부)?개정|(?<![가-힣])(?:구|신|최종))(?:판|본|안)?(?![가-힣])",
     re.IGNORECASE,
 )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onsil.retrieval.bm25 import BM25, DEFINES, Word, coverage, marks
 from onsil.retrieval.passages import Passage, cells_of
-from onsil.retrieval.ranking import Hit, bare, evidence, kinds_asked
+from onsil.retrieval.ranking import DATE, NUMBER, Hit, bare, evidence, kinds_asked
 
 MEANING = re.compile(
     r"[\"“«「']([^\"”»」']{1,30})[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*"
@@ -75,8 +75,10 @@ def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
     row = [(column, column if MARK.fullmatch(cell) else cell) for column, cell in row]
     if kind:
         of_kind = [(column, cell) for column, cell in row if re.search(kind, cell)]
-        # A sheet says its unit once, above: its cells are numbers alone.
-        row = of_kind or [(column, cell) for column, cell in row if BARE.fullmatch(cell)]
+        if not of_kind and NUMBER in kind and not kind.startswith(DATE):
+            # A sheet says its unit once, above: its cells are numbers alone.
+            of_kind = [(column, cell) for column, cell in row if BARE.fullmatch(cell)]
+        row = of_kind
     if not row:
         return None
     fits = [coverage(words, marks(column)) for column, _ in row]
