@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from onsil.documents.read import read_folder, scan
+from onsil.documents.structure import promote_headings
 from onsil.documents.tables import titles_apart
 from onsil.documents.types import Block, Document
 from onsil.retrieval.passages import label_column, passages_of, rule_name, table_lines
@@ -56,6 +57,59 @@ def test_rules_in_plain_text_are_called_by_the_line_above_their_first_article(tm
     }
     passages = passages_of(tuple(read.values()))
     assert {p.document for p in passages if p.superseded} == {"재택_2021.txt"}
+
+
+LETTER = """- 가을밤의 음악축제 -
+행사대행 용역 제안요청서
+Ⅰ. 과업 안내 ···· 1
+Ⅱ.
+제안서 작성 12
+Ⅰ.
+과업 안내
+1. 과업 개요
+가. 과업명: 가을밤의 음악축제
+나. 기간: 계약일부터 2023. 11. 30.까지
+2. 관람객 좌석은 2,500명을 기준으로 한다.
+Ⅱ. 제안서 작성
+1. 제출 방법
+가. 방문하여 낸다.
+2) 서식 3
+※ 문의는 문화과로 한다.
+"""
+
+
+def test_an_official_letter_is_cut_where_its_numbers_say(tmp_path):
+    (document,) = read_all(tmp_path, {"요청서.txt": LETTER}).values()
+    assert document.title == "가을밤의 음악축제"
+    headings = [(b.level, b.text) for b in document.blocks if b.kind == "heading"]
+    assert headings == [
+        (2, "Ⅰ. 과업 안내"),
+        (3, "1. 과업 개요"),
+        (2, "Ⅱ. 제안서 작성"),
+        (3, "1. 제출 방법"),
+    ]
+    text = "\n".join(block.text for block in document.blocks)
+    assert text.split() == LETTER.split()  # nothing is lost, nothing changes places
+    assert {p.heading for p in passages_of((document,))} == {
+        "가을밤의 음악축제",
+        "1. 과업 개요",
+        "1. 제출 방법",
+    }
+
+
+def test_numbers_are_no_headings_where_something_else_says_what_is():
+    """Under an article, 1. and 가. are its paragraphs; a format that knows headings is believed."""
+    listed = Block("paragraph", "1. 다음 사람\n가. 직원")
+    rule = Block("paragraph", "제1조(목적)\n1. 다음 사람\n가. 직원")
+    for blocks in ([Block("heading", "안내", 1), listed], [rule]):
+        assert [b.text for b in promote_headings(blocks) if b.kind == "heading"] in (
+            ["안내"],
+            ["제1조(목적)"],
+        )
+    assert [b.kind for b in promote_headings([listed])] == ["heading", "paragraph"]
+    table = Block("table", rows=(("가", "나"),))
+    kept = promote_headings([Block("paragraph", "앞말"), table, Block("paragraph", "뒷말")])
+    assert [b.kind for b in kept] == ["paragraph", "table", "paragraph"]
 
 
 @pytest.mark.parametrize(

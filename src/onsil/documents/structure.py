@@ -6,8 +6,11 @@ An article's heading ends with its closing bracket; what follows on the line is 
 paragraph. A sentence that merely cites an article, 제3조(정의)에 따라, goes on with a particle or
 with the next part of a citation and stays a sentence.
 
-Left out: numbered lines such as `1. 목적`, which are as often list items as headings; they are
-headings only where the format says so.
+Plans, notices and requests number theirs by the rules of official letters instead: Ⅰ., then 1.,
+then 가. Where neither the format nor an article says what the headings are, a line with a Roman
+numeral is one, and so is a short numbered line over a line that begins with 가.
+
+Left out: other numbered lines such as `1. 목적`, which are as often list items as headings.
 """
 
 import re
@@ -29,14 +32,63 @@ CITATION = re.compile(  # after a space: the line goes on citing, so the article
     r"|\s+제\s?\d+\s?[조항호목]|\s*[,·ㆍ~∼]"
 )
 SUPPLEMENT = re.compile(r"부\s*칙(\s*[<(（\[].*)?$")
+ROMAN = re.compile(r"[Ⅰ-Ⅻ]{1,2}\s*\.?(?:\s+(?P<name>\S.*))?$")
+NUMBERED = re.compile(r"\d{1,2}\s?\.\s+\S.*$")
+LETTERED = re.compile(r"가\s?\.\s")
+PAGE_NUMBER = re.compile(r"[\s.·…]\d{1,3}$")
+DECORATION = "-–—~=·*※□■◇◆○●▶ \t"
 SENTENCE = re.compile(r"([다요음함]\.|[.?!,])$")
 LONGEST_TITLE = 40  # characters
 LONGEST = 80  # characters; a longer line is a sentence even if it starts like a heading
 
 
 def promote_headings(blocks: Iterable[Block]) -> list[Block]:
-    """The same blocks with the headings of Korean rules marked as headings."""
-    return [promoted for block in blocks for promoted in _promote(block)]
+    """The same blocks with the headings of Korean rules and official letters marked as headings."""
+    blocks = list(blocks)
+    promoted = [part for block in blocks for part in _promote(block)]
+    stated = any(block.kind == "heading" for block in blocks)
+    if stated or any(b.kind == "heading" and b.level == LEVELS["조"] for b in promoted):
+        return promoted
+    return list(_numbered(promoted))
+
+
+def _numbered(blocks: list[Block]) -> Iterator[Block]:
+    """The same with the parts of an official letter as headings: Ⅰ. of level 2, 1. of level 3."""
+    lines: list[tuple[Block, str]] = []
+    for block in blocks:
+        whole = block.kind != "paragraph"
+        lines += [(block, "")] if whole else [(block, line) for line in block.text.split("\n")]
+    waiting: list[str] = []
+    at = 0
+    while at < len(lines):
+        block, line = lines[at]
+        following = [text.strip() for _, text in lines[at + 1 : at + 2]]
+        heading, taken = _part(line.strip(), following[0] if following else "")
+        if heading is None and block.kind == "paragraph":
+            waiting.append(line)
+        last = at + taken == len(lines) or lines[at + taken][0] is not block
+        if waiting and (heading is not None or last or block.kind != "paragraph"):
+            yield Block("paragraph", "\n".join(waiting))
+            waiting = []
+        if heading is not None:
+            yield heading
+        elif block.kind != "paragraph":
+            yield block
+        at += taken
+
+
+def _part(line: str, following: str) -> tuple[Block | None, int]:
+    """The heading a line is, given the next line, and how many lines it takes."""
+    if roman := ROMAN.match(line):
+        name = roman["name"] or following
+        listed = PAGE_NUMBER.search(name)  # in a table of contents
+        if name and len(name) <= LONGEST_TITLE and not (listed or SENTENCE.search(name)):
+            numeral = line if roman["name"] else f"{line} {following}"
+            return Block("heading", numeral, LEVELS["장"]), 1 if roman["name"] else 2
+    short = len(line) <= LONGEST_TITLE and not SENTENCE.search(line)
+    if short and NUMBERED.match(line) and LETTERED.match(following):
+        return Block("heading", line, LEVELS["절"]), 1
+    return None, 1
 
 
 def title_of(blocks: Sequence[Block]) -> str:
@@ -46,10 +98,12 @@ def title_of(blocks: Sequence[Block]) -> str:
     first = next((i for i, block in enumerate(blocks) if block.kind == "heading"), None)
     if first is None:
         return ""
-    if _heading(blocks[first].text) is None:
-        return blocks[first].text
+    heading = blocks[first].text
+    if not (_heading(heading) or ROMAN.match(heading) or NUMBERED.match(heading)):
+        return heading
     above = (block.text.split("\n") for block in blocks[:first] if block.kind == "paragraph")
-    line = next((line.strip() for lines in above for line in lines if line.strip()), "")
+    bare = (line.strip(DECORATION) for lines in above for line in lines)
+    line = next((line for line in bare if line), "")
     named = len(line) <= LONGEST_TITLE and ":" not in line and not SENTENCE.search(line)
     return line if named else ""
 
