@@ -59,3 +59,9 @@ def test_questions_of_lessons_agree():
     for wrong in ("숙박비은", "접수번호은", "한도이 ", "한도은", "담당가", "비고은"):
         assert not [question for question in asked if wrong in question], wrong
     assert not [question for question in asked if "/" in question]
+
+
+def test_no_lesson_asks_for_the_number_of_a_row():
+    passage = Passage("표.hwpx", "항목", "표 > 항목", "환승센터명 · NO: 1 / 구분: 필수 / 연번: 3")
+    lessons = [x for seed in range(20) for x in lessons_of(passage, "train", random.Random(seed))]
+    assert {x.passage[slice(*x.answer)] for x in lessons if x.answer} == {"필수"}

@@ -49,6 +49,7 @@ DEFINITION = re.compile(
 )
 MEANS = re.compile(r"[\"“']([^\"”']{2,30})[\"”'] (?:means|refers to) (.{6,200}?)(?:[.;]|$)")
 HANGUL, WORD = re.compile("[가-힣]"), re.compile(r"[가-힣]|[A-Za-z]{2}|^(?:19|20)\d\d$")
+COUNTS = re.compile(r"no\.?|연번|순번", re.IGNORECASE)
 ASK_CELL = {  # of a row and a column
     "ko": (
         "{} {} 얼마인가요?",
@@ -191,9 +192,9 @@ def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Le
 
 
 def _names(text: str) -> bool:
-    """Whether a label says what something is: a number that is no year, or a sheet's
-    error, does not."""
-    return bool(WORD.search(text)) and not text.startswith("#")
+    """Whether a label says what something is: a number that is no year, the head of a column that
+    only counts rows, or a sheet's error does not."""
+    return bool(WORD.search(text)) and not text.startswith("#") and not COUNTS.fullmatch(text)
 
 
 def _elsewhere(lesson: Lesson, index: BM25) -> Lesson | None:
@@ -222,7 +223,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=7)
+@stage(version=8)
 def write_lessons(
     *,
     corpus: Artifact,
