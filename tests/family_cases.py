@@ -130,7 +130,7 @@ DECODERS: dict[str, Case] = {
         | {
             "layer_types": ["conv", "full_attention", "conv", "conv"],
             "conv_L_cache": 4,
-            "block_ffn_dim_multiplier": 1.3,
+            "block_ffn_dim_multiplier": 1.2,  # 88, which is rounded up to 96
             "block_multiple_of": 32,
             "tie_word_embeddings": False,
         },

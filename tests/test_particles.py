@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from onsil.instruction.lessons import lessons_of
+from onsil.instruction.lessons import _said_otherwise, lessons_of
 from onsil.instruction.particles import PAIRS, agreeing, followed, particle
 from onsil.retrieval.passages import Passage
 
@@ -59,6 +59,21 @@ def test_questions_of_lessons_agree():
     for wrong in ("숙박비은", "접수번호은", "한도이 ", "한도은", "담당가", "비고은"):
         assert not [question for question in asked if wrong in question], wrong
     assert not [question for question in asked if "/" in question]
+
+
+def test_a_word_that_is_exchanged_takes_its_particle_along():
+    """월급 may become 보수: «월급은» then «보수는», in the middle of a question as at its end."""
+    asked = {
+        _said_otherwise(question, random.Random(seed))
+        for question in ("월급은 출장비로 받나요", "출장비를 언제 주나요", "어디에 월급을")
+        for seed in range(200)
+    }
+    assert len(asked) > 10
+    for question in asked:
+        for word in question.split():
+            for closed, open_ in PAIRS[:3]:
+                if word.endswith((closed, open_)) and len(word) > 2:
+                    assert word.endswith(particle(word[:-1], closed)), question
 
 
 def test_no_lesson_asks_for_the_number_of_a_row():

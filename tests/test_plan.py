@@ -38,7 +38,7 @@ from onsil.training.memory import (
 )
 from onsil.training.objectives import causal_batch, token_loss
 from onsil.training.optim import Optimizer, Recipe
-from onsil.training.plan import Plan, load_plan, make_plan, parse_plan, plan_for
+from onsil.training.plan import Plan, load_plan, make_plan, measure_speed, parse_plan, plan_for
 from onsil.training.plan_words import WHY_NOT, described
 from onsil.training.pretraining import pretrain
 from onsil.training.request import MINUTES, Request, amount, request
@@ -479,6 +479,22 @@ def test_an_older_plan_shows_a_dash_and_no_row_of_zeros():
     assert "Decoder, bits per byte – 1.5 –" in text
     assert "Weights of the decoder" not in text and "95 % interval" not in text
     assert "Seed 0" in text
+
+
+def test_the_speed_is_that_of_the_model_that_will_be_trained(monkeypatch):
+    """A base's own shape, in rows no longer than it can read, and not one of its width."""
+    asked = []
+
+    def noted(shape, compute):
+        asked.append(shape)
+        return Transformer(shape, compute)
+
+    monkeypatch.setattr("onsil.models.transformer.Transformer", noted)
+    plan = replace(parse_plan(json.dumps(PLAN)), width=32, depth=2, batch_tokens=64)
+    own = replace(decoder_shape(300, 64, 1, 32), positions="learned")
+    assert measure_speed(plan, 300, 64, own, seconds=0.0) > 0
+    assert measure_speed(plan, 300, 64, seconds=0.0) > 0
+    assert asked == [own, hybrid_shape(300, 32, 2)]
 
 
 # -- the page -----------------------------------------------------------------------------------

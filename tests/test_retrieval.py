@@ -231,8 +231,7 @@ def test_a_sheet_that_says_its_unit_once_is_answered_by_cell():
     index = BM25([passage("사용료", text), passage("제1조(목적)", "시설을 빌려준다.")])
     assert answer(index, "주말에 잔디마당 종일 빌리면 얼마예요?")[0] == "247,000"
     assert answer(index, "잔디마당은 어느 부서 허가를 받나요?")[0] == "기획조정실"
-    for question in ("잔디마당은 누가 쓰나요?", "잔디마당은 언제 여나요?"):
-        assert answer(index, question)[0] not in ("190,000", "247,000")
+    assert answer(index, "잔디마당 주말 종일은 언제 되나요?")[0] != "247,000"
 
 
 def test_cells_are_read_back_from_the_line_they_were_written_in():
