@@ -200,10 +200,12 @@ def test_what_was_adopted_is_taught_by_the_next_grow(home, ws):
     adopt(ws, "desk")
     row = {"question": QUESTION, "answerable": True, "answers": ["5일"], **CITED}
     gold = [row | {"id": split, "split": split} for split in ("dev", "test")]
+    gold.append(row | {"id": "q3", "split": "test", "question": "?", "heading": "제99조"})
     (documents / "gold.jsonl").write_text("\n".join(map(json.dumps, gold)))
     made = again()
     words = "adopted answers taught: 1; left out: 1 asked in the examination."
     assert any(words in line for line in told)
+    assert any("gold.jsonl q3: no passage stands at" in line for line in told)
     records = {record["stage"]: record for _, record in history(ws, made.key)}
     adopted = adopted_for(ws, "desk")
     assert adopted and records["adopt_feedback"]["object"] == adopted.digest

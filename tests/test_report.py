@@ -328,6 +328,14 @@ def test_whose_questions_set_the_threshold_is_told(few, told, monkeypatch):
     assert ("536 about onsil's example" in summary(card)) == told
 
 
+def test_questions_that_name_no_place_are_told(monkeypatch):
+    monkeypatch.setenv("ONSIL_LANG", "en")
+    rows = [{"id": f"q{n}", "places": [["휴가.md", "제99조"]]} for n in range(12)]
+    told = render(CARD | {"gold": CARD["gold"] | {"nowhere": rows}}, OUTCOME)
+    assert "12 questions name a place that no document has (q0, q1," in told and "q9 …)" in told
+    assert "name a place" not in render(CARD, OUTCOME)
+
+
 def test_the_graph_has_a_box_for_each_stage_below_its_inputs():
     nodes = [Node(s["object"], "", "", tuple(s["inputs"])) for s in STAGES]
     depth = layers_of(nodes)

@@ -16,7 +16,7 @@ from onsil.corpus import load_corpus
 from onsil.documents.types import FileRef, read_documents
 from onsil.errors import say
 from onsil.evaluation.metrics import paired_difference, risk_coverage, scorecard
-from onsil.evaluation.questions import Question, ask_all, gated, load_gold
+from onsil.evaluation.questions import Question, ask_all, gated, load_gold, misplaced
 from onsil.evaluation.report_words import READERS
 from onsil.lineage import Artifact, Run, stage
 from onsil.models.checkpoint import load
@@ -36,7 +36,7 @@ from onsil.training.plan import load_plan
 NON_NEURAL = ("best_sentence", "typed_sentence")
 NEURAL = (*TRAINED, "generator")
 FROM_LESSONS, FEWEST, SEEN_RUN = 240, 30, 8
-ENOUGH = 100  # dev questions of people
+ENOUGH, WARNED = 100, 5  # dev questions of people; questions named that have no place
 
 
 @stage(version=4)
@@ -147,7 +147,7 @@ def best_on_dev(cards: dict, names: Sequence[str]) -> str:
     return max(names, key=lambda n: (cards[n]["dev"]["f1"] or [0.0])[0])
 
 
-@stage(version=8)
+@stage(version=9)
 def evaluate(
     *,
     corpus: Artifact,
@@ -185,6 +185,15 @@ def evaluate(
     by_people = about["source"] != "lessons"
     rows, gates, cards = examine(index, readers, asked, tell=run.say, by_people=by_people)
     alone = enough(asked, by_people)
+    nowhere = [{"id": q.id, "places": q.places} for q in misplaced(index.passages, asked)]
+    for at in nowhere[:WARNED]:
+        (document, heading), name = at["places"][0], at["id"]
+        run.say(
+            say(
+                f"  gold.jsonl {name}: no passage stands at {document} > {heading}",
+                f"  gold.jsonl {name}: {document} > {heading}라는 곳이 문서에 없습니다",
+            )
+        )
     chosen = best_on_dev(cards, (*NON_NEURAL, *NEURAL) if alone else NON_NEURAL)
     rival, trained = best_on_dev(cards, NON_NEURAL), best_on_dev(cards, NEURAL)
     difference = paired_difference(rows[trained]["test"], rows[rival]["test"])
@@ -198,6 +207,7 @@ def evaluate(
             "dev": sum(q.split == "dev" for q in asked),
             "test": sum(q.split == "test" for q in asked),
             "seen": len(about["seen"]),
+            "nowhere": nowhere,
             "handbook": 0 if alone else len(handbook_evidence()[1]),
         },
         "readers": cards,

@@ -7,7 +7,7 @@ out is the unanswerable one.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from onsil.retrieval.readers import Reader, Reading
 
 @dataclass(frozen=True)
 class Question:
-    """`places`: every (document, heading) that answers; `without`: a document to leave out."""
+    """`places`: every (document, heading) that answers, an empty heading for what stands
+    under none; `without`: a document to leave out."""
 
     id: str
     split: str
@@ -87,15 +88,27 @@ def cited_right(reading: Reading, question: Question) -> bool:
 
 
 def stands_at(passage: Passage, places: Iterable[tuple[str, str]]) -> bool:
-    """Whether a passage is at one of these (document, heading)."""
+    """Whether a passage is at one of these (document, heading). What stands under no heading of its
+    own (all of a CSV) is known by the document's name alone, and gold writes "" for it."""
     return any(
         passage.document.rsplit("/", 1)[-1] == document.rsplit("/", 1)[-1]
         and (
-            same_heading(passage.heading, heading)
+            (not heading and " > " not in passage.trail)
+            or same_heading(passage.heading, heading)
             or any(same_heading(part, heading) for part in passage.trail.split(" > "))
         )
         for document, heading in places
     )
+
+
+def misplaced(passages: Sequence[Passage], questions: Iterable[Question]) -> list[Question]:
+    """Answerable questions whose places no passage stands at: whatever is cited counts as wrong, so
+    either the gold or the reading of the file is."""
+    return [
+        question
+        for question in questions
+        if question.answerable and not any(stands_at(p, question.places) for p in passages)
+    ]
 
 
 def ask_all(index: BM25, reader: Reader, found: Iterable[tuple[Question, list[Hit]]]) -> list[dict]:

@@ -18,6 +18,7 @@ from onsil.evaluation.report_html import (
 from onsil.evaluation.report_svg import Line, line_chart
 from onsil.evaluation.report_words import NON_NEURAL, READERS, SAMPLES, TYPES, called
 
+NAMED = 10  # ids of questions named at most
 HEADLINES = (
     ("f1", ("답의 정확도 (F1)", "Answer accuracy (F1)"), score),
     ("citation", ("근거가 맞은 답", "Answers with the right source"), percent),
@@ -140,12 +141,26 @@ def _source_of_questions(card: dict) -> Markup:
             f"There is no gold.jsonl, so the questions were made from held-out documents (dev "
             f"{dev:,}, test {test:,}). People ask differently: expect lower numbers in use.",
         )
-    seen = gold.get("seen", 0)
-    return both(
+    seen, nowhere = gold.get("seen", 0), gold.get("nowhere") or []
+    told = both(
         f"질문은 {gold.get('source', 'gold.jsonl')}에서 왔습니다(개발용 {dev:,}개, 시험용 "
         f"{test:,}개). 시험용 가운데 학습한 수업에 거의 그대로 있던 것은 {seen:,}개입니다.",
         f"The questions come from {gold.get('source', 'gold.jsonl')} (dev {dev:,}, test {test:,}). "
         f"Of those for test, {seen:,} stand almost as they are in the lessons.",
+    )
+    if not nowhere:
+        return told
+    ids = ", ".join(row["id"] for row in nowhere[:NAMED]) + (" …" if len(nowhere) > NAMED else "")
+    return join(
+        [
+            told,
+            both(
+                f"정답이 있다는 곳이 문서에 없는 질문이 {len(nowhere):,}개 있습니다({ids}). 무엇을 "
+                "근거로 대도 틀린 것으로 매겨지니 gold.jsonl의 document와 heading을 확인해 주세요.",
+                f"{len(nowhere):,} questions name a place that no document has ({ids}). Whatever "
+                "is cited for them counts as wrong: check document and heading in gold.jsonl.",
+            ),
+        ]
     )
 
 
