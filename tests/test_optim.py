@@ -203,7 +203,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 
 def test_one_pass_from_noise_is_fast_and_many_passes_are_careful():
     """The recipe measured for much text overfits a small folder read twelve times."""
-    plan = plan_for(50_000, 2_000, 500_000, 6, 0, lambda plan: 5_000)
+    plan = plan_for(50_000, 2_000, 500_000, 6, 0, lambda plan: (5_000, 5_000))
     once = replace(plan, decoder_epochs=1)
     assert recipe_of(once, "decoder", None) == (FAST, FAST_PEAK)
     assert recipe_of(plan, "decoder", None) == (Recipe(), plan.learning_rate)

@@ -48,11 +48,26 @@ from onsil.training.scaling import NO_FORECAST
 
 
 def test_more_minutes_make_a_longer_plan_and_a_plan_round_trips():
-    short = plan_for(50_000, 2_000, 500_000, 1, 0, lambda plan: 5_000)
-    long = plan_for(50_000, 2_000, 500_000, 10, 0, lambda plan: 5_000)
+    short = plan_for(50_000, 2_000, 500_000, 1, 0, lambda plan: (5_000, 5_000))
+    long = plan_for(50_000, 2_000, 500_000, 10, 0, lambda plan: (5_000, 5_000))
     assert long.reader_epochs > short.reader_epochs >= 1
     assert long.predicted_seconds <= 10 * 60
     assert parse_plan(json.dumps(asdict(long))) == long
+
+
+def test_a_large_decoder_does_not_make_the_encoder_slow():
+    """The base's decoder is larger than its encoder: each is planned by its own speed."""
+    alike, apart = (
+        plan_for(500_000, 2_000, 5_000_000, 20, 0, lambda plan, r=reads: (2_000, r))
+        for reads in (2_000, 8_000)
+    )
+    assert apart.reader_epochs > alike.reader_epochs
+    assert apart.encoder_epochs > alike.encoder_epochs
+    assert (apart.decoder_epochs, apart.generator_lessons, apart.tokens_per_second) == (
+        alike.decoder_epochs,
+        alike.generator_lessons,
+        2_000,
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"width": 1}', "null"])
@@ -161,7 +176,9 @@ def test_a_size_smaller_than_the_vocabulary_is_refused():
 
 @pytest.mark.parametrize("passes", [3, 17])
 def test_passes_that_were_asked_fix_the_minutes(passes):
-    plan = plan_for(50_000, 2_000, 500_000, 0.0, 0, lambda plan: 5_000, passes_asked=passes)
+    plan = plan_for(
+        50_000, 2_000, 500_000, 0.0, 0, lambda plan: (5_000, 5_000), passes_asked=passes
+    )
     decoding = passes * 50_000 / (5_000 * 0.75)
     assert plan.decoder_epochs == passes
     assert plan.minutes == pytest.approx(decoding / 0.2 / 60, abs=0.01)

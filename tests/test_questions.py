@@ -1,6 +1,5 @@
 """Gold questions and the places they name: what counts as the right source."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,8 @@ def asked(document: str, heading: str) -> Question:
 
 
 def test_every_place_of_the_handbooks_gold_is_in_the_handbook(passages):
-    """A place nothing stands at makes every citation wrong: 17 of 64 test questions named a CSV with
-    an empty heading, and no figure had shown it."""
+    """A place nothing stands at makes every citation wrong: 17 of 64 test questions named a CSV
+    with an empty heading, and no figure had shown it."""
     questions = load_gold(HANDBOOK / "gold.jsonl")
     assert misplaced(passages, questions) == []
     assert any(q.places[0][1] == "" for q in questions if q.answerable)

@@ -39,8 +39,8 @@ from onsil.training.request import MINUTES, too_few
 
 # Shares of the budget; the rest is reading, evaluation and slack.
 SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
-# Speed of each part against the decoder step that is measured: the decoder also scores held-out
-# text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
+# Speed of each part against the step that is measured, a decoder's of its size: the decoder also
+# scores held-out text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
 RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.2, "generator": 0.8}
 MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
 # An encoder that can read forgets more from hidden words than it learns; a decoder that can write
@@ -190,30 +190,31 @@ def plan_for(
     most: Mapping[str, int] = MOST_EPOCHS,
     passes_asked: int = 0,
 ) -> Plan:
-    """The plan for so much text and so many minutes; `speed_of(plan)` measures tokens/s.
+    """The plan for so much text and so many minutes; `speed_of(plan)` measures tokens/s of the
+    decoder, and of one in the size of the encoder.
 
     The largest model the text can fill that reads all of it once within its share. No text is left
     out, so a corpus too large for the smallest model makes a plan longer than the budget; lessons
     are, since they repeat one another. With `passes_asked` the decoder reads the text so often, in
     the largest model it can fill, and the minutes are those that this takes of its share.
     """
-    plan, speed = _largest(text_tokens, minutes or float("inf"), seed, speed_of, sizes)
+    plan, speeds = _largest(text_tokens, minutes or float("inf"), seed, speed_of, sizes)
     if passes_asked:
-        decoding = passes_asked * max(1, text_tokens) / (speed * RELATIVE_SPEED["decoder"])
+        decoding = passes_asked * max(1, text_tokens) / speeds["decoder"]
         minutes = decoding / SHARES["decoder"] / 60
         plan, most = replace(plan, minutes=round(minutes, 2)), {**most, "decoder": passes_asked}
     epochs, seconds = {}, 0.0
     for part in ("decoder", "encoder"):
-        pass_seconds = max(1, text_tokens) / (speed * RELATIVE_SPEED[part])
+        pass_seconds = max(1, text_tokens) / speeds[part]
         epochs[f"{part}_epochs"] = _whole(SHARES[part] * minutes * 60 / pass_seconds, most[part])
         seconds += epochs[f"{part}_epochs"] * pass_seconds
-    pass_seconds = max(1, reading_tokens) / (speed * RELATIVE_SPEED["reader"])
+    pass_seconds = max(1, reading_tokens) / speeds["reader"]
     passes = SHARES["reader"] * minutes * 60 / pass_seconds
     read = lessons if passes >= 1 else max(FEWEST_LESSONS, round(lessons * passes))
     read = min(lessons, read)
     epochs["reader_epochs"] = _whole(passes, most["reader"])
     seconds += epochs["reader_epochs"] * pass_seconds * read / max(1, lessons)
-    once = max(1, reading_tokens) / (speed * RELATIVE_SPEED["generator"])
+    once = max(1, reading_tokens) / speeds["generator"]
     told = min(lessons, round(lessons * SHARES["generator"] * minutes * 60 / once))
     seconds += once * told / max(1, lessons)
     return replace(
@@ -221,7 +222,6 @@ def plan_for(
         **epochs,
         reader_lessons=read,
         generator_lessons=told,
-        tokens_per_second=speed,
         predicted_seconds=round(seconds),
     )
 
@@ -236,10 +236,9 @@ def _largest(
     seed: int,
     speed_of: Any,
     sizes: Sequence[tuple[int, int, int]],
-) -> tuple[Plan, int]:
-    """The size for a text, made smaller until one pass over it fits; and its measured speed."""
+) -> tuple[Plan, dict[str, float]]:
+    """The size for a text, made smaller until one pass over it fits; and tokens/s of each part."""
     share = (SHARES["decoder"] + SHARES["encoder"]) * minutes * 60
-    passes = 1 / RELATIVE_SPEED["decoder"] + 1 / RELATIVE_SPEED["encoder"]
     last = next(n for n, (most, _, _) in enumerate(sizes) if text_tokens <= most)
     for n in range(last, -1, -1):
         _, width, depth = sizes[n]
@@ -262,9 +261,14 @@ def _largest(
             tokens_per_second=0,
             predicted_seconds=0,
         )
-        speed = speed_of(plan)
-        if n == 0 or text_tokens * passes / speed <= share:
-            return plan, speed
+        writes, reads = speed_of(plan)
+        plan = replace(plan, tokens_per_second=writes)
+        speeds = {
+            part: relative * (reads if part in ("encoder", "reader") else writes)
+            for part, relative in RELATIVE_SPEED.items()
+        }
+        if n == 0 or text_tokens * (1 / speeds["decoder"] + 1 / speeds["encoder"]) <= share:
+            return plan, speeds
     raise AssertionError("the smallest size ends the loop")
 
 
@@ -291,7 +295,7 @@ def text_of(held: Corpus, words: Any) -> Text:
     return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
 
 
-@stage(version=13)
+@stage(version=14)
 def make_plan(
     *,
     corpus: Artifact,
@@ -332,12 +336,14 @@ def make_plan(
         raise too_few(tokens, once)
     meter, drawn = Meter(), {}
 
-    def speed_of(plan: Plan) -> int:
+    def speed_of(plan: Plan) -> tuple[int, int]:
         refuse_beyond(peak_memory(plan, text, own), machine_memory())
         speed, drawn[plan.width, plan.depth] = meter.watts(
             lambda: measure_speed(plan, text.vocabulary, text_tokens, own)
         )
-        return speed
+        if own is None or (own.width, own.depth) == (plan.width, plan.depth):
+            return speed, speed
+        return speed, measure_speed(plan, text.vocabulary, text_tokens)
 
     grown = {part: n for part, n in MOST_FROM_BASE.items() if shape_in(base, part)}
     most = MOST_EPOCHS | grown
