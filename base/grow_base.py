@@ -52,13 +52,15 @@ PLAN = {
     "tokens_per_second": 0,
     "predicted_seconds": 0,
 }
+# The decoder is the larger of the two: a grow reads few lines with it, and many with the encoder.
+DECODER = PLAN | {"width": 256, "depth": 8, "context": 512}
 VOCABULARY, LESSONS = 8_000, 60_000
 # (file, megabytes taken); order and choice of documents are seeded.
 SOURCES = (
-    ("text-ko/law-ko", 10),
-    ("text-ko/tech-ko", 5),
-    ("text-ko/parallel-en-ko", 2),
-    ("text-en/novels-en", 1),
+    ("text-ko/law-ko", 30),
+    ("text-ko/tech-ko", 16),
+    ("text-ko/parallel-en-ko", 4),
+    ("text-en/novels-en", 2),
 )
 
 
@@ -103,11 +105,15 @@ def main() -> None:
     corpus = curate(ws, documents=read(ws, folder))
     tokenizer = train_tokenizer(ws, corpus=corpus, vocabulary=VOCABULARY)
     lessons = write_lessons(ws, corpus=corpus, rounds=2, most=LESSONS)
-    plan = adopt_plan(ws, text=json.dumps(PLAN))
-    parts = {"corpus": corpus, "tokenizer": tokenizer, "plan": plan}
-    encoder = pretrain(ws, **parts, kind="encoder")
-    reader = finetune(ws, encoder=encoder, tokenizer=tokenizer, lessons=lessons, plan=plan)
-    made = {"encoder": reader, "decoder": pretrain(ws, **parts, kind="decoder")}
+    plans = {"decoder": DECODER, "encoder": PLAN}
+    plans = {kind: adopt_plan(ws, text=json.dumps(plan)) for kind, plan in plans.items()}
+    made = {
+        kind: pretrain(ws, corpus=corpus, tokenizer=tokenizer, plan=plan, kind=kind)
+        for kind, plan in plans.items()
+    }
+    made["encoder"] = finetune(
+        ws, encoder=made["encoder"], tokenizer=tokenizer, lessons=lessons, plan=plans["encoder"]
+    )
     for kind, model in made.items():
         print(kind, model.path, json.dumps((ws.record(model.key) or {})["notes"]))
         if given.export:

@@ -40,7 +40,7 @@ from onsil.training.request import MINUTES, too_few
 # Shares of the budget; the rest is reading, evaluation and slack.
 SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
 # Speed of each part against the step that is measured, a decoder's of its size: the decoder also
-# scores held-out text, the other two meet the vocabulary for few rows or none (docs/log.md, "speed").
+# scores held-out text, the others meet the vocabulary for few rows or none (docs/log.md, "speed").
 RELATIVE_SPEED = {"decoder": 0.75, "encoder": 1.5, "reader": 1.2, "generator": 0.8}
 MOST_EPOCHS = {"decoder": 12, "encoder": 40, "reader": 12}
 # An encoder that can read forgets more from hidden words than it learns; a decoder that can write
