@@ -211,6 +211,44 @@ def test_a_year_of_the_calendar_is_no_length_of_time():
     assert answer(index, "보존 기간은 얼마 동안인가요?")[0] == "5년"
 
 
+@pytest.mark.parametrize(
+    ("text", "question", "said"),
+    [
+        # «월 3회» is no date.
+        (
+            "외부 강의는 월 3회, 월 6시간을 넘을 수 없다.",
+            "외부 강의는 한 달에 몇 번까지 가나요?",
+            "3회",
+        ),
+        ("통신비는 월 20,000원을 준다.", "통신비는 얼마인가요?", "20,000원"),
+        ("긴급구매는 3백만원까지 할 수 있다.", "긴급구매는 얼마까지 되나요?", "3백만원까지"),
+        # An amount before a share; a size or a share where no amount is.
+        (
+            "주택자금은 연 2퍼센트의 이율로 30,000,000원까지 빌려준다.",
+            "주택자금은 얼마까지 빌려주나요?",
+            "30,000,000원까지",
+        ),
+        (
+            "첨부파일은 50메가바이트까지 보낸다.",
+            "첨부파일 용량은 얼마까지예요?",
+            "50메가바이트까지",
+        ),
+        ("지체상금률은 1,000분의 1.25로 한다.", "지체상금률이 얼마예요?", "1,000분의 1.25"),
+        # Who it is by name, from … to, where something is handed in.
+        ("담당 사서는 금보라(내선 2711)로 한다.", "사서 선생님 성함이 뭐예요?", "금보라"),
+        ("신청은 시설관리팀장이 받는다.", "신청은 누가 받아요?", "시설관리팀장"),
+        (
+            "협업시간은 오전 10시부터 11시 30분까지로 한다.",
+            "협업시간은 몇 시부터 몇 시까지인가요?",
+            "오전 10시부터 11시 30분까지",
+        ),
+        ("열쇠는 근무시간이 지나면 당직실에 반납한다.", "열쇠는 어디에 반납해요?", "당직실"),
+    ],
+)
+def test_the_thing_asked_for_is_cut_out(text, question, said):
+    assert answer(BM25([passage("제5조(안내)", text)]), question)[0] == said
+
+
 def test_of_two_meanings_in_one_line_the_one_asked_for_is_given():
     text = (
         '이 규정에서 "전보"란 부서를 바꾸는 것을 말하고, "파견"이란 다른 기관에서 일하게 하는 '

@@ -29,14 +29,20 @@ WEIGHTS = {
     "cover": -2.0,  # it stands under the document's title: dates and offices, not rules
 }
 
-# Not the tail of a longer number, nor the day of a date (3월 1일).
-NUMBER = r"(?<![\d,.])(?<!월)(?<!월 )\d[\d,.]*\s*(?:만|천|억)?\s*"
+# Not the tail of a longer number, nor the day of a date (3월 1일; but the 3 of «월 3회»).
+NUMBER = r"(?<![\d,.])(?<!\d월)(?<!\d월 )\d[\d,.]*\s*(?:백만|천만|백|천|만|억)?\s*"
 BOUND = r"(?:\s*(?:이상|이하|이내|미만|초과|전까지|전|안에|까지))?"
 DATE = (
     r"(?:\d{4}\s*[.년-]\s*)?\d{1,2}\s*[.월-]\s*\d{1,2}일?(?:까지)?|"
     r"매[년월주]\s*(?:\d{1,2}[월일]|[첫둘셋넷마]\S*\s*주\s*\S요일)(?:\s*\d{1,2}일)?"
 )
 SPAN = r"(?!(?:19|20)\d\d\s*년)" + NUMBER + r"(?:영업일|근무일|일|주일|주|개월|시간|년)" + BOUND
+# What «얼마» asks for where no money is: a share, a size, a weight.
+SIZE = (
+    r"(?<![\d,.])\d[\d,.]*\s*(?:분의\s*\d[\d,.]*|(?i:[mgkt]b\b|kg\b|g\b|km\b|m\b|cm\b|l\b)|"
+    r"(?:메가|기가|킬로)바이트|킬로그램|그램|킬로미터|미터|리터|럭스|도|배|℃|㎡|평|쪽|매|건|회)"
+    + BOUND
+)
 # Of three syllables and more, 부 and 실 name a department (기록보존부) and not a part or a room.
 ROOMS = "전시|처리|녹화|준비|회의|휴게|상담|자료|열람|보관|건강|방재|전산|당직|접견|교육|체험|강의"
 WHO = (
@@ -48,14 +54,36 @@ PLACE = (
     r"(?:본관|별관|동관|서관)?\s?(?:지하\s?)?\d+층[^\n.,/]{0,12}|"
     r"[가-힣\d]+(?:\s[가-힣\d]+)?\s?(?:안내데스크|로비|센터|분원|출구|마당|게시판|서고)"
 )
+# Where something is handed in or asked for: a room, an office, «a menu», before 에 or 에서.
+SPOT = (
+    r"(?:[가-힣]{2,8}\s)?«[^»]{2,20}»(?=에|에서)|"
+    r"[가-힣\d]{1,8}(?:실|과|팀|부|소|관|원|함|창구|누리집|홈페이지)(?=에)"
+)
+# Who somebody is by name stands before an extension: 담당 홍길동(내선 1234), 홍길동 ☎ 1234.
+NAME = r"(?<![가-힣])[가-힣]{2,4}(?=\s*\(?\s*(?:내선|☎|전화\s*0))"
+TIME = r"(?:오전\s*|오후\s*)?(?:\d{1,2}:\d{2}|\d{1,2}시(?!간)(?:\s*\d{1,2}분|\s*반)?)"
+# From … to: «7월 28일부터 8월 1일까지», «10:00~11:30».
+RANGE = r"{0}(?:부터)?\s*(?:[~∼～–-]\s*)?{0}(?:까지)?"
 ASKED = [
-    (r"누구|누가|어느\s*(?:팀|부서)|어떤\s*(?:팀|부서)", WHO),
+    (r"성함|이름이|이름은|이름\s*(?:좀|알)", NAME, WHO),
+    (r"누구|누가|어느\s*(?:팀|부서)|어떤\s*(?:팀|부서)", WHO, NAME),
+    (
+        r"어디(?:에|에다|로|다)\s*(?:\S+\s+)?(?:내|제출|반납|올|맡|돌려|알|신고|신청|전화)",
+        PLACE,
+        SPOT,
+    ),
     (r"어디|몇\s*층", PLACE),
+    (r"몇\s*시(?!간).*부터.*까지|몇\s*시(?!간)[^?]*(?:~|에서)\s*몇\s*시", RANGE.format(TIME), TIME),
     (r"언제까지|마감|며칠에(?!\s*한\s*번)|몇\s*월\s*며칠", DATE, SPAN),
     (r"며칠|몇\s*일|기한", SPAN, DATE),
     (r"얼마\s*(?:동안|나\s*(?:지나|오래|자주))", SPAN + r"|영구|해마다|매년"),
-    (r"얼마|금액|한도|비용|몇\s*원", NUMBER + r"(?:만\s*원|천\s*원|원|%|퍼센트|점)" + BOUND),
-    (r"몇\s*시(?!간)", r"(?:오전|오후)?\s*(?:\d{1,2}:\d{2}|\d{1,2}시(?:\s*\d{1,2}분)?)(?:까지)?"),
+    (
+        r"얼마|금액|한도|비용|몇\s*원",
+        NUMBER + r"(?:원|달러|유로|엔)" + BOUND,
+        NUMBER + r"(?:%|퍼센트|점)" + BOUND,
+        SIZE,
+    ),
+    (r"몇\s*시(?!간)", TIME + r"(?:까지)?"),
     (r"언제|날짜|시행일|몇\s*월", DATE + r"|\d{1,2}월(?:,\s*\d{1,2}월)*|" + SPAN),
 ]
 # «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
