@@ -249,6 +249,27 @@ def test_the_thing_asked_for_is_cut_out(text, question, said):
     assert answer(BM25([passage("제5조(안내)", text)]), question)[0] == said
 
 
+@pytest.mark.parametrize(
+    ("question", "fits"),
+    [
+        ("본관 5층은 어느 계단으로 대피해요?", True),
+        ("본관 9층은 어느 계단으로 대피해요?", False),
+        ("본관 25층은 어느 계단으로 대피해요?", False),
+        ("R-01은 어느 계단에 있나요?", True),
+        ("R-22는 어느 계단에 있나요?", False),
+        ("본관 5층에서 30명은 어느 계단으로 대피해요?", True),  # an amount need not be said
+    ],
+)
+def test_nothing_fits_what_is_known_by_a_number_that_no_document_says(question, fits):
+    text = (
+        "본관 5 층은 동쪽 계단으로 대피한다.\n본관 125층은 없다.\n소화기 R-01은 동쪽 계단에 둔다."
+    )
+    index = BM25([passage("제3조(대피)", text)])
+    reading = typed_sentence(index, question, find(index, question))
+    assert reading and (reading.features[0] > 0) is fits
+    assert (reading.features[2] > 0) is fits
+
+
 def test_of_two_meanings_in_one_line_the_one_asked_for_is_given():
     text = (
         '이 규정에서 "전보"란 부서를 바꾸는 것을 말하고, "파견"이란 다른 기관에서 일하게 하는 '

@@ -114,6 +114,13 @@ class BM25:
     def known(self, term: str) -> bool:
         return term in self.places
 
+    def says(self, name: str) -> bool:
+        """Whether a passage has this in so many letters, not as the end of a longer number."""
+        shape = re.compile(
+            r"(?<![\d.,])" + r"\s*".join(map(re.escape, name.replace(" ", ""))), re.I
+        )
+        return any(shape.search(_whole(passage)) for passage in self.passages)
+
     def idf(self, term: str) -> float:
         """How telling a term is; one that occurs nowhere tells most. Question words tell little."""
         n, df = len(self.passages), len(self.places.get(term, ()))

@@ -86,6 +86,10 @@ ASKED = [
     (r"몇\s*시(?!간)", TIME + r"(?:까지)?"),
     (r"언제|날짜|시행일|몇\s*월", DATE + r"|\d{1,2}월(?:,\s*\d{1,2}월)*|" + SPAN),
 ]
+# What is known by its number: 9층, 3실, R-22. An amount (50개, 2만 원) may be one no paper says.
+NUMBERED = re.compile(
+    r"(?<![\d.,])\d+\s?(?:층|호실|호|실|관|동|반|조|부|호선)(?![가-힣]*\d)|[A-Za-z]{1,4}-\d+"
+)
 # «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
 EXPLAINED = re.compile(r"^\W*([가-힣A-Za-z0-9 ]{2,15}?)\W*(?:: | · )")
 ANNOUNCES = re.compile(r"다음\s*(?:표|각\s*호|과\s*같)")
@@ -186,11 +190,14 @@ def about(words: list[Word], asked: frozenset[str]) -> float:
 def evidence(index: BM25, question: str, hits: list[Hit], passage: Passage) -> tuple[float, ...]:
     """What the gate judges by: the fit of the passage that is cited, its lead over the best other
     one, how far it covers the question, (minus) how many of the question's words no document here
-    has, and how many words there are: a long question is covered less by what answers it."""
+    has, and how many words there are: a long question is covered less by what answers it. Nothing
+    fits a question about what is known by a number that no document here says (9층, R-22)."""
     mine = next(hit for hit in hits if hit.passage is passage)
     rest = max((hit.fit for hit in hits if hit.passage is not passage), default=0.0)
     words = index.words(question)
     unknown = sum(
         not any(index.known(term) for term in (*word.idf, *word.concepts)) for word in words
     )
+    if not all(map(index.says, NUMBERED.findall(question))):
+        return (0.0, 0.0, 0.0, -float(unknown + 1), float(len(words)))
     return (mine.fit, mine.fit - rest, mine.covered, -float(unknown), float(len(words)))
