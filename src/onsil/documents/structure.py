@@ -8,9 +8,9 @@ with the next part of a citation and stays a sentence.
 
 Plans, notices and requests number theirs by the rules of official letters instead: Ⅰ., then 1.,
 then 가. Where neither the format nor an article says what the headings are, a line with a Roman
-numeral is one, and so is a short numbered line over a line that begins with 가.
-
-Left out: other numbered lines such as `1. 목적`, which are as often list items as headings.
+numeral is one, and so is a short numbered line over a line that begins with 가. Where one such is
+found, the short lines that go on counting from 1. are headings too («1. 목적» over a sentence or a
+table); elsewhere they are as often items of a list.
 """
 
 import re
@@ -32,6 +32,11 @@ CITATION = re.compile(  # after a space: the line goes on citing, so the article
     r"|\s+제\s?\d+\s?[조항호목]|\s*[,·ㆍ~∼]"
 )
 SUPPLEMENT = re.compile(r"부\s*칙(\s*[<(（\[].*)?$")
+# [별표 1] 수수료, 별지 제2호서식(신청서): with a name or alone, and no particle after it.
+ANNEX = re.compile(
+    r"(?P<open>[\[<(【〔]?)\s?별\s?[표지]\s?(?:제?\s?\d+\s?호?(?:의\s?\d+)?)?\s?(?:서식)?\s?"
+    r"(?:[\]>)】〕](?:\s*\S.*)?|\s*[(（<].*|(?(open)(?!)|))$"
+)
 ROMAN = re.compile(r"[Ⅰ-Ⅻ]{1,2}\s*\.?(?:\s+(?P<name>\S.*))?$")
 NUMBERED = re.compile(r"\d{1,2}\s?\.\s+\S.*$")
 LETTERED = re.compile(r"가\s?\.\s")
@@ -46,7 +51,7 @@ def promote_headings(blocks: Iterable[Block]) -> list[Block]:
     """The same blocks with the headings of Korean rules and official letters marked as headings."""
     blocks = list(blocks)
     promoted = [part for block in blocks for part in _promote(block)]
-    stated = any(block.kind == "heading" for block in blocks)
+    stated = any(block.kind == "heading" for block in blocks[1:])  # the first may be a title alone
     if stated or any(b.kind == "heading" and b.level == LEVELS["조"] for b in promoted):
         return promoted
     return list(_numbered(promoted))
@@ -56,56 +61,79 @@ def _numbered(blocks: list[Block]) -> Iterator[Block]:
     """The same with the parts of an official letter as headings: Ⅰ. of level 2, 1. of level 3."""
     lines: list[tuple[Block, str]] = []
     for block in blocks:
-        whole = block.kind != "paragraph"
-        lines += [(block, "")] if whole else [(block, line) for line in block.text.split("\n")]
+        said = [line.strip() for line in block.text.split("\n")]
+        lines += [(block, line) for line in (said if block.kind == "paragraph" else [""])]
+    headings = _parts([line for _, line in lines])
     waiting: list[str] = []
-    at = 0
-    while at < len(lines):
-        block, line = lines[at]
-        following = [text.strip() for _, text in lines[at + 1 : at + 2]]
-        heading, taken = _part(line.strip(), following[0] if following else "")
-        if heading is None and block.kind == "paragraph":
+    for at, (block, line) in enumerate(lines):
+        heading = headings.get(at)
+        if at not in headings and block.kind == "paragraph":
             waiting.append(line)
-        last = at + taken == len(lines) or lines[at + taken][0] is not block
-        if waiting and (heading is not None or last or block.kind != "paragraph"):
+        ends = at + 1 == len(lines) or lines[at + 1][0] is not block
+        if waiting and (heading or ends or block.kind != "paragraph"):
             yield Block("paragraph", "\n".join(waiting))
             waiting = []
-        if heading is not None:
+        if heading:
             yield heading
         elif block.kind != "paragraph":
             yield block
-        at += taken
 
 
-def _part(line: str, following: str) -> tuple[Block | None, int]:
-    """The heading a line is, given the next line, and how many lines it takes."""
-    if roman := ROMAN.match(line):
-        name = roman["name"] or following
-        listed = PAGE_NUMBER.search(name)  # in a table of contents
-        if name and len(name) <= LONGEST_TITLE and not (listed or SENTENCE.search(name)):
-            numeral = line if roman["name"] else f"{line} {following}"
-            return Block("heading", numeral, LEVELS["장"]), 1 if roman["name"] else 2
-    short = len(line) <= LONGEST_TITLE and not SENTENCE.search(line)
-    if short and NUMBERED.match(line) and LETTERED.match(following):
-        return Block("heading", line, LEVELS["절"]), 1
-    return None, 1
+def _parts(lines: list[str]) -> dict[int, Block | None]:
+    """Which lines are headings of an official letter; a numeral may have its name on the next line,
+    which is then None: no line of its own."""
+    found: dict[int, Block | None] = {}
+    counted: list[int] = []
+    lettered, last = False, 0
+    for at, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=False)):
+        if at in found:
+            continue
+        if roman := ROMAN.match(line):
+            name = roman["name"] or following
+            listed = PAGE_NUMBER.search(name)  # in a table of contents
+            if name and len(name) <= LONGEST_TITLE and not (listed or SENTENCE.search(name)):
+                found[at] = Block("heading", f"{line} {following}", LEVELS["장"])
+                if roman["name"]:
+                    found[at] = Block("heading", line, LEVELS["장"])
+                else:
+                    found[at + 1] = None
+                last = 0
+            continue
+        if len(line) > LONGEST_TITLE or SENTENCE.search(line) or not NUMBERED.match(line):
+            continue
+        number, over = int(re.split(r"\D", line)[0]), bool(LETTERED.match(following))
+        if over or (number == last + 1 and not NUMBERED.match(following)):
+            counted.append(at)
+            lettered, last = lettered or over, number
+    if lettered:
+        found |= {at: Block("heading", lines[at], LEVELS["절"]) for at in counted}
+    return found
 
 
 def title_of(blocks: Sequence[Block]) -> str:
-    """What a document that states no title is called: its first heading. Where that is a numbered
-    part, as the first of every rule is, the line above it all, unless that is a sentence or says
-    something of the document («시행일: …»); else nothing."""
+    """What a document that states no title is called: its first heading of the highest level, if
+    the others there are numbered parts. Where it is one of many (a sheet among others) or a
+    part itself (the first of every rule), the line above them all, unless that is a sentence or
+    says something of the document («시행일: …»); else nothing."""
     first = next((i for i, block in enumerate(blocks) if block.kind == "heading"), None)
     if first is None:
         return ""
-    heading = blocks[first].text
-    if not (_heading(heading) or ROMAN.match(heading) or NUMBERED.match(heading)):
-        return heading
+    headings = [block for block in blocks if block.kind == "heading"]
+    top = min(block.level for block in headings)
+    highest = [block.text for block in headings if block.level == top]
+    names = [name for name in highest if not _counted(name)]
+    if len(names) == 1 and names[0] == highest[0]:
+        return names[0]
     above = (block.text.split("\n") for block in blocks[:first] if block.kind == "paragraph")
     bare = (line.strip(DECORATION) for lines in above for line in lines)
     line = next((line for line in bare if line), "")
     named = len(line) <= LONGEST_TITLE and ":" not in line and not SENTENCE.search(line)
     return line if named else ""
+
+
+def _counted(heading: str) -> bool:
+    """Whether a heading is a part by number, 제1조(목적) or 1. 개요."""
+    return bool(_heading(heading) or ROMAN.match(heading) or NUMBERED.match(heading))
 
 
 def _promote(block: Block) -> Iterator[Block]:
@@ -130,7 +158,7 @@ def _promote(block: Block) -> Iterator[Block]:
 def _heading(line: str) -> tuple[Block, str] | None:
     """The heading a line opens with and the text after it, or None for ordinary text."""
     text = line.strip()
-    if SUPPLEMENT.match(text) and len(text) <= LONGEST:
+    if (SUPPLEMENT.match(text) or ANNEX.match(text)) and len(text) <= LONGEST:
         return Block("heading", text, LEVELS["장"]), ""
     if (part := PART.match(text)) and len(text) <= LONGEST and not SENTENCE.search(text):
         return Block("heading", text, LEVELS[part["unit"]]), ""

@@ -28,6 +28,7 @@ EDITION = re.compile(
 )
 
 CODE = re.compile(r"(?!(?:19|20)\d\d$)[A-Za-z]{0,4}[-_.]?\d[\d./:_-]*")  # no bare year
+NOTHING = re.compile(r"[-–—]*")  # an empty cell, or one struck out
 NAMED, LONGEST_LABEL = re.compile(r"[가-힣]{2}|[A-Za-z]{3}"), 30
 
 
@@ -121,7 +122,7 @@ def _packed(lines: list[str]) -> Iterator[str]:
 def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
     """«label · column: cell / column: cell» for each row under the heads, which name columns; one
     line a row, whatever line breaks its cells have. A cell that was merged across columns is said
-    once."""
+    once, one that is struck out («-») not at all."""
     rows = tuple(tuple(" ".join(cell.split()) for cell in row) for row in rows)
     if len(rows) < 2:
         return [" / ".join(row) for row in rows]
@@ -134,7 +135,7 @@ def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
         apart = [
             pair
             for i, pair in enumerate(pairs)
-            if i != label and pair[1] and (not i or pair != pairs[i - 1])
+            if i != label and NOTHING.fullmatch(pair[1]) is None and (not i or pair != pairs[i - 1])
         ]
         cells = [f"{name}: {cell}" if name else cell for name, cell in apart]
         if len(set(row)) == 1:
