@@ -26,6 +26,7 @@ WEIGHTS = {
     "kind": 2.0,  # the kind of thing asked for is there
     "defines": 2.0,  # it defines what the question asks the meaning of
     "length": 1.0,  # a stub is a worse answer than a full article
+    "changed": 2.0,  # it says what something was before, and that is asked
     "cover": -2.0,  # it stands under the document's title: dates and offices, not rules
 }
 
@@ -60,19 +61,24 @@ SPOT = (
     r"[가-힣\d]{1,8}(?:실|과|팀|부|소|관|원|함|창구|누리집|홈페이지)(?=에)"
 )
 # Who somebody is by name stands before an extension: 담당 홍길동(내선 1234), 홍길동 ☎ 1234.
-NAME = r"(?<![가-힣])[가-힣]{2,4}(?=\s*\(?\s*(?:내선|☎|전화\s*0))"
+EXTENSION = r"(?=\s*\(?\s*(?:내선|☎|전화\s*0))"
+NAME = r"(?<![가-힣])[가-힣]{2,4}" + EXTENSION
+OFFICER = (
+    r"(?:(?<![가-힣])[가-힣]{1,7}[^은는이가을를의도로과와에\s]\s)?"
+    r"(?<![가-힣])[가-힣]{2,4}(?:\s[가-힣]{2,8})?" + EXTENSION
+)
 TIME = r"(?:오전\s*|오후\s*)?(?:\d{1,2}:\d{2}|\d{1,2}시(?!간)(?:\s*\d{1,2}분|\s*반)?)"
 # From … to: «7월 28일부터 8월 1일까지», «10:00~11:30».
 RANGE = r"{0}(?:부터)?\s*(?:[~∼～–-]\s*)?{0}(?:까지)?"
 ASKED = [
     (r"성함|이름이|이름은|이름\s*(?:좀|알)", NAME, WHO),
-    (r"누구|누가|어느\s*(?:팀|부서)|어떤\s*(?:팀|부서)", WHO, NAME),
+    (r"누구|누가|(?:어느|어떤)\s*(?:팀|부서|분)|담당자가|담당자는", WHO, OFFICER),
     (
         r"어디(?:에|에다|로|다)\s*(?:\S+\s+)?(?:내|제출|반납|올|맡|돌려|알|신고|신청|전화)",
         PLACE,
         SPOT,
     ),
-    (r"어디|몇\s*층", PLACE),
+    (r"어디|몇\s*층|어느\s*(?:방|문|건물|층|회의실|창구)", PLACE),
     (r"몇\s*시(?!간).*부터.*까지|몇\s*시(?!간)[^?]*(?:~|에서)\s*몇\s*시", RANGE.format(TIME), TIME),
     (r"언제까지|마감|며칠에(?!\s*한\s*번)|몇\s*월\s*며칠", DATE, SPAN),
     (r"며칠|몇\s*일|기한", SPAN, DATE),
@@ -91,7 +97,18 @@ NUMBERED = re.compile(
     r"(?<![\d.,])\d+\s?(?:층|호실|호|실|관|동|반|조|부|호선)(?![가-힣]*\d)|[A-Za-z]{1,4}-\d+"
 )
 # «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
-EXPLAINED = re.compile(r"^\W*([가-힣A-Za-z0-9 ]{2,15}?)\W*(?:: | · )")
+EXPLAINED = re.compile(
+    r"^\W*(?:(?:[가-하]|\d{1,2})[.)]\s*)?([가-힣A-Za-z0-9 ]{2,15}?)\W*(?:: | · )"
+)
+# What it was before: «원래는 몇 인승이었죠», «그전에는 몇 퍼센트였어요».
+BEFORE_ASKED = re.compile(
+    r"원래|예전|옛날|그\s?전에|이전에|전에는|전엔|종전|기존|바뀌기\s?전|(?:달라|바뀐|바뀌었|고쳐진)|"
+    r"(?:으로|로)\s?(?:늘|줄|올|낮|바뀌|오르)|(?:올랐|늘었|늘어났|줄었|줄어들었|내렸)"
+)
+BEFORE_SAID = re.compile(
+    r"→|(?:개정|변경|시행)\s?전|종전|달라진|\d월까지: |"
+    r"에서\s[^.\n]{1,25}(?:으로|로)\s(?:올|늘|줄|바꾸|바뀌|낮추|낮아|넓|고치|고쳐)"
+)
 ANNOUNCES = re.compile(r"다음\s*(?:표|각\s*호|과\s*같)")
 # «몇 명» asks for a number of 명 or 인: the counting word, and what a rule may write instead.
 COUNTED = {
@@ -138,7 +155,7 @@ def find(index: BM25, question: str, limit: int = 5, without: str | None = None)
     if not found:
         return []
     words, kind = index.words(question), "|".join(kinds_asked(question))
-    defined = index.defined(question)
+    defined, before = index.defined(question), bool(BEFORE_ASKED.search(question))
     asked = frozenset(terms(question)) | frozenset(c for word in words for c in word.concepts)
     hits = []
     for score, i in found:
@@ -156,6 +173,7 @@ def find(index: BM25, question: str, limit: int = 5, without: str | None = None)
             "kind": float(bool(kind and re.search(kind, passage.text))),
             "defines": float(i in defined),
             "length": min(1.0, len(passage.text) / LONGEST),
+            "changed": float(before and bool(BEFORE_SAID.search(passage.text))),
             "cover": float(bare(passage.heading) == bare(passage.trail.split(" > ")[0])),
         }
         fit = sum(WEIGHTS[name] * value for name, value in parts.items())
