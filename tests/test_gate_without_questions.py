@@ -1,4 +1,4 @@
-"""A folder nobody has asked questions about: what people asked about the handbook sets its gate."""
+"""A folder nobody has asked questions about: what was asked about the examples sets its gate."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from onsil.evaluation.questions import Question, ask_all, load_gold
 from onsil.instruction import write_lessons
 from onsil.lineage import Artifact, Workspace
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.gate import EVIDENCE, evidence_text, handbook_evidence
+from onsil.retrieval.gate import EVIDENCE, borrowed_evidence, evidence_text
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.ranking import find
 from onsil.retrieval.readers import typed_sentence
 
-HANDBOOK = Path(__file__).parents[1] / "examples" / "handbook"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 OFFICE = {
     "휴가.md": "# 휴가 규정\n\n## 제3조(연차)\n\n연차는 다음 해로 10일까지 이월할 수 있다. 이월한 "
     "연차는 다음 해 6월 30일까지 사용한다.\n\n## 제4조(병가)\n\n병가는 연 60일까지 쓸 수 있다. "
@@ -88,13 +88,15 @@ def test_enough_is_a_hundred_of_people_on_dev():
 
 
 def test_the_evidence_is_that_of_the_code_as_it_stands(tmp_path):
-    """Else: python benchmarks/handbook_baseline.py"""
-    ws = Workspace(tmp_path)
-    index = BM25(passages_of(load_corpus(curate(ws, documents=read(ws, HANDBOOK))).documents))
-    questions = [q for q in load_gold(HANDBOOK / "gold.jsonl") if q.split == "dev"]
-    rows = ask_all(index, typed_sentence, [(q, find(index, q.text)) for q in questions])
-    seen = [(row["reading"].features, row["right"]) for row in rows if row["reading"]]
-    features, right = handbook_evidence()
+    """Else: python benchmarks/examples_baseline.py"""
+    ws, seen = Workspace(tmp_path), []
+    for folder in (EXAMPLES / name for name in ("handbook", "clinic", "factory")):
+        corpus = curate(ws, documents=read(ws, folder))
+        index = BM25(passages_of(load_corpus(corpus).documents))
+        questions = [q for q in load_gold(folder / "gold.jsonl") if q.split == "dev"]
+        rows = ask_all(index, typed_sentence, [(q, find(index, q.text)) for q in questions])
+        seen += [(row["reading"].features, row["right"]) for row in rows if row["reading"]]
+    features, right = borrowed_evidence()
     assert right == [row[1] for row in seen]
     assert np.allclose(features, [row[0] for row in seen], rtol=1e-3, atol=1e-3)
     assert evidence_text(zip(features, right, strict=True)) == EVIDENCE.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from onsil.documents.read import read_folder, scan
-from onsil.documents.structure import promote_headings
+from onsil.documents.structure import promote_headings, title_of
 from onsil.documents.tables import titles_apart
 from onsil.documents.types import Block, Document
 from onsil.retrieval.passages import label_column, passages_of, rule_name, table_lines
@@ -98,18 +98,90 @@ def test_an_official_letter_is_cut_where_its_numbers_say(tmp_path):
 
 
 def test_numbers_are_no_headings_where_something_else_says_what_is():
-    """Under an article, 1. and 가. are its paragraphs; a format that knows headings is believed."""
+    """Under an article, 1. and 가. are its paragraphs; a format that knows headings is believed,
+    unless it knows the title alone."""
     listed = Block("paragraph", "1. 다음 사람\n가. 직원")
     rule = Block("paragraph", "제1조(목적)\n1. 다음 사람\n가. 직원")
-    for blocks in ([Block("heading", "안내", 1), listed], [rule]):
-        assert [b.text for b in promote_headings(blocks) if b.kind == "heading"] in (
-            ["안내"],
-            ["제1조(목적)"],
-        )
+    title, part = Block("heading", "안내", 1), Block("heading", "대상", 2)
+    for blocks, wanted in (
+        ([title, part, listed], ["안내", "대상"]),
+        ([rule], ["제1조(목적)"]),
+        ([title, listed], ["안내", "1. 다음 사람"]),
+    ):
+        assert [b.text for b in promote_headings(blocks) if b.kind == "heading"] == wanted
     assert [b.kind for b in promote_headings([listed])] == ["heading", "paragraph"]
     table = Block("table", rows=(("가", "나"),))
     kept = promote_headings([Block("paragraph", "앞말"), table, Block("paragraph", "뒷말")])
     assert [b.kind for b in kept] == ["paragraph", "table", "paragraph"]
+
+
+COUNTED = """낙상 보고 지침
+1. 목적
+사고를 빠짐없이 보고한다.
+2. 조치
+가. 의식을 확인한다.
+나. 다음을 적는다.
+1. 때
+2. 곳
+3. 보고 기한
+등급과 기한은 표와 같다.
+4. 준비물
+5. 담당자
+"""
+
+
+def test_parts_are_counted_on_once_one_of_them_is_lettered():
+    """A list inside of a part, which counts anew or has its items line by line, is none."""
+    found = promote_headings([Block("paragraph", COUNTED)])
+    headings = [b.text for b in found if b.kind == "heading"]
+    assert headings == ["1. 목적", "2. 조치", "3. 보고 기한"]
+    assert "\n".join(b.text for b in found).split() == COUNTED.split()
+    plain = COUNTED.replace("가. ", "").replace("나. ", "")
+    assert [b.kind for b in promote_headings([Block("paragraph", plain)])] == ["paragraph"]
+    table = Block("table", rows=(("등급", "기한"), ("1", "3일")))
+    over = [Block("paragraph", "1. 조치\n가. 알린다.\n2. 기한"), table]
+    assert [b.text for b in promote_headings(over) if b.kind == "heading"] == ["1. 조치", "2. 기한"]
+
+
+@pytest.mark.parametrize(
+    ("line", "heading"),
+    [
+        ("[별표 1] 수수료", True),
+        ("별표 1 (등급별 승인권자)", True),
+        ("별표 2", True),
+        ("별지 제2호서식(신청서)", True),
+        ("<별표 3의2>", True),
+        ("별표 1과 같다.", False),
+        ("별표 1에 따라 낸다", False),
+        ("별표 1 및 별표 2", False),
+        ("별지에 적는다.", False),
+        ("별도 기준", False),
+    ],
+)
+def test_an_annex_is_a_heading_and_a_mention_of_one_is_not(line, heading):
+    blocks = promote_headings([Block("paragraph", f"제1조(목적) 정한다.\n{line}\n이하 생략")])
+    assert (line in [b.text for b in blocks if b.kind == "heading"]) is heading
+
+
+@pytest.mark.parametrize(
+    ("headings", "title"),
+    [
+        ([(1, "사용료"), (1, "신청")], ""),  # sheets
+        ([(5, "Copyright 2020"), (1, "정규화"), (2, "개요")], "정규화"),
+        ([(1, "안전수칙"), (1, "1. 목적"), (1, "2. 지게차")], "안전수칙"),
+        ([(1, "1. 목적"), (1, "안전수칙")], ""),
+        ([(1, "운영 안내"), (2, "신청"), (2, "문의")], "운영 안내"),
+        ([(4, "제1조(목적)"), (4, "제2조(정의)")], ""),
+        ([], ""),
+    ],
+)
+def test_one_heading_among_many_names_no_document(headings, title):
+    assert title_of([Block("heading", text, level) for level, text in headings]) == title
+
+
+def test_a_cell_that_is_struck_out_says_nothing():
+    rows = (("구분", "항목", "요금", "비고"), ("빈소", "1호실", "-", "—"), ("관", "1호", "0-", ""))
+    assert table_lines(rows) == ["빈소 · 항목: 1호실", "관 · 항목: 1호 / 요금: 0-"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ CITATION = re.compile(  # after a space: the line goes on citing, so the article
 SUPPLEMENT = re.compile(r"부\s*칙(\s*[<(（\[].*)?$")
 # [별표 1] 수수료, 별지 제2호서식(신청서): with a name or alone, and no particle after it.
 ANNEX = re.compile(
-    r"(?P<open>[\[<(【〔]?)\s?별\s?[표지]\s?(?:제?\s?\d+\s?호?(?:의\s?\d+)?)?\s?(?:서식)?\s?"
+    r"(?P<open>[\[<(【〔])?\s?별\s?[표지]\s?(?:제?\s?\d+\s?호?(?:의\s?\d+)?)?\s?(?:서식)?\s?"
     r"(?:[\]>)】〕](?:\s*\S.*)?|\s*[(（<].*|(?(open)(?!)|))$"
 )
 ROMAN = re.compile(r"[Ⅰ-Ⅻ]{1,2}\s*\.?(?:\s+(?P<name>\S.*))?$")

@@ -23,7 +23,7 @@ from onsil.models.checkpoint import load
 from onsil.models.ngram import Seen
 from onsil.models.transformer import Transformer
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.gate import calibrate, handbook_evidence
+from onsil.retrieval.gate import borrowed_evidence, calibrate
 from onsil.retrieval.generator import generator_of
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.ranking import Search, find
@@ -114,7 +114,7 @@ def examine(
     by_people: bool = True,
 ) -> tuple[dict, dict, dict]:
     """(rows by reader and split, gates, scorecards). Gates are calibrated on dev alone, those of
-    readers without trained parts also on the handbook's evidence where people have not asked
+    readers without trained parts also on borrowed evidence where people have not asked
     enough; `tell` hears which reader is asked next."""
     rows, gates, cards = {}, {}, {}
     alone = enough(questions, by_people)
@@ -129,7 +129,7 @@ def examine(
         read = [r for r in asked["dev"] if r["reading"]]
         features, right = [r["reading"].features for r in read], [r["right"] for r in read]
         if name in NON_NEURAL and not alone:
-            known, known_right = handbook_evidence()
+            known, known_right = borrowed_evidence()
             features, right = [*features, *known], [*right, *known_right]
         gates[name] = calibrate(features, right)
         rows[name] = {s: gated(asked[s], gates[name]) for s in asked}
@@ -208,7 +208,7 @@ def evaluate(
             "test": sum(q.split == "test" for q in asked),
             "seen": len(about["seen"]),
             "nowhere": nowhere,
-            "handbook": 0 if alone else len(handbook_evidence()[1]),
+            "borrowed": 0 if alone else len(borrowed_evidence()[1]),
         },
         "readers": cards,
         "difference": {"f1": difference, "against": rival, "of": trained},

@@ -89,10 +89,10 @@ def summary(card: dict) -> str:
             f"시험용 {gold.get('test', 0)}개",
         )
     )
-    if few := gold.get("handbook", 0):
+    if few := gold.get("borrowed", 0):
         lines.append(
             say(
-                f"  too few by people; {few} about onsil's example set what is turned away",
+                f"  too few by people; {few} about onsil's examples set what is turned away",
                 f"  사람이 쓴 질문이 모자라 예시에 대한 질문 {few}개로 답할 문턱을 정했습니다",
             )
         )

@@ -104,7 +104,7 @@ def _baselines(card: dict) -> Markup:
                 "To hold against it (F1): " + "; ".join(f"{w[1]} {v}" for w, v in words) + ".",
             )
         )
-    few = (card.get("gold") or {}).get("handbook", 0)
+    few = (card.get("gold") or {}).get("borrowed", 0)
     if card.get("chosen") in NON_NEURAL and few:
         parts.append(
             both(

@@ -5,8 +5,8 @@ own fit would flatter it, so the threshold is chosen on predictions made out of 
 many ways to cut the folds: the lowest one that still turns away `ABSTAIN` of the readings that
 should not be given.
 
-Where nobody has asked enough, `handbook_evidence` stands in: what people's questions about
-examples/handbook showed (benchmarks/handbook_baseline.py writes it).
+Where nobody has asked enough, `borrowed_evidence` stands in: what people's questions about the
+documents of examples/ showed (benchmarks/examples_baseline.py writes it).
 """
 
 import csv
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-EVIDENCE = Path(__file__).with_name("handbook_evidence.csv")
+EVIDENCE = Path(__file__).with_name("evidence.csv")
 ABSTAIN = 0.86
 FOLDS, CUTS, RIDGE = 5, 20, 1.0
 
@@ -45,8 +45,8 @@ def evidence_text(rows: Iterable[tuple[Sequence[float], bool]]) -> str:
 
 
 @cache
-def handbook_evidence() -> tuple[list[tuple[float, ...]], list[bool]]:
-    """Of every dev question of examples/handbook that finds something: the features of
+def borrowed_evidence() -> tuple[list[tuple[float, ...]], list[bool]]:
+    """Of every dev question of examples/ that finds something: the features of
     `ranking.evidence`, and whether answering was right."""
     rows = list(csv.reader(EVIDENCE.read_text(encoding="utf-8").splitlines()))[1:]
     return [tuple(map(float, row[:-1])) for row in rows], [row[-1] == "1" for row in rows]

@@ -1,0 +1,104 @@
+"""The bar: what the reader without trained parts answers on the four example folders.
+
+    python benchmarks/examples_baseline.py
+
+For each folder and split: how often a passage to cite is among the first 1, 5, 20 found, and the
+scores under a gate that was set by questions about the other folders alone, as an office's own
+folder would be answered that nobody has asked about. `bank` is test and nothing was ever fitted on
+it; of the others the word list, patterns and weights have seen the dev questions. Appends a row to
+benchmarks/results/examples_baseline.jsonl. It also writes `EVIDENCE`, which sets the gate of a
+folder without questions: features and outcome of every dev question.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from onsil.corpus import curate, load_corpus
+from onsil.documents import read
+from onsil.evaluation.metrics import interval, scorecard
+from onsil.evaluation.questions import ask_all, cited_right, gated, load_gold
+from onsil.lineage import Workspace
+from onsil.retrieval.bm25 import BM25
+from onsil.retrieval.gate import EVIDENCE, calibrate, evidence_text
+from onsil.retrieval.passages import passages_of
+from onsil.retrieval.ranking import CANDIDATES, find
+from onsil.retrieval.readers import Reading, best_sentence, typed_sentence
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("handbook", "clinic", "factory", "bank")
+READERS = {"best_sentence": best_sentence, "typed_sentence": typed_sentence}
+READ, RECALL_AT = 5, (1, 5, 20)
+
+
+def asked(ws: Workspace, folder: Path) -> tuple[dict, dict]:
+    """Reader → split → rows, and split → [found at 1, 5, 20] of each answerable question."""
+    corpus = curate(ws, documents=read(ws, folder))
+    index = BM25(passages_of(load_corpus(corpus).documents))
+    rows: dict[str, dict[str, list]] = {reader: {} for reader in READERS}
+    recall: dict[str, list] = {}
+    for question in load_gold(folder / "gold.jsonl"):
+        hits = find(index, question.text, CANDIDATES, question.without)
+        if question.answerable:
+            right = [cited_right(Reading("", hit.passage, ()), question) for hit in hits]
+            found = [float(any(right[:k])) for k in RECALL_AT]
+            recall.setdefault(question.split, []).append(found)
+        for name, reader in READERS.items():
+            (row,) = ask_all(index, reader, [(question, hits[:READ])])
+            rows[name].setdefault(question.split, []).append(row)
+    return rows, recall
+
+
+def seen(rows: list[dict]) -> list[tuple[tuple[float, ...], bool]]:
+    return [(row["reading"].features, row["right"]) for row in rows if row["reading"]]
+
+
+def mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def main() -> None:
+    rows, recall = {}, {}
+    with TemporaryDirectory() as scratch:
+        ws = Workspace(scratch)
+        for name in FOLDERS:
+            rows[name], recall[name] = asked(ws, ROOT / "examples" / name)
+    dev = {name: seen(found["typed_sentence"].get("dev", [])) for name, found in rows.items()}
+    EVIDENCE.write_text(evidence_text(row for name in FOLDERS for row in dev[name]), "utf-8")
+    table: dict = {}
+    for name in FOLDERS:
+        gates = {}
+        for reader, found in rows[name].items():
+            others = [other for other in FOLDERS if other != name]
+            known = [row for o in others for row in seen(rows[o][reader].get("dev", []))]
+            gates[reader] = calibrate([row[0] for row in known], [row[1] for row in known])
+            for split, some in found.items():
+                at = table.setdefault(f"{name} {split}", {})
+                at[reader] = scorecard(gated(some, gates[reader]))
+        for split, found in recall[name].items():
+            table[f"{name} {split}"]["found"] = {
+                str(k): interval([row[n] for row in found], mean) for n, k in enumerate(RECALL_AT)
+            }
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    row = {
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "folders": table,
+    }
+    out = ROOT / "benchmarks" / "results" / "examples_baseline.jsonl"
+    with out.open("a", encoding="utf-8") as f:
+        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    json.dump(row, sys.stdout, ensure_ascii=False, indent=1)
+
+
+if __name__ == "__main__":
+    main()
