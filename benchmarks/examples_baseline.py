@@ -6,7 +6,7 @@ For each folder and split: how often a passage to cite is among the first 1, 5, 
 scores under a gate that was set by questions about the other folders alone, as an office's own
 folder would be answered that nobody has asked about. `bank` is test and nothing was ever fitted on
 it; of the others the word list, patterns and weights have seen the dev questions. Appends a row to
-benchmarks/results/examples_baseline.jsonl. It also writes `EVIDENCE`, which sets the gate of a
+benchmarks/results/examples_baseline.jsonl. It also writes `BORROWED`, which sets the gate of a
 folder without questions: features and outcome of every dev question.
 """
 
@@ -26,7 +26,7 @@ from onsil.evaluation.metrics import interval, scorecard
 from onsil.evaluation.questions import ask_all, cited_right, gated, load_gold
 from onsil.lineage import Workspace
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.gate import EVIDENCE, calibrate, evidence_text
+from onsil.retrieval.gate import BORROWED, calibrate, evidence_text
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.ranking import CANDIDATES, find
 from onsil.retrieval.readers import Reading, best_sentence, typed_sentence
@@ -70,7 +70,7 @@ def main() -> None:
         for name in FOLDERS:
             rows[name], recall[name] = asked(ws, ROOT / "examples" / name)
     dev = {name: seen(found["typed_sentence"].get("dev", [])) for name, found in rows.items()}
-    EVIDENCE.write_text(evidence_text(row for name in FOLDERS for row in dev[name]), "utf-8")
+    BORROWED.write_text(evidence_text(row for name in FOLDERS for row in dev[name]), "utf-8")
     table: dict = {}
     for name in FOLDERS:
         gates = {}

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 from onsil.corpus import curate
 from onsil.documents import read
+from onsil.errors import OnsilError
 from onsil.lineage import Workspace
 from onsil.retrieval.answering import SHOWN, Answerer, _shown
 from onsil.retrieval.bm25 import BM25, coverage, marks, terms
 from onsil.retrieval.concepts import _forms, concept, concepts, concepts_at
-from onsil.retrieval.gate import ABSTAIN, Gate, calibrate
+from onsil.retrieval.gate import ABSTAIN, EVIDENCE, Gate, calibrate
 from onsil.retrieval.passages import Passage, cells_of, sentences, table_lines
 from onsil.retrieval.ranking import find, kinds_asked
 from onsil.retrieval.readers import best_sentence, typed_sentence
@@ -70,7 +72,7 @@ def answer(index: BM25, question: str) -> tuple[str, str]:
 def test_everyday_word_and_rule_word_are_one_concept():
     assert concepts("야근하려면") & concepts("초과근무수당")
     assert concepts("월급이 언제 나와요") & concepts("보수는 매월 지급한다")
-    assert not concepts("온실 유리 두께")
+    assert not concepts("온실 은하수 구렁이")
 
 
 def test_marked_forms_match_only_where_a_word_begins():
@@ -359,19 +361,45 @@ def test_a_latin_form_is_not_found_inside_a_longer_word():
     assert concepts("AI로 쓴 글") and not concepts("email mail aid") & concepts("AI로 쓴 글")
 
 
-def test_what_is_not_answered_shows_the_line_that_came_nearest(tmp_path):
-    (tmp_path / "papers").mkdir()
+@pytest.fixture
+def model_of(tmp_path):
+    """Text of one document → the folder of a model that turns every question away."""
+
+    def made(text: str, evidence: tuple[str, ...] = EVIDENCE) -> Path:
+        (tmp_path / "papers").mkdir()
+        (tmp_path / "papers" / "보관.md").write_text(text, encoding="utf-8")
+        ws = Workspace(tmp_path / "ws")
+        corpus = curate(ws, documents=read(ws, tmp_path / "papers"))
+        n = len(EVIDENCE)
+        gate = Gate((0.0,) * n, (1.0,) * n, (0.0,) * n, 0.0, 0.9)
+        choice = {"reader": "typed_sentence", "evidence": evidence, "gate": asdict(gate)}
+        (tmp_path / "model.json").write_text(json.dumps(choice))
+        (tmp_path / "corpus").symlink_to(corpus.path)
+        return tmp_path
+
+    return made
+
+
+def test_what_is_not_answered_shows_the_line_that_came_nearest(model_of):
     rules = "\n".join(f"제{n}호의 서류는 창고에 둔다." for n in range(12))
     text = f"# 보관\n\n## 순서\n{rules}\n예비 열쇠는 관리실에서 내준다.\n"
-    (tmp_path / "papers" / "보관.md").write_text(text, encoding="utf-8")
-    ws = Workspace(tmp_path / "ws")
-    corpus = curate(ws, documents=read(ws, tmp_path / "papers"))
-    gate = Gate((0.0,) * 5, (1.0,) * 5, (0.0,) * 5, 0.0, 0.9)  # turns everything away
-    choice = {"reader": "typed_sentence", "gate": asdict(gate)}
-    (tmp_path / "model.json").write_text(json.dumps(choice))
-    (tmp_path / "corpus").symlink_to(corpus.path)
-    answerer = Answerer(tmp_path)
+    answerer = Answerer(model_of(text))
     answer = answerer.ask("예비 열쇠는 어디서 내주나요?")
     assert answer.text is None and answer.lines[0] in "예비 열쇠는 관리실에서 내준다."
     shown = "".join(answerer.stream(answer))
     assert "예비 열쇠는 관리실에서 내준다." in shown and "제0호" not in shown
+
+
+def test_a_greeting_is_greeted_and_a_short_question_is_not(model_of):
+    answerer = Answerer(model_of("# 보관\n\n열쇠는 관리실장이 내준다.\n"))
+    for said in ("안녕?", "안녕하세요!", "hi", "Hello there", "누구세요?", "넌 누구야", "도움말",
+                 "뭐 할 수 있어?", "What can you do?"):  # fmt: skip
+        assert answerer.ask(said).greeting, said
+    for asked in ("위원장은 누구예요?", "담당자 누구?", "안녕하세요, 열쇠 담당은요?", "which key?",
+                  "누구나 빌릴 수 있나요?", "카드로 뭘 살 수 있어요?", "열쇠 help"):  # fmt: skip
+        assert not answerer.ask(asked).greeting, asked
+
+
+def test_a_model_whose_gate_knows_other_evidence_is_refused(model_of):
+    with pytest.raises(OnsilError, match="onsil grow"):
+        Answerer(model_of("# 보관\n\n열쇠는 관리실장이 내준다.\n", EVIDENCE[:5]))

@@ -23,7 +23,7 @@ from onsil.models.checkpoint import load
 from onsil.models.ngram import Seen
 from onsil.models.transformer import Transformer
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.gate import borrowed_evidence, calibrate
+from onsil.retrieval.gate import EVIDENCE, borrowed_evidence, calibrate
 from onsil.retrieval.generator import generator_of
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.ranking import Search, find
@@ -233,7 +233,8 @@ def evaluate(
         },
     }
     _write(out / "card.json", card)
-    _write(out / "choice.json", {"reader": chosen, "gate": asdict(gates[chosen])})
+    choice = {"reader": chosen, "evidence": EVIDENCE, "gate": asdict(gates[chosen])}
+    _write(out / "choice.json", choice)
     return {"chosen": chosen, "dev_f1": cards[chosen]["dev"]["f1"]}
 
 

@@ -1,6 +1,7 @@
 """A grown model at work: question → passages → reading → gate → cited answer or abstention."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,24 +9,19 @@ from pathlib import Path
 from onsil.corpus import load_corpus
 from onsil.errors import OnsilError, say
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.gate import Gate
+from onsil.retrieval.gate import EVIDENCE, Gate
 from onsil.retrieval.passages import Passage, passages_of
 from onsil.retrieval.ranking import find
 from onsil.retrieval.readers import Reader, best_sentence, typed_sentence
 
-GREETINGS = (
-    "안녕",
-    "반가",
-    "hello",
-    "hi",
-    "ㅎㅇ",
-    "누구",
-    "뭐 할 수",
-    "뭘 할 수",
-    "도움말",
-    "help",
+# A greeting and nothing else: «위원장은 누구예요?» asks, and so does «안녕하세요, 연차 며칠?».
+GREETING = re.compile(
+    r"(?:(?:안녕|반가)\S*|ㅎㅇ|하이|hello|hi|hey)(?:\W+(?:반가\S*|여러분|there|all))?|"
+    r"(?:(?:넌|너는|당신은|그쪽은)\s*)?(?:누구\S*|뭐\s?하는\s?\S+)|who\s+are\s+you|"
+    r"(?:\S+\s+)?(?:뭐|뭘|무엇을)\s*(?:할|답할|대답할|도와줄|물어볼)\s*수\s*\S*|"
+    r"what\s+can\s+you\s+(?:do|answer)|도움말|help",
+    re.IGNORECASE,
 )
-
 SHOWN = 160  # characters of a passage beside an answer in the terminal
 
 
@@ -86,6 +82,22 @@ def not_grown(name: str) -> OnsilError:
     )
 
 
+def judged_otherwise(name: str) -> OnsilError:
+    """A model whose gate was set by other evidence than readings carry now."""
+    return OnsilError(
+        en=(
+            f"{name} was grown by another version of onsil, which judged by other evidence.",
+            "Read with this one, it would answer what it should turn away.",
+            "Grow it again from its folder: onsil grow FOLDER --name NAME",
+        ),
+        ko=(
+            f"{name}은 다른 판의 onsil로 길러서, 답을 내도 되는지 재는 근거가 지금과 다릅니다.",
+            "이대로 물으면 물러나야 할 질문에 답하게 됩니다.",
+            "같은 폴더에서 다시 길러 주세요: onsil grow 폴더 --name 이름",
+        ),
+    )
+
+
 def said_to(question: str, en: str, ko: str) -> str:
     """In the language of the question, for whoever asks may sit far from the machine; one without
     letters is answered in the reader's."""
@@ -105,6 +117,8 @@ class Answerer:
         if not (folder / "model.json").is_file():
             raise not_grown(folder.name[:12])
         settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if settings.get("evidence") != list(EVIDENCE):
+            raise judged_otherwise(folder.name[:12])
         self.settings = settings
         self.index = BM25(passages_of(load_corpus(folder / "corpus").documents))
         self.reader = load_reader_named(settings["reader"], folder)
@@ -113,7 +127,7 @@ class Answerer:
     def ask(self, question: str) -> Answer:
         """Raises nothing for any text: an empty or foreign question is an abstention."""
         question = question.strip()[:1000]
-        if len(question) < 20 and any(word in question.lower() for word in GREETINGS):
+        if GREETING.fullmatch(question.strip(" ?!.~,…")):
             return Answer(question, self.greet(question), (), 1.0, greeting=True)
         hits = find(self.index, question)
         reading = self.reader(self.index, question, hits) if hits else None

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-EVIDENCE = Path(__file__).with_name("evidence.csv")
+BORROWED = Path(__file__).with_name("evidence.csv")
+# What a reading carries for the gate (`ranking.evidence`); a trained reader adds its margin.
+EVIDENCE = ("fit", "lead", "covered", "headings", "asked", "none asked", "minus unknown", "words")
 ABSTAIN = 0.86
 FOLDS, CUTS, RIDGE = 5, 20, 1.0
 
@@ -39,16 +41,19 @@ class Gate:
 
 
 def evidence_text(rows: Iterable[tuple[Sequence[float], bool]]) -> str:
-    """(features, was it right to answer) as `EVIDENCE` holds them, four digits each."""
+    """(features, was it right to answer) as `BORROWED` holds them, four digits each."""
     lines = (",".join([*(f"{x:.4g}" for x in row), str(int(right))]) for row, right in rows)
-    return "\n".join(["fit,lead,covered,minus unknown,words,right", *lines]) + "\n"
+    return (
+        "\n".join(["fit,lead,covered,headings,asked,none asked,minus unknown,words,right", *lines])
+        + "\n"
+    )
 
 
 @cache
 def borrowed_evidence() -> tuple[list[tuple[float, ...]], list[bool]]:
     """Of every dev question of examples/ that finds something: the features of
     `ranking.evidence`, and whether answering was right."""
-    rows = list(csv.reader(EVIDENCE.read_text(encoding="utf-8").splitlines()))[1:]
+    rows = list(csv.reader(BORROWED.read_text(encoding="utf-8").splitlines()))[1:]
     return [tuple(map(float, row[:-1])) for row in rows], [row[-1] == "1" for row in rows]
 
 

@@ -206,16 +206,21 @@ def about(words: list[Word], asked: frozenset[str]) -> float:
 
 
 def evidence(index: BM25, question: str, hits: list[Hit], passage: Passage) -> tuple[float, ...]:
-    """What the gate judges by: the fit of the passage that is cited, its lead over the best other
-    one, how far it covers the question, (minus) how many of the question's words no document here
-    has, and how many words there are: a long question is covered less by what answers it. Nothing
-    fits a question about what is known by a number that no document here says (9층, R-22)."""
+    """What the gate judges by, of the passage that is cited: its fit, its lead over the mean of all
+    found, how far it and how far its headings cover the question; whether its best line has the
+    kind of thing asked for (1, or −1 where it lacks it), and 1 where no kind is asked for; (minus)
+    how many of the question's words no document here has, and how many words there are: a long
+    question is covered less by what answers it. Nothing fits a question about what is known by a
+    number that no document here says (9층, R-22). The choice was made with whole folders left out
+    (docs/log.md, "Three more houses")."""
     mine = next(hit for hit in hits if hit.passage is passage)
-    rest = max((hit.fit for hit in hits if hit.passage is not passage), default=0.0)
-    words = index.words(question)
+    lead = mine.fit - sum(hit.fit for hit in hits) / len(hits)
+    words, kind = index.words(question), "|".join(kinds_asked(question))
     unknown = sum(
         not any(index.known(term) for term in (*word.idf, *word.concepts)) for word in words
     )
+    asked = (1.0 if re.search(kind, mine.line) else -1.0) if kind else 0.0
+    asking = (asked, float(not kind), -float(unknown), float(len(words)))
     if not all(map(index.says, NUMBERED.findall(question))):
-        return (0.0, 0.0, 0.0, -float(unknown + 1), float(len(words)))
-    return (mine.fit, mine.fit - rest, mine.covered, -float(unknown), float(len(words)))
+        return (0.0, 0.0, 0.0, 0.0, *asking)
+    return (mine.fit, lead, mine.covered, coverage(words, marks(passage.trail)), *asking)
