@@ -205,9 +205,11 @@ def test_one_pass_from_noise_is_fast_and_many_passes_are_careful():
     """The recipe measured for much text overfits a small folder read twelve times."""
     plan = plan_for(50_000, 2_000, 500_000, 6, 0, lambda plan: (5_000, 5_000))
     once = replace(plan, decoder_epochs=1)
-    assert recipe_of(once, "decoder", None) == (FAST, FAST_PEAK)
-    assert recipe_of(plan, "decoder", None) == (Recipe(), plan.learning_rate)
-    assert recipe_of(once, "encoder", None)[0] == Recipe()
+    assert recipe_of(once, "decoder", None, 192) == (FAST, FAST_PEAK)
+    assert recipe_of(plan, "decoder", None, plan.width) == (Recipe(), plan.learning_rate)
+    assert recipe_of(once, "encoder", None, 192)[0] == Recipe()
+    # A base's decoder may be wider than the plan, which then is twice too fast for it.
+    assert recipe_of(plan, "decoder", None, 256)[1] == plan.learning_rate / 2
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ from onsil.training.objectives import (
     token_loss,
     turn_batch,
 )
-from onsil.training.plan import FEEDBACK, load_plan
+from onsil.training.plan import FEEDBACK, load_plan, rate_of
 from onsil.training.pretraining import CURVE_POINTS, kept_curve
 
 HEAD = "qa_outputs"
@@ -67,7 +67,7 @@ def some_of(rows: list[dict], many: int) -> list[dict]:
     return [rules[i * len(rules) // many] for i in range(many)] + given
 
 
-@stage(version=4)
+@stage(version=5)
 def instruct(
     *,
     decoder: Artifact,
@@ -90,7 +90,7 @@ def instruct(
         return token_loss(model, turn_batch([turns[i] for i in steps[k]]))
 
     curve = kept_curve(run.scratch)
-    rate = settings.learning_rate / 2
+    rate = rate_of(settings, model.shape.width) / 2
     loop = train(dict(model.named_parameters()), loss_of, len(steps), rate, run.scratch)
     for step in report_progress(loop, len(steps), run.say, "생성 미세조정", sum(sizes)):
         note_point(curve, step, len(steps), run.scratch)

@@ -122,6 +122,16 @@ def parse_plan(text: str) -> Plan:
     return Plan(**row)
 
 
+def rate_for(width: int) -> float:
+    """Peak rate of AdamW: larger models take smaller steps."""
+    return 0.002 if width <= 192 else 0.001
+
+
+def rate_of(plan: Plan, width: int) -> float:
+    """The plan's rate for a part of another width than the plan's, as a base's decoder may be."""
+    return plan.learning_rate * rate_for(width) / rate_for(plan.width)
+
+
 def _possible(name: str, kind: Any, value: Any) -> bool:
     if type(value) is not kind and not (kind is float and type(value) is int):
         return False
@@ -247,7 +257,7 @@ def _largest(
             depth=depth,
             context=CONTEXT,
             batch_tokens=2048 if text_tokens < 2_000_000 else 4096,
-            learning_rate=0.002 if width <= 192 else 0.001,
+            learning_rate=rate_for(width),
             decoder_epochs=0,
             encoder_epochs=0,
             reader_epochs=0,

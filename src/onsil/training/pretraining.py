@@ -31,7 +31,7 @@ from onsil.training.objectives import (
     token_loss,
 )
 from onsil.training.optim import FAST, FAST_PEAK, Recipe
-from onsil.training.plan import Plan, load_plan
+from onsil.training.plan import Plan, load_plan, rate_of
 
 CURVE_POINTS, CURVE_BYTES = 8, 200_000
 FEW_PASSES = 2
@@ -46,7 +46,7 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=7)
+@stage(version=8)
 def pretrain(
     *,
     corpus: Artifact,
@@ -104,7 +104,7 @@ def pretrain(
         notes["ngram_bits_per_byte"] = ngram_bits(ids, sizes["heldout"], vocabulary, special.end)
     label = {"decoder": "언어 모델 사전학습", "encoder": "읽기 모델 사전학습"}[kind]
     curve = kept_curve(run.scratch)
-    recipe, rate = recipe_of(settings, kind, base)
+    recipe, rate = recipe_of(settings, kind, base, model.shape.width)
     parameters = dict(model.named_parameters())
     owners = [
         d.path
@@ -133,15 +133,15 @@ def pretrain(
     return notes
 
 
-def recipe_of(settings: Plan, kind: str, base: Artifact | None) -> tuple[Recipe, float]:
+def recipe_of(settings: Plan, kind: str, base: Artifact | None, width: int) -> tuple[Recipe, float]:
     """How to step, and the peak rate. A decoder that starts from noise and has so much text that
     it reads it once or twice takes the recipe measured for that; many passes over a small folder
     overfit under it (docs/log.md, "Training against nanochat")."""
     if kind == "decoder" and base is None and settings.decoder_epochs <= FEW_PASSES:
         return FAST, FAST_PEAK
     # Hidden words at the decoder's rate stay on the plateau of word frequencies (docs/log.md).
-    rate = settings.learning_rate if kind == "decoder" else settings.learning_rate / 3
-    return Recipe(), rate
+    rate = rate_of(settings, width)
+    return Recipe(), rate if kind == "decoder" else rate / 3
 
 
 def sample_of(documents: Sequence[Document], size: int = CURVE_BYTES) -> tuple[Document, ...]:
