@@ -1,9 +1,10 @@
 """Real input: 300 Korean statutes, asked for the terms they define.
 
-    python benchmarks/statutes.py --data ../shared/data [--statutes 300] [--minutes 5]
+    python benchmarks/statutes.py --data ../shared/data [--statutes 300] [--minutes 5] [--home FOLDER]
 
 Answerable: «X이란 무엇인가요?» for definitions of those statutes. Unanswerable: the same for terms
-that only other statutes define. Appends a row to benchmarks/results/statutes.jsonl.
+that only other statutes define. With --home the folder of statutes and the workspace stay there, for
+benchmarks/readers_retrievers.py. Appends a row to benchmarks/results/statutes.jsonl.
 """
 
 import argparse
@@ -74,16 +75,18 @@ def main() -> None:
     parse.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parse.add_argument("--statutes", type=int, default=300)
     parse.add_argument("--minutes", type=float, default=5)
+    parse.add_argument("--home", type=Path, help="keep folder and workspace here")
     given = parse.parse_args()
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "statutes"
-        folder.mkdir()
+        home = given.home or Path(scratch)
+        folder = home / "statutes"
+        folder.mkdir(parents=True)
         write_folder(given.data, given.statutes, folder)
         start = time.monotonic()
-        ws = Workspace(Path(scratch) / "ws")
+        ws = Workspace(home / "ws")
         grown = grow(ws, folder, "statutes", Request(given.minutes))
         card = json.loads((grown.card / "card.json").read_text(encoding="utf-8"))
         row = {
