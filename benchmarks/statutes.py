@@ -1,10 +1,10 @@
 """Real input: 300 Korean statutes, asked for the terms they define.
 
-    python benchmarks/statutes.py --data ../shared/data [--statutes 300] [--minutes 5] [--home FOLDER]
+    python benchmarks/statutes.py --data ../shared/data [--statutes 300] [--minutes 5] [--home DIR]
 
 Answerable: «X이란 무엇인가요?» for definitions of those statutes. Unanswerable: the same for terms
-that only other statutes define. With --home the folder of statutes and the workspace stay there, for
-benchmarks/readers_retrievers.py. Appends a row to benchmarks/results/statutes.jsonl.
+that only other statutes define. With --home the folder of statutes and the workspace stay there,
+for benchmarks/readers_retrievers.py. Appends a row to benchmarks/results/statutes.jsonl.
 """
 
 import argparse
