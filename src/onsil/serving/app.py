@@ -199,7 +199,7 @@ class Server:
             "digest": speaker.digest,
             "reader": card["chosen"],
             "scores": {k: test[k] for k in ("f1", "citation_answerable", "abstained_share")},
-            "documents": card["documents"]["read"],
+            "documents": card["corpus"]["documents_out"],
             "topics": speaker.answerer.topics(8),
             "examples": good[:4],
             "lineage": [
