@@ -136,6 +136,8 @@ def test_parts_are_counted_on_once_one_of_them_is_lettered():
     headings = [b.text for b in found if b.kind == "heading"]
     assert headings == ["1. 목적", "2. 조치", "3. 보고 기한"]
     assert "\n".join(b.text for b in found).split() == COUNTED.split()
+    told = promote_headings([Block("paragraph", "1. 조치\n가. 알린다.\n    들여 쓴 줄")])
+    assert told[1].text == "가. 알린다.\n    들여 쓴 줄"
     plain = COUNTED.replace("가. ", "").replace("나. ", "")
     assert [b.kind for b in promote_headings([Block("paragraph", plain)])] == ["paragraph"]
     table = Block("table", rows=(("등급", "기한"), ("1", "3일")))

@@ -61,9 +61,9 @@ def _numbered(blocks: list[Block]) -> Iterator[Block]:
     """The same with the parts of an official letter as headings: Ⅰ. of level 2, 1. of level 3."""
     lines: list[tuple[Block, str]] = []
     for block in blocks:
-        said = [line.strip() for line in block.text.split("\n")]
-        lines += [(block, line) for line in (said if block.kind == "paragraph" else [""])]
-    headings = _parts([line for _, line in lines])
+        said = block.text.split("\n") if block.kind == "paragraph" else [""]
+        lines += [(block, line) for line in said]
+    headings = _parts([line.strip() for _, line in lines])
     waiting: list[str] = []
     for at, (block, line) in enumerate(lines):
         heading = headings.get(at)
@@ -92,12 +92,11 @@ def _parts(lines: list[str]) -> dict[int, Block | None]:
             name = roman["name"] or following
             listed = PAGE_NUMBER.search(name)  # in a table of contents
             if name and len(name) <= LONGEST_TITLE and not (listed or SENTENCE.search(name)):
-                found[at] = Block("heading", f"{line} {following}", LEVELS["장"])
-                if roman["name"]:
-                    found[at] = Block("heading", line, LEVELS["장"])
-                else:
+                last, apart = 0, not roman["name"]
+                whole = f"{line} {following}" if apart else line
+                found[at] = Block("heading", whole, LEVELS["장"])
+                if apart:
                     found[at + 1] = None
-                last = 0
             continue
         if len(line) > LONGEST_TITLE or SENTENCE.search(line) or not NUMBERED.match(line):
             continue
