@@ -28,13 +28,13 @@ from onsil.lineage import Workspace
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.gate import BORROWED, calibrate, evidence_text
 from onsil.retrieval.passages import passages_of
-from onsil.retrieval.ranking import CANDIDATES, find
+from onsil.retrieval.ranking import CANDIDATES, READ, find
 from onsil.retrieval.readers import Reading, best_sentence, typed_sentence
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("handbook", "clinic", "factory", "bank")
 READERS = {"best_sentence": best_sentence, "typed_sentence": typed_sentence}
-READ, RECALL_AT = 5, (1, 5, 20)
+RECALL_AT = (1, 5, 20)
 
 
 def asked(ws: Workspace, folder: Path) -> tuple[dict, dict]:

@@ -12,7 +12,7 @@ from onsil.evaluation.questions import Question, ask_all, load_gold
 from onsil.instruction import write_lessons
 from onsil.lineage import Artifact, Workspace
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.gate import BORROWED, borrowed_evidence, evidence_text
+from onsil.retrieval.gate import BORROWED, borrowed_evidence, calibrate, evidence_text
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.ranking import find
 from onsil.retrieval.readers import typed_sentence
@@ -76,6 +76,22 @@ def test_what_the_documents_do_not_say_is_not_answered(office):
     easily = set(answered(index, alone["typed_sentence"]))
     assert given >= set(THERE), given
     assert len(given & set(NOT_THERE)) <= 2 < len(easily & set(NOT_THERE)), given
+
+
+def test_a_folder_of_one_page_is_answered(tmp_path):
+    """Few passages are found in it, so that none is near the right one."""
+    text = "# 출장 지침\n\n숙박비는 1박에 7만 원까지 준다.\n"
+    (tmp_path / "출장.md").write_text(text, encoding="utf-8")
+    ws = Workspace(tmp_path / "ws")
+    index = BM25(passages_of(load_corpus(curate(ws, documents=read(ws, tmp_path))).documents))
+    gate = calibrate(*borrowed_evidence())
+    for question, there in (
+        ("숙박비는 얼마까지 주나요?", True),
+        ("구내식당은 몇 시에 열어요?", False),
+    ):
+        reading = typed_sentence(index, question, find(index, question))
+        confidence = gate.confidence(reading.features) if reading else 0.0
+        assert (confidence >= gate.threshold) is there, (question, confidence, gate.threshold)
 
 
 def test_enough_is_a_hundred_of_people_on_dev():

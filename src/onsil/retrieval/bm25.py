@@ -20,6 +20,7 @@ from onsil.retrieval.concepts import concepts, concepts_at
 from onsil.retrieval.passages import Passage
 
 K1, B = 1.2, 0.75
+FEWEST = 200  # passages a folder counts as at least: in one page no word is common or rare
 # A shared concept against a shared term, in the search and in coverage; chosen on dev.
 CONCEPT_FOUND, CONCEPT_COVERS = 1.5, 0.8
 # «X가 뭐예요», «X의 뜻», «X란»: the passage that defines X is wanted.
@@ -123,7 +124,7 @@ class BM25:
 
     def idf(self, term: str) -> float:
         """How telling a term is; one that occurs nowhere tells most. Question words tell little."""
-        n, df = len(self.passages), len(self.places.get(term, ()))
+        n, df = max(FEWEST, len(self.passages)), len(self.places.get(term, ()))
         weight = math.log(1 + (n - df + 0.5) / (df + 0.5))
         return 0.1 * weight if term in STOP else weight
 

@@ -15,7 +15,7 @@ from onsil.retrieval.bm25 import BM25, DEFINES, TERM, Word, coverage, marks, ter
 from onsil.retrieval.passages import LONGEST, Passage, sentences
 from onsil.retrieval.values import fits
 
-CANDIDATES = 20
+CANDIDATES, READ = 20, 5  # passages put in order, and given to a reader
 WEIGHTS = {
     "search": 5.0,  # BM25 score over the best candidate's
     "passage": 2.0,  # question covered by passage and headings
@@ -149,7 +149,7 @@ class Hit:
 Search = Callable[..., list[Hit]]  # (index, question, limit=, without=) → the best first
 
 
-def find(index: BM25, question: str, limit: int = 5, without: str | None = None) -> list[Hit]:
+def find(index: BM25, question: str, limit: int = READ, without: str | None = None) -> list[Hit]:
     """The passages that fit a question best, best first."""
     found = index.search(question, CANDIDATES, without)
     if not found:
@@ -214,7 +214,7 @@ def evidence(index: BM25, question: str, hits: list[Hit], passage: Passage) -> t
     number that no document here says (9층, R-22). The choice was made with whole folders left out
     (docs/log.md, "Three more houses")."""
     mine = next(hit for hit in hits if hit.passage is passage)
-    lead = mine.fit - sum(hit.fit for hit in hits) / len(hits)
+    lead = mine.fit - sum(hit.fit for hit in hits) / max(READ, len(hits))  # of few, none is near
     words, kind = index.words(question), "|".join(kinds_asked(question))
     unknown = sum(
         not any(index.known(term) for term in (*word.idf, *word.concepts)) for word in words
