@@ -86,7 +86,7 @@ def test_a_folder_of_one_page_is_answered(tmp_path):
     index = BM25(passages_of(load_corpus(curate(ws, documents=read(ws, tmp_path))).documents))
     gate = calibrate(*borrowed_evidence())
     for question, there in (
-        ("숙박비는 얼마까지 주나요?", True),
+        ("숙박비는 1박에 얼마예요?", True),
         ("구내식당은 몇 시에 열어요?", False),
     ):
         reading = typed_sentence(index, question, find(index, question))

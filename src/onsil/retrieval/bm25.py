@@ -20,7 +20,7 @@ from onsil.retrieval.concepts import concepts, concepts_at
 from onsil.retrieval.passages import Passage
 
 K1, B = 1.2, 0.75
-FEWEST = 200  # passages a folder counts as at least: in one page no word is common or rare
+FEWEST = 20  # passages a folder counts as at least: in one page no word is common or rare
 # A shared concept against a shared term, in the search and in coverage; chosen on dev.
 CONCEPT_FOUND, CONCEPT_COVERS = 1.5, 0.8
 # «X가 뭐예요», «X의 뜻», «X란»: the passage that defines X is wanted.
