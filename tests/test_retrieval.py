@@ -108,6 +108,18 @@ def test_no_form_belongs_to_two_concepts_and_every_group_has_two_forms():
     assert [name for name, forms in groups.items() if len(forms) < 2] == []
 
 
+def test_a_word_that_asks_is_no_word_of_the_subject():
+    """«누구인가요» would want 구인, «언제예요» 제예, and be missed in every passage."""
+    index = BM25(RULES)
+    for question in (
+        "보수는 누구인가요?",
+        "보수는 언제예요?",
+        "보수가 얼마인지요?",
+        "보수는 며칠이죠",
+    ):
+        assert [list(word.idf) for word in index.words(question)] == [[question[:2], question[1:3]]]
+
+
 # -- coverage and ranking -----------------------------------------------------------------------
 
 

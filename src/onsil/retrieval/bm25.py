@@ -38,6 +38,8 @@ ASKING = """
 몇 뭐 뭘 좀 저 그 이 수 것 게 때 후 중
 """
 STOP = frozenset(ASKING.split())
+# A word that asks, whatever it ends in: the pairs of «누구인가요» and «언제예요» (구인, 제예) are no words.
+ASKS = re.compile(r"누구|누가|언제|어디|얼마|며칠|뭐|뭘|뭔|무엇|무슨|어떻게|어떤|어느|왜|몇")
 
 
 def terms(text: str) -> list[str]:
@@ -164,6 +166,8 @@ class BM25:
         low, found = question.lower(), []
         spans = concepts_at(low)
         for match in WORD.finditer(low):
+            if ASKS.match(match.group()):
+                continue
             idf = {t: self.idf(t) for t in _pairs(match.group()) if t not in STOP}
             if idf:
                 over = (c for a, b, c in spans if a < match.end() and b > match.start())
