@@ -25,7 +25,8 @@ FEWEST = 20  # passages a folder counts as at least: in one page no word is comm
 CONCEPT_FOUND, CONCEPT_COVERS = 1.5, 0.8
 # «X가 뭐예요», «X의 뜻», «X란»: the passage that defines X is wanted.
 DEFINES = re.compile(
-    r"뭔가|뭐예|뭐야|뭔지|뭔데|뭐죠|뭐지|뭔\s*(?:말|뜻|소리)|무엇|뜻|정의|이란|란\?|말하나|말하는|말해|무슨|"
+    r"뭔가|뭐예|뭐야|뭔지|뭔데|뭐죠|뭐지|뭔\s*(?:말|뜻|소리)|무엇|뜻|정의|이란|란\?|"
+    r"말하나|말하는|말해|무슨|"
     r"어떤 (?:것|걸|제도)|라는 게|뭐 하는|뭘 하는|라는 건|라는 말|"
     r"(?:이|가|랑|과|와) 뭐가? ?(?:죠|지|다른)"
 )
@@ -38,7 +39,7 @@ ASKING = """
 몇 뭐 뭘 좀 저 그 이 수 것 게 때 후 중
 """
 STOP = frozenset(ASKING.split())
-# A word that asks, whatever it ends in: the pairs of «누구인가요» and «언제예요» (구인, 제예) are no words.
+# A word that asks, whatever it ends in: 구인 of «누구인가요» and 제예 of «언제예요» are no words.
 ASKS = re.compile(r"누구|누가|언제|어디|얼마|며칠|뭐|뭘|뭔|무엇|무슨|어떻게|어떤|어느|왜|몇")
 
 
