@@ -272,6 +272,7 @@ def test_the_thing_asked_for_is_cut_out(text, question, said):
         ("R-01은 어느 계단에 있나요?", True),
         ("R-22는 어느 계단에 있나요?", False),
         ("본관 5층에서 30명은 어느 계단으로 대피해요?", True),  # an amount need not be said
+        ("대피 안내는 3부를 어느 계단에 두나요?", True),
     ],
 )
 def test_nothing_fits_what_is_known_by_a_number_that_no_document_says(question, fits):

@@ -92,10 +92,8 @@ ASKED = [
     (r"몇\s*시(?!간)", TIME + r"(?:까지)?"),
     (r"언제|날짜|시행일|몇\s*월", DATE + r"|\d{1,2}월(?:,\s*\d{1,2}월)*|" + SPAN),
 ]
-# What is known by its number: 9층, 3실, R-22. An amount (50개, 2만 원) may be one no paper says.
-NUMBERED = re.compile(
-    r"(?<![\d.,])\d+\s?(?:층|호실|호|실|관|동|반|조|부|호선)(?![가-힣]*\d)|[A-Za-z]{1,4}-\d+"
-)
+# What is known by its number: 9층, 3실, R-22. An amount (50개, 3부) may be one no paper says.
+NUMBERED = re.compile(r"(?<![\d.,])\d+\s?(?:층|호실|호|실|관|호선)(?![가-힣]*\d)|[A-Za-z]{1,4}-\d+")
 # «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
 EXPLAINED = re.compile(
     r"^\W*(?:(?:[가-하]|\d{1,2})[.)]\s*)?([가-힣A-Za-z0-9 ]{2,15}?)\W*(?:: | · )"
