@@ -257,6 +257,7 @@ def test_a_year_of_the_calendar_is_no_length_of_time():
             "오전 10시부터 11시 30분까지",
         ),
         ("열쇠는 근무시간이 지나면 당직실에 반납한다.", "열쇠는 어디에 반납해요?", "당직실"),
+        ("여름에는 7월 넷째 주 닷새를 쉰다.", "여름에는 언제 쉬나요?", "7월 넷째 주"),
     ],
 )
 def test_the_thing_asked_for_is_cut_out(text, question, said):

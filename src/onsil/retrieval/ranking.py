@@ -37,6 +37,7 @@ DATE = (
     r"(?:\d{4}\s*[.년-]\s*)?\d{1,2}\s*[.월-]\s*\d{1,2}일?(?:까지)?|"
     r"매[년월주]\s*(?:\d{1,2}[월일]|[첫둘셋넷마]\S*\s*주\s*\S요일)(?:\s*\d{1,2}일)?"
 )
+WEEK = r"\d{1,2}월\s*(?:첫|둘|셋|넷|다섯|마지막)째?\s*주(?:\s*[월화수목금토일]요일)?"
 SPAN = r"(?!(?:19|20)\d\d\s*년)" + NUMBER + r"(?:영업일|근무일|일|주일|주|개월|시간|년)" + BOUND
 # What «얼마» asks for where no money is: a share, a size, a weight.
 SIZE = (
@@ -90,7 +91,7 @@ ASKED = [
         SIZE,
     ),
     (r"몇\s*시(?!간)", TIME + r"(?:까지)?"),
-    (r"언제|날짜|시행일|몇\s*월", DATE + r"|\d{1,2}월(?:,\s*\d{1,2}월)*|" + SPAN),
+    (r"언제|날짜|시행일|몇\s*월", DATE + "|" + WEEK + r"|\d{1,2}월(?:,\s*\d{1,2}월)*|" + SPAN),
 ]
 # What is known by its number: 9층, 3실, R-22. An amount (50개, 3부) may be one no paper says.
 NUMBERED = re.compile(r"(?<![\d.,])\d+\s?(?:층|호실|호|실|관|호선)(?![가-힣]*\d)|[A-Za-z]{1,4}-\d+")
