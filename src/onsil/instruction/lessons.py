@@ -223,7 +223,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=8)
+@stage(version=9)
 def write_lessons(
     *,
     corpus: Artifact,
