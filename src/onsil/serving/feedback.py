@@ -55,7 +55,7 @@ def keep(home: Path, model: str, owner: str, fields: dict[str, str]) -> str:
     """Append one piece about a model, masked and on the disk before this returns: its id. Raises
     Refused (507) when the file is full or the disk is."""
     said = {name: mask(text)[0] for name, text in fields.items() if text}
-    row = {"id": f"feedback-{uuid.uuid4().hex[:12]}", "at": round(time.time(), 3)}
+    row = {"id": f"feedback-{uuid.uuid4().hex[:12]}", "at": round(time.time(), 6)}
     row |= {"model": model, "owner": owner}
     text = (json.dumps(row | said, ensure_ascii=False) + "\n").encode()
     path = home / FOLDER / FILE
