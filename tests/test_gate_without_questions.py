@@ -12,7 +12,13 @@ from onsil.evaluation.questions import Question, ask_all, load_gold
 from onsil.instruction import write_lessons
 from onsil.lineage import Artifact, Workspace
 from onsil.retrieval.bm25 import BM25
-from onsil.retrieval.gate import BORROWED, borrowed_evidence, calibrate, evidence_text
+from onsil.retrieval.gate import (
+    BORROWED,
+    EVIDENCE,
+    borrowed_evidence,
+    calibrate,
+    evidence_text,
+)
 from onsil.retrieval.passages import passages_of
 from onsil.retrieval.ranking import find
 from onsil.retrieval.readers import typed_sentence
@@ -114,5 +120,6 @@ def test_the_evidence_is_that_of_the_code_as_it_stands(tmp_path):
         seen += [(row["reading"].features, row["right"]) for row in rows if row["reading"]]
     features, right = borrowed_evidence()
     assert right == [row[1] for row in seen]
+    assert {len(row) for row in features} == {len(EVIDENCE)}
     assert np.allclose(features, [row[0] for row in seen], rtol=1e-3, atol=1e-3)
     assert evidence_text(zip(features, right, strict=True)) == BORROWED.read_text(encoding="utf-8")

@@ -330,8 +330,8 @@ def test_whose_questions_set_the_threshold_is_told(few, told, monkeypatch):
 
 def test_questions_that_name_no_place_are_told(monkeypatch):
     monkeypatch.setenv("ONSIL_LANG", "en")
-    rows = [{"id": f"q{n}", "places": [["휴가.md", "제99조"]]} for n in range(12)]
-    told = render(CARD | {"gold": CARD["gold"] | {"nowhere": rows}}, OUTCOME)
+    gold = CARD["gold"] | {"nowhere": [f"q{n}" for n in range(12)]}
+    told = render(CARD | {"gold": gold}, OUTCOME)
     assert "12 questions name a place that no document has (q0, q1," in told and "q9 …)" in told
     assert "name a place" not in render(CARD, OUTCOME)
 

@@ -33,10 +33,8 @@ CITATION = re.compile(  # after a space: the line goes on citing, so the article
 )
 SUPPLEMENT = re.compile(r"부\s*칙(\s*[<(（\[].*)?$")
 # [별표 1] 수수료, 별지 제2호서식(신청서): with a name or alone, and no particle after it.
-ANNEX = re.compile(
-    r"(?P<open>[\[<(【〔])?\s?별\s?[표지]\s?(?:제?\s?\d+\s?호?(?:의\s?\d+)?)?\s?(?:서식)?\s?"
-    r"(?:[\]>)】〕](?:\s*\S.*)?|\s*[(（<].*|(?(open)(?!)|))$"
-)
+SHEET = r"별\s?[표지]\s?(?:제?\s?\d+\s?호?(?:의\s?\d+)?)?\s?(?:서식)?\s?"
+ANNEX = re.compile(rf"(?:[\[<(【〔]\s?{SHEET}[\]>)】〕].*|{SHEET}(?:[(（<].*)?)$")
 ROMAN = re.compile(r"[Ⅰ-Ⅻ]{1,2}\s*\.?(?:\s+(?P<name>\S.*))?$")
 NUMBERED = re.compile(r"\d{1,2}\s?\.\s+\S.*$")
 LETTERED = re.compile(r"가\s?\.\s")

@@ -147,7 +147,7 @@ def best_on_dev(cards: dict, names: Sequence[str]) -> str:
     return max(names, key=lambda n: (cards[n]["dev"]["f1"] or [0.0])[0])
 
 
-@stage(version=9)
+@stage(version=10)
 def evaluate(
     *,
     corpus: Artifact,
@@ -185,15 +185,9 @@ def evaluate(
     by_people = about["source"] != "lessons"
     rows, gates, cards = examine(index, readers, asked, tell=run.say, by_people=by_people)
     alone = enough(asked, by_people)
-    nowhere = [{"id": q.id, "places": q.places} for q in misplaced(index.passages, asked)]
-    for at in nowhere[:WARNED]:
-        (document, heading), name = at["places"][0], at["id"]
-        run.say(
-            say(
-                f"  gold.jsonl {name}: no passage stands at {document} > {heading}",
-                f"  gold.jsonl {name}: {document} > {heading}라는 곳이 문서에 없습니다",
-            )
-        )
+    nowhere = misplaced(index.passages, asked)
+    for question in nowhere[:WARNED]:
+        run.say(nowhere_words(question))
     chosen = best_on_dev(cards, (*NON_NEURAL, *NEURAL) if alone else NON_NEURAL)
     rival, trained = best_on_dev(cards, NON_NEURAL), best_on_dev(cards, NEURAL)
     difference = paired_difference(rows[trained]["test"], rows[rival]["test"])
@@ -207,7 +201,7 @@ def evaluate(
             "dev": sum(q.split == "dev" for q in asked),
             "test": sum(q.split == "test" for q in asked),
             "seen": len(about["seen"]),
-            "nowhere": nowhere,
+            "nowhere": [question.id for question in nowhere],
             "borrowed": 0 if alone else len(borrowed_evidence()[1]),
         },
         "readers": cards,
@@ -240,6 +234,14 @@ def evaluate(
 
 def _write(path: Path, value: dict | list) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def nowhere_words(question: Question) -> str:
+    (document, heading), *_ = question.places
+    return say(
+        f"  gold.jsonl {question.id}: no passage stands at {document} > {heading}",
+        f"  gold.jsonl {question.id}: {document} > {heading}라는 곳이 문서에 없습니다",
+    )
 
 
 def by_type(rows: Sequence[dict]) -> dict:

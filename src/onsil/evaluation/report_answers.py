@@ -150,7 +150,7 @@ def _source_of_questions(card: dict) -> Markup:
     )
     if not nowhere:
         return told
-    ids = ", ".join(row["id"] for row in nowhere[:NAMED]) + (" …" if len(nowhere) > NAMED else "")
+    ids = ", ".join(nowhere[:NAMED]) + (" …" if len(nowhere) > NAMED else "")
     return join(
         [
             told,

@@ -43,10 +43,7 @@ class Gate:
 def evidence_text(rows: Iterable[tuple[Sequence[float], bool]]) -> str:
     """(features, was it right to answer) as `BORROWED` holds them, four digits each."""
     lines = (",".join([*(f"{x:.4g}" for x in row), str(int(right))]) for row, right in rows)
-    return (
-        "\n".join(["fit,lead,covered,headings,asked,none asked,minus unknown,words,right", *lines])
-        + "\n"
-    )
+    return "\n".join([",".join([*EVIDENCE, "right"]), *lines]) + "\n"
 
 
 @cache

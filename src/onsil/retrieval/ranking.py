@@ -2,9 +2,10 @@
 
 BM25 finds; this decides. A candidate's fit is a weighted sum of how far the question is covered by
 the passage and by its best line, how far the passage's headings are about the question (a heading
-about another subject speaks against it), and whether the kind of thing asked for («며칠» → a
-number of days) is there. The weights were fitted on the dev questions of examples/handbook by a
-listwise softmax and rounded to whole numbers (docs/log.md, "ranking").
+about another subject speaks against it), whether the kind of thing asked for («며칠» → a number of
+days) is there, and what something was before, if that is asked. The weights were fitted on the dev
+questions of examples/handbook by a listwise softmax and rounded to whole numbers (docs/log.md,
+"Ranking"); fitted anew on three folders they came out alike.
 """
 
 import re
