@@ -19,16 +19,24 @@ def _groups() -> list[list[str]]:
     return [group for line in lines.splitlines() if (group := line.split("#")[0].split())]
 
 
+Form = tuple[int, bool, str]  # its place in the list, only at the start of a word, its concept
+
+
 @cache
-def _forms() -> dict[str, list[tuple[str, bool, str]]]:
-    """First two characters → (form, only at the start of a word, concept)."""
-    table: dict[str, list[tuple[str, bool, str]]] = {}
+def _forms() -> tuple[dict[str, Form], dict[str, tuple[int, ...]]]:
+    """Every form as it may be spelled; and for two characters the lengths of what begins with them:
+    a place of a text is looked up once a length, however many forms there are."""
+    forms: dict[str, Form] = {}
     for group in _groups():
         for written in group:
             form, first = written.removeprefix("^"), written.startswith("^")
-            for spelled in {form.replace("_", " "), form.replace("_", "")}:
-                table.setdefault(spelled[:2], []).append((spelled, first, concept(group[0])))
-    return table
+            for spelled in (form.replace("_", " "), form.replace("_", "")):
+                place, marked, name = forms.get(spelled, (len(forms), first, concept(group[0])))
+                forms[spelled] = (place, marked and first, name)
+    lengths: dict[str, set[int]] = {}
+    for form in forms:
+        lengths.setdefault(form[:2], set()).add(len(form))
+    return forms, {begin: tuple(sorted(some)) for begin, some in lengths.items()}
 
 
 def concept(name: str) -> str:
@@ -36,15 +44,23 @@ def concept(name: str) -> str:
 
 
 def concepts_at(text: str) -> list[tuple[int, int, str]]:
-    """(start, end, concept) of every form in a text, in order of start."""
-    table = _forms()
+    """(start, end, concept) of every form in a text, in order of start and then of the list."""
+    forms, lengths = _forms()
     text = text.lower().replace("\n", " ")
     found = []
     for i in range(len(text) - 1):
-        for form, first, name in table.get(text[i : i + 2], ()):
-            inside = first and i and "가" <= text[i - 1] <= "힣"
-            if text.startswith(form, i) and not inside and not inside_latin(text, i, i + len(form)):
-                found.append((i, i + len(form), name))
+        if (some := lengths.get(text[i : i + 2])) is None:
+            continue
+        inside = i > 0 and "가" <= text[i - 1] <= "힣"
+        here = []
+        for n in some:
+            form = forms.get(text[i : i + n])
+            if form is None or i + n > len(text) or (form[1] and inside):
+                continue
+            latin = text[i].isascii() or text[i + n - 1].isascii()
+            if not (latin and inside_latin(text, i, i + n)):
+                here.append((form[0], n, form[2]))
+        found += [(i, i + n, name) for _, n, name in sorted(here)]
     return found
 
 
