@@ -168,7 +168,7 @@ def learning(seeds: Iterable[int], sizes: tuple[int, ...]) -> dict[str, dict[str
 
 
 def main() -> int:
-    from intervals import circumstances
+    from recorded import circumstances
 
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("cost", "learning", "cell"))
@@ -187,7 +187,7 @@ def main() -> int:
         row |= {"learning": learning(seeds, (30_000 if toy else 1_000_000, 0, 200_000))}
         row |= {"seeds": list(seeds), "vocabulary": VOCABULARY, "piece": PIECE, "batch": BATCH}
         row |= {"passes": PASSES, "rate": RATE}
-    row |= {"load": [round(x, 1) for x in os.getloadavg()]} | circumstances()
+    row |= {"load": [round(x, 1) for x in os.getloadavg()], "threads": 1} | circumstances()
     print(json.dumps(row, indent=1, ensure_ascii=False))
     if not toy:
         with RESULTS.open("a", encoding="utf-8") as f:

@@ -9,12 +9,12 @@ the held-out documents, as each grow noted them. Appends to benchmarks/results/b
 
 import json
 import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from recorded import append, circumstances
 
 from onsil.corpus import load_corpus
 from onsil.evaluation.examination import NEURAL, examine
@@ -24,8 +24,6 @@ from onsil.lineage import Workspace, history
 from onsil.retrieval.answering import load_reader_named
 from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.passages import passages_of
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def examined(home: Path, name: str, gold: Path) -> tuple[dict, dict, dict, str]:
@@ -43,13 +41,8 @@ def examined(home: Path, name: str, gold: Path) -> tuple[dict, dict, dict, str]:
 
 def main(base: Path, noise: Path, name: str, gold: Path) -> None:
     ours, theirs = (examined(home, name, gold) for home in (base, noise))
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
     row = {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
+        **circumstances(),
         "models": {"base": ours[3], "noise": theirs[3]},
         "bits_per_byte": {"base": ours[2], "noise": theirs[2]},
         "readers": {
@@ -62,8 +55,7 @@ def main(base: Path, noise: Path, name: str, gold: Path) -> None:
             for reader in NEURAL
         },
     }
-    with (ROOT / "benchmarks" / "results" / "base_gain.jsonl").open("a") as f:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append("base_gain", row)
     print(json.dumps(row, ensure_ascii=False, indent=1))
 
 

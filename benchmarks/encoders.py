@@ -36,8 +36,9 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 import numpy as np
 import torch
 import zstandard
-from intervals import accuracy, circumstances, correlations
+from intervals import accuracy, correlations
 from ngram_linear import commonest, linear
+from recorded import circumstances
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -400,7 +401,7 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
     if what in ENCODERS:
         row |= {"steps": steps, "judging": asdict(JUDGING[task])}
     row |= {"rows": tuning_rows // folds, "folds": folds, "items": len(held), "seed": 0}
-    return row | {"core_s": dict(spent)} | circumstances()
+    return row | {"core_s": dict(spent), "threads": 1} | circumstances()
 
 
 def notes_of(ws: Workspace, made: Artifact) -> dict:

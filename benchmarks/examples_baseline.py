@@ -12,13 +12,13 @@ folder without questions: features and outcome of every dev question.
 
 import json
 import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from recorded import append, circumstances
 
 from onsil.corpus import curate, load_corpus
 from onsil.documents import read
@@ -85,18 +85,11 @@ def main() -> None:
             table[f"{name} {split}"]["found"] = {
                 str(k): interval([row[n] for row in found], mean) for n, k in enumerate(RECALL_AT)
             }
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
     row = {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
+        **circumstances(),
         "folders": table,
     }
-    out = ROOT / "benchmarks" / "results" / "examples_baseline.jsonl"
-    with out.open("a", encoding="utf-8") as f:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append("examples_baseline", row)
     json.dump(row, sys.stdout, ensure_ascii=False, indent=1)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from serving import RESULTS, append, http, llama, prepare
+from serving import append, http, llama, prepare
 from serving_load import at
 
 TOKENS, SECONDS = 40, 20.0
@@ -140,7 +140,6 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     body = {"model": "pen", "prompt": [300] * 20, "max_tokens": TOKENS, "stream": True}
     content = json.dumps(body).encode()
-    results = RESULTS.with_name("flood.jsonl")
     with tempfile.TemporaryDirectory() as folder:
         home = told.peer[1] if told.peer else Path(folder) / "home"
         if not told.peer:
@@ -151,7 +150,7 @@ def main() -> None:
                 with made as place:
                     asyncio.run(flood(slow_stream, place, 64, content))  # warm: slots, threads
                     row = asyncio.run(flood(kind, place, told.callers, content))
-                append({"side": name} | row, results)
+                append({"side": name} | row, "flood")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ are those that the stages and the examination wrote down.
 import argparse
 import json
 import os
-import platform
-import subprocess
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from onsil.lineage import Workspace, children, history
+from recorded import append, circumstances
 
-ROOT = Path(__file__).resolve().parents[1]
+from onsil.lineage import Workspace, children, history
 
 
 def main() -> None:
@@ -31,13 +28,8 @@ def main() -> None:
     examined = next(r for r in records if r["stage"] == "evaluate")
     card = json.loads((ws.artifact(examined["object"]) / "card.json").read_text("utf-8"))
     outcome = children(ws, made, "write_report")[0]["arguments"]["outcome"]
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
     row = {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
+        **circumstances(),
         "of": given.of,
         "model": f"{name}@{version} {made.digest}",
         "seconds": {
@@ -59,8 +51,7 @@ def main() -> None:
             k: v for k, v in card["language_model"].items() if k.endswith("bits_per_byte")
         },
     }
-    with (ROOT / "benchmarks" / "results" / "grown.jsonl").open("a", encoding="utf-8") as f:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append("grown", row)
     print(json.dumps(row, ensure_ascii=False, indent=1))
 
 

@@ -11,7 +11,6 @@ file and are not counted. Appends one row to benchmarks/results/hwp_text.jsonl.
 import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import syhwp
+from recorded import append, circumstances
 
 from onsil.documents.hwp import read_hwp
 from onsil.errors import OnsilError
@@ -80,9 +80,7 @@ def main() -> None:
     both = [row for row in rows if isinstance(row["ours"], int) and isinstance(row["syhwp"], int)]
     total = {name: sum(row[name] for row in both) for name in ("ours", "syhwp")}
     result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+        **circumstances(),
         "cores": os.cpu_count(),
         "syhwp": importlib.metadata.version("syhwp"),
         "olefile": importlib.metadata.version("olefile"),
@@ -98,8 +96,7 @@ def main() -> None:
         ],
         "rows": [row for row in rows if row["ours"] or row["syhwp"]],
     }
-    with (ROOT / "benchmarks" / "results" / "hwp_text.jsonl").open("a", encoding="utf-8") as f:
-        f.write(json.dumps(result, ensure_ascii=False) + "\n")
+    append("hwp_text", result)
     json.dump(result, sys.stdout, ensure_ascii=False, indent=1)
 
 

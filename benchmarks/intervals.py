@@ -6,17 +6,10 @@ of what comes out is the interval (Efron 1979). A figure also says what it was m
 """
 
 import math
-import platform
-import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -65,19 +58,3 @@ def drawn_anew(
         value = measure(np.arange(len(groups)))
         found[name] = [round(float(x), 4) for x in (value, low, high)]
     return found
-
-
-def circumstances() -> dict[str, str]:
-    """Commit, day, versions and processor: what a figure needs to be read later."""
-    told = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    named = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model n")]
-    return {
-        "commit": told.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "processor": named[0].split(":")[1].strip() if named else platform.machine(),
-        "threads": "1",
-    }

@@ -14,7 +14,6 @@ positions. Appends one row to benchmarks/results/models.jsonl.
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,9 +25,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
+from recorded import append, circumstances
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
 ROUNDS, SEED = 10, 1
 BATCH, LENGTH, VOCABULARY = 4, 256, 8_000
 SIZES: dict[str, Any] = {
@@ -170,14 +169,6 @@ def compare(family: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """The name the kernel gives it, else the architecture."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["--alone"]:
@@ -190,11 +181,8 @@ def main() -> None:
             rows.append(compare(family, Path(home) / family))
             print(json.dumps(rows[-1]), flush=True)
     result = {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **circumstances(),
         "transformers": transformers.__version__,
-        "processor": processor(),
         "threads": 1,
         "batch": BATCH,
         "length": LENGTH,
@@ -202,8 +190,7 @@ def main() -> None:
         "seed": SEED,
         "rows": rows,
     }
-    with (ROOT / "benchmarks" / "results" / "models.jsonl").open("a", encoding="utf-8") as f:
-        f.write(json.dumps(result) + "\n")
+    append("models", result)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+from recorded import append, circumstances
 
 from onsil.corpus.pii import find
 
@@ -153,13 +153,8 @@ def main() -> None:
     shared = set(THEIRS.values())
     times([r["text"] for r in rows[:20]], 1)  # both warm
     mine, peer = times([r["text"] for r in test], 3)
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
     row = {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
+        **circumstances(),
         "ko_pii": importlib.metadata.version("ko-pii"),
         "sentences": len(test),
         "all_kinds": count(ours, test, every),
@@ -172,9 +167,7 @@ def main() -> None:
         "ratio": round(peer / mine, 2),
         "public": {name: public(name, documents) for name, documents in PUBLIC.items()},
     }
-    out = ROOT / "benchmarks" / "results" / "pii.jsonl"
-    with out.open("a", encoding="utf-8") as f:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append("pii", row)
     print(json.dumps(row, ensure_ascii=False, indent=1))
 
 

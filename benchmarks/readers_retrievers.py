@@ -9,16 +9,15 @@ chosen on dev) are read by two readers only. Appends one row to
 benchmarks/results/readers_retrievers.jsonl and prints two tables in Markdown.
 """
 
-import json
 import os
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from recorded import append, circumstances
 
 from onsil.corpus import load_corpus
 from onsil.evaluation.examination import by_type, examine
@@ -44,7 +43,6 @@ from onsil.retrieval.vectors import (
 from onsil.tokenizer import load_tokenizer
 from onsil.training.word_vectors import train_word_vectors
 
-ROOT = Path(__file__).resolve().parents[1]
 READERS = ("best_sentence", "typed_sentence", "span_encoder", "verified_sentence", "generator")
 VECTORS_READ_BY = ("typed_sentence", "verified_sentence")
 # Chosen on dev: what a small corpus needs (rare words kept, many passes), and little expansion.
@@ -148,20 +146,14 @@ def main(name: str, gold: Path) -> None:
                 "by_type": by_type(rows[reader]["test"]),
             }
     recall = {way: recalls(rows, found[BASELINE]) for way, rows in found.items()}
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
     row = {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
+        **circumstances(),
         "model": f"{name}@{version} {model.digest}",
         "questions": len(questions),
         "table": table,
         "recall": recall,
     }
-    with (ROOT / "benchmarks" / "results" / "readers_retrievers.jsonl").open("a") as f:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append("readers_retrievers", row)
     show(table)
     show_recall(recall)
 

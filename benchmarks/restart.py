@@ -22,7 +22,7 @@ from pathlib import Path
 
 import httpx
 import psutil
-from serving import RESULTS, append, spent
+from serving import append, spent
 
 CODE = """
 import json, sys, time
@@ -85,7 +85,7 @@ def main() -> None:
         rows[-1] |= {"rest_s": ready - seconds, "rest_cpu_s": cpu - spent_loading}
     stopped(made)
     medians = {key: round(statistics.median(row[key] for row in rows), 3) for key in rows[0]}
-    append({"rounds": told.rounds, "load": load} | medians, RESULTS.with_name("restart.jsonl"))
+    append({"rounds": told.rounds, "load": load} | medians, "restart")
 
 
 if __name__ == "__main__":

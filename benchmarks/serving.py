@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -29,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import recorded
+from recorded import circumstances
 from serving_load import at, closed, goodput, opened, told
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "serving.jsonl"
 PROMPT, TOKENS, ROUNDS, SEED, SLOTS = 100, 64, 5, 1, 8
 FEWEST = 10  # requests of a round
 FIRST, GAP = 1.0, 0.1  # the promise (SLO): seconds to the first text, seconds between tokens
@@ -279,17 +279,10 @@ def open_loop(side: str, place: tuple, threads: int) -> None:
     append(row | {"goodput": round(good, 3), "promise_s": [FIRST, GAP]})
 
 
-def append(row: dict[str, Any], results: Path = RESULTS) -> None:
-    import torch
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    about = {"commit": commit, "cpu": platform.processor() or platform.machine()}
-    about |= {"cores": os.cpu_count(), "torch": torch.__version__, "seed": SEED}
+def append(row: dict[str, Any], results: str = "serving") -> None:
+    about = circumstances() | {"cores": os.cpu_count(), "seed": SEED}
     print(json.dumps(row, ensure_ascii=False, indent=1))
-    with results.open("a", encoding="utf-8") as f:
-        f.write(json.dumps(row | about, ensure_ascii=False) + "\n")
+    recorded.append(results, row | about)
 
 
 def main() -> None:

@@ -311,7 +311,7 @@ def main() -> None:
         found = soak(Path(folder) / "ws", asked.minutes, asked.leak)
     print(printed(found))
     if not asked.leak and asked.minutes >= 30:
-        from intervals import circumstances
+        from recorded import circumstances
 
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a", encoding="utf-8") as f:

@@ -11,11 +11,9 @@ import argparse
 import io
 import json
 import os
-import platform
 import random
 import re
 import resource
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import zstandard
+from recorded import append, circumstances
 
 from onsil.grow import grow
 from onsil.lineage import Workspace
@@ -77,9 +76,7 @@ def main() -> None:
     parse.add_argument("--minutes", type=float, default=5)
     parse.add_argument("--home", type=Path, help="keep folder and workspace here")
     given = parse.parse_args()
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
+    told = circumstances()
     with tempfile.TemporaryDirectory() as scratch:
         home = given.home or Path(scratch)
         folder = home / "statutes"
@@ -90,9 +87,7 @@ def main() -> None:
         grown = grow(ws, folder, "statutes", Request(given.minutes))
         card = json.loads((grown.card / "card.json").read_text(encoding="utf-8"))
         row = {
-            "commit": commit.stdout.strip(),
-            "python": platform.python_version(),
-            "processor": platform.machine(),
+            **told,
             "statutes": given.statutes,
             "minutes": given.minutes,
             "seconds": round(time.monotonic() - start),
@@ -110,8 +105,7 @@ def main() -> None:
             "skipped": card["documents"]["skipped"],
             "pii": card["corpus"]["pii"]["by_kind"],
         }
-    with (ROOT / "benchmarks" / "results" / "statutes.jsonl").open("a", encoding="utf-8") as f:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    append("statutes", row)
     print(json.dumps(row, ensure_ascii=False, indent=1))
 
 

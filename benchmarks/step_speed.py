@@ -444,7 +444,7 @@ def main() -> int:
         torch.set_num_threads(cell["threads"])
         SIDES[asked.side](folder, cell)
         return 0
-    from intervals import circumstances
+    from recorded import circumstances
 
     os.environ["OMP_NUM_THREADS"] = str(asked.threads)
     for name in asked.cell or CELLS:

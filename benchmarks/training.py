@@ -19,12 +19,9 @@ import io
 import json
 import math
 import os
-import platform
 import random
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +31,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # compile here, whe
 
 import numpy as np
 import torch
+from recorded import circumstances, commit
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,8 +214,7 @@ def main() -> None:
     row = {
         "side": told.side, "seed": told.seed, "steps": told.steps, "threads": told.threads,
         "set": dict(told.set), "note": told.note, **extra, "curve": judge.curve,
-        "commit": commit(), "torch": torch.__version__, "python": platform.python_version(),
-        "processor": processor(), "date": time.strftime("%Y-%m-%d"),
+        **circumstances(),
     }  # fmt: skip
     with RESULTS.open("a") as f:
         f.write(json.dumps(row) + "\n")
@@ -231,18 +228,6 @@ def done(told: argparse.Namespace) -> bool:
     wanted = (told.side, told.seed, told.steps, told.threads, dict(told.set), commit())
     keys = ("side", "seed", "steps", "threads", "set", "commit")
     return any(tuple(row[k] for k in keys) == wanted for row in rows)
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
-def processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def seconds_to(curve: list, bits: float) -> float | None:

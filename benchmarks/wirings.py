@@ -89,7 +89,7 @@ def measured(folder: Path, home: Path, minutes: float) -> dict:
 
 
 def main() -> None:
-    from intervals import circumstances
+    from recorded import circumstances
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=4)
