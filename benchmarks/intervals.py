@@ -2,7 +2,7 @@
 
 Reviews of one movie, or pairs with one premise, are not independent; an interval over rows would be
 too narrow. So whole groups are drawn with replacement (the cluster bootstrap), and the middle 95 %
-of what comes out is the interval (Efron 1979). A figure also says what it was made with.
+of what comes out is the interval (Efron 1979).
 """
 
 import math
