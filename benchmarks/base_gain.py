@@ -40,9 +40,10 @@ def examined(home: Path, name: str, gold: Path) -> tuple[dict, dict, dict, str]:
 
 
 def main(base: Path, noise: Path, name: str, gold: Path) -> None:
+    told = circumstances()
     ours, theirs = (examined(home, name, gold) for home in (base, noise))
     row = {
-        **circumstances(),
+        **told,
         "models": {"base": ours[3], "noise": theirs[3]},
         "bits_per_byte": {"base": ours[2], "noise": theirs[2]},
         "readers": {

@@ -121,6 +121,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def main(name: str, gold: Path) -> None:
+    told = circumstances()
     ws = Workspace.find()
     _, version, model = ws.resolve(name)
     index = BM25(passages_of(load_corpus(model / "corpus").documents))
@@ -147,7 +148,7 @@ def main(name: str, gold: Path) -> None:
             }
     recall = {way: recalls(rows, found[BASELINE]) for way, rows in found.items()}
     row = {
-        **circumstances(),
+        **told,
         "model": f"{name}@{version} {model.digest}",
         "questions": len(questions),
         "table": table,
