@@ -15,11 +15,12 @@ from onsil.documents import read
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
 from onsil.retrieval.answering import SHOWN, Answerer, _shown
+from onsil.retrieval.asked import kinds_asked
 from onsil.retrieval.bm25 import BM25, coverage, marks, terms
 from onsil.retrieval.concepts import _groups, concept, concepts, concepts_at
 from onsil.retrieval.gate import ABSTAIN, EVIDENCE, Gate, calibrate
 from onsil.retrieval.passages import Passage, cells_of, sentences, table_lines
-from onsil.retrieval.ranking import find, kinds_asked
+from onsil.retrieval.ranking import find
 from onsil.retrieval.readers import best_sentence, typed_sentence
 
 

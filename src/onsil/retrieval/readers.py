@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from onsil.retrieval.asked import DATE, NUMBER, kinds_asked
 from onsil.retrieval.bm25 import BM25, DEFINES, Word, coverage, marks
 from onsil.retrieval.passages import Passage, cells_of
-from onsil.retrieval.ranking import DATE, NUMBER, Hit, bare, evidence, kinds_asked
+from onsil.retrieval.ranking import Hit, bare, evidence
 
 MEANING = re.compile(
     r"[\"“«「']([^\"”»」']{1,30})[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*"
