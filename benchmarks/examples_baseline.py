@@ -32,7 +32,7 @@ from onsil.retrieval.ranking import CANDIDATES, READ, find
 from onsil.retrieval.readers import Reading, best_sentence, typed_sentence
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("handbook", "clinic", "factory", "bank")
+FOLDERS = ("handbook", "clinic", "factory", "apartment", "college", "harbour", "bank", "museum")
 READERS = {"best_sentence": best_sentence, "typed_sentence": typed_sentence}
 RECALL_AT = (1, 5, 20)
 
