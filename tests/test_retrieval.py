@@ -17,7 +17,7 @@ from onsil.lineage import Workspace
 from onsil.retrieval.answering import SHOWN, Answerer, _shown
 from onsil.retrieval.asked import kinds_asked
 from onsil.retrieval.bm25 import BM25, coverage, marks, terms
-from onsil.retrieval.concepts import _groups, concept, concepts, concepts_at
+from onsil.retrieval.concepts import KOREAN, concept, concepts, concepts_at, groups
 from onsil.retrieval.gate import ABSTAIN, EVIDENCE, Gate, calibrate
 from onsil.retrieval.passages import Passage, cells_of, sentences, table_lines
 from onsil.retrieval.ranking import find
@@ -99,7 +99,7 @@ def test_positions_are_those_of_the_text():
 def test_no_form_belongs_to_two_concepts_and_every_group_has_two_forms():
     """A form in two groups would make their words mean the same."""
     owners: dict[str, set[str]] = {}
-    for group in _groups():
+    for group in groups(KOREAN):
         forms = {form.removeprefix("^").replace("_", "") for form in group}
         assert len(forms) > 1, group
         for form in forms:

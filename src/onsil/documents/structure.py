@@ -1,4 +1,4 @@
-"""Headings that Korean rules write out in words, found wherever they came as paragraphs.
+"""Headings that rules and notices write out in words, found wherever they came as paragraphs.
 
 Statutes, company rules and contracts number their parts in the text itself: 편, 장, 절, 관 and the
 article, 제12조(연차의 이월). Most files mark them with nothing but bold type, so the words decide.
@@ -10,12 +10,17 @@ Plans, notices and requests number theirs by the rules of official letters inste
 then 가. Where neither the format nor an article says what the headings are, a line with a Roman
 numeral is one, and so is a short numbered line over a line that begins with 가. Where one such is
 found, the short lines that go on counting from 1. are headings too («1. 목적» over a sentence or a
-table); elsewhere they are as often items of a list.
+table). Elsewhere they are as often items of a list, and headings only if they count from 1 to four
+at least, each over a line that is no number and begins anew.
+
+English papers write «Article 3 – Annual leave» or «Appendix B», or set the names of their parts in
+capitals («2. THE SHIFTS», «OPENING HOURS»).
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from onsil.documents.types import Block
 
@@ -35,12 +40,23 @@ SUPPLEMENT = re.compile(r"부\s*칙(\s*[<(（\[].*)?$")
 # [별표 1] 수수료, 별지 제2호서식(신청서): with a name or alone, and no particle after it.
 SHEET = r"별\s?[표지]\s?(?:제?\s?\d+\s?호?(?:의\s?\d+)?)?\s?(?:서식)?\s?"
 ANNEX = re.compile(rf"(?:[\[<(【〔]\s?{SHEET}[\]>)】〕].*|{SHEET}(?:[(（<].*)?)$")
+# Article 3 – Annual leave; Section 4.2: Claims; Part II; Appendix B (Forms). What goes on without a
+# sign between is a sentence: «Section 4 applies to …».
+ENGLISH_PART = re.compile(
+    r"(?:(?P<part>Part|Chapter|Schedule|Appendix|Annex)|Article|Section|Clause)\s"
+    r"(?:\d{1,3}(?:\.\d+)*|[IVXLC]+|[A-Z])(?:\s?[.:–—-]\s?\S.*|\s\(.+\)|[.:]?)$",
+    re.IGNORECASE,
+)
+# OPENING HOURS, or after a number a single word: 5. BREAKS.
+CAPITALS = re.compile(r"(?=\d{1,2}\W|.*[A-Z]{2}.*\s.*[A-Z]{2})[^a-z가-힣]*[A-Z]{3}[^a-z가-힣]*$")
+COUNTED = re.compile(r"(?P<number>\d{1,2})(?:\s?[.)]\s*(?=[가-힣A-Z])|\s+(?=[A-Z]))")
 ROMAN = re.compile(r"[Ⅰ-Ⅻ]{1,2}\s*\.?(?:\s+(?P<name>\S.*))?$")
 NUMBERED = re.compile(r"\d{1,2}\s?\.\s+\S.*$")
 LETTERED = re.compile(r"가\s?\.\s")
 PAGE_NUMBER = re.compile(r"[\s.·…]\d{1,3}$")
 DECORATION = "-–—~=·*※□■◇◆○●▶ \t"
 SENTENCE = re.compile(r"([다요음함]\.|[.?!,])$")
+FEWEST_PARTS, LONGEST_PART = 4, 30  # numbered lines to be more than a list; characters of each
 LONGEST_TITLE = 40  # characters
 LONGEST = 80  # characters; a longer line is a sentence even if it starts like a heading
 
@@ -61,7 +77,8 @@ def _numbered(blocks: list[Block]) -> Iterator[Block]:
     for block in blocks:
         said = block.text.split("\n") if block.kind == "paragraph" else [""]
         lines += [(block, line) for line in said]
-    headings = _parts([line.strip() for _, line in lines])
+    written = [line.strip() for _, line in lines]
+    headings = _parts(written) or _plain_parts(written)
     waiting: list[str] = []
     for at, (block, line) in enumerate(lines):
         heading = headings.get(at)
@@ -103,6 +120,26 @@ def _parts(lines: list[str]) -> dict[int, Block | None]:
             counted.append(at)
             lettered, last = lettered or over, number
     if lettered:
+        found |= {at: Block("heading", lines[at], LEVELS["절"]) for at in counted}
+    return found
+
+
+def _plain_parts(lines: list[str]) -> dict[int, Block | None]:
+    """Which lines are headings of a notice without 가.: those in capitals over a line that is not,
+    and short numbered ones that count through."""
+    found: dict[int, Block | None] = {}
+    counted: list[int] = []
+    for at, (line, following) in enumerate(pairwise(lines)):
+        if len(line) > LONGEST or SENTENCE.search(line) or not following:
+            continue
+        numbered = COUNTED.match(line)
+        if CAPITALS.match(line) and not CAPITALS.match(following):
+            found[at] = Block("heading", line, LEVELS["절" if numbered else "장"])
+        elif numbered and len(line) <= LONGEST_PART:
+            anew = not (COUNTED.match(following) or following[0].islower())
+            if anew and int(numbered["number"]) == len(counted) + 1:
+                counted.append(at)
+    if len(counted) >= FEWEST_PARTS:
         found |= {at: Block("heading", lines[at], LEVELS["절"]) for at in counted}
     return found
 
@@ -159,6 +196,8 @@ def _heading(line: str) -> tuple[Block, str] | None:
         return Block("heading", text, LEVELS["장"]), ""
     if (part := PART.match(text)) and len(text) <= LONGEST and not SENTENCE.search(text):
         return Block("heading", text, LEVELS[part["unit"]]), ""
+    if (named := ENGLISH_PART.match(text)) and len(text) <= LONGEST and not SENTENCE.search(text):
+        return Block("heading", text, LEVELS["장" if named["part"] else "조"]), ""
     article = ARTICLE.match(text)
     if article is None or len(article["head"]) > LONGEST:
         return None

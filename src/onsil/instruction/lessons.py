@@ -113,7 +113,7 @@ def _said_otherwise(question: str, draw: random.Random) -> str:
     """The question with some of its words as somebody outside the rule book would say them."""
     rate, told, last, other = draw.choice((0.0, 0.5, 0.9)), "", 0, ""
     for start, end, name in concepts_at(question):
-        words = other_words()[name]
+        words = other_words().get(name, [])
         if start < last or question[start:end] not in words or draw.random() >= rate:
             continue
         told += followed(other, question[last:start])
@@ -223,7 +223,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=9)
+@stage(version=10)
 def write_lessons(
     *,
     corpus: Artifact,

@@ -6,6 +6,10 @@ number of days, else a date). Korean stands here, English in asked_english.py.
 
 import re
 
+from onsil.retrieval import asked_english
+
+HANGUL = re.compile("[가-힣]")
+
 # Not the tail of a longer number, nor the day of a date (3월 1일; but the 3 of «월 3회»).
 NUMBER = r"(?<![\d,.])(?<!\d월)(?<!\d월 )\d[\d,.]*\s*(?:백만|천만|백|천|만|억)?\s*"
 BOUND = r"(?:\s*(?:이상|이하|이내|미만|초과|전까지|전|안에|까지))?"
@@ -92,6 +96,8 @@ COUNTED = {
 def kinds_asked(question: str) -> tuple[str, ...]:
     """Patterns of what a question asks for, the likeliest first («며칠» → a number of days, else a
     date); none when nothing is counted, dated, placed or named."""
+    if not HANGUL.search(question):
+        return asked_english.kinds_asked(question)
     for asks, *answers in ASKED:
         if re.search(asks, question):
             return tuple(answers)
@@ -102,3 +108,14 @@ def kinds_asked(question: str) -> tuple[str, ...]:
     known = next((unit[:n] for n in (3, 2, 1) if unit[:n] in COUNTED), None)
     counted = COUNTED[known] if known else re.escape(unit[:2])
     return (r"(?:만\s*)?" + NUMBER + f"(?i:{counted})" + BOUND,)
+
+
+def asks_before(question: str) -> bool:
+    """Whether a question asks what something was before it was changed."""
+    asks = BEFORE_ASKED if HANGUL.search(question) else asked_english.BEFORE_ASKED
+    return bool(asks.search(question))
+
+
+def says_before(text: str) -> bool:
+    """Whether a text says what something was before."""
+    return bool(BEFORE_SAID.search(text) or asked_english.BEFORE_SAID.search(text))

@@ -16,8 +16,10 @@ from functools import cached_property
 import numpy as np
 
 from onsil.models.subwords import WORD
+from onsil.retrieval import asked_english
 from onsil.retrieval.concepts import concepts, concepts_at
 from onsil.retrieval.passages import Passage
+from onsil.retrieval.stems import stem
 
 K1, B = 1.2, 0.75
 FEWEST = 20  # passages a folder counts as at least: in one page no word is common or rare
@@ -38,9 +40,19 @@ ASKING = """
 까지 지가 부터 려면 려고 하려 싶은 은데 되죠 하죠 까요 예요 에요 뭔가 뭐예 뭐라 이에 거나 가능 능한
 몇 뭐 뭘 좀 저 그 이 수 것 게 때 후 중
 """
-STOP = frozenset(ASKING.split())
+HANGUL = re.compile("[가-힣]")
+STOP = frozenset(ASKING.split()) | {stem(word) for word in asked_english.ASKING.split()}
 # A word that asks, whatever it ends in: 구인 of «누구인가요» and 제예 of «언제예요» are no words.
 ASKS = re.compile(r"누구|누가|언제|어디|얼마|며칠|뭐|뭘|뭔|무엇|무슨|어떻게|어떤|어느|왜|몇")
+
+
+def asks_meaning(question: str) -> bool:
+    return bool((DEFINES if HANGUL.search(question) else asked_english.DEFINES).search(question))
+
+
+def defined_in(text: str) -> list[str]:
+    """Terms that a text defines: «"X"란 …», «"X" means …»."""
+    return [*TERM.findall(text), *(term for term, _ in asked_english.MEANING.findall(text))]
 
 
 def terms(text: str) -> list[str]:
@@ -51,7 +63,7 @@ def terms(text: str) -> list[str]:
 def _pairs(word: str) -> list[str]:
     if "가" <= word[0] <= "힣" and len(word) > 2:
         return [word[i : i + 2] for i in range(len(word) - 1)]
-    return [word]
+    return [stem(word) if "a" <= word[0] <= "z" else word]
 
 
 def marks(text: str) -> frozenset[str]:
@@ -108,8 +120,8 @@ class BM25:
 
         self.terms_defined: dict[str, list[int]] = {}
         for i, passage in enumerate(passages):
-            for term in TERM.findall(passage.text):
-                self.terms_defined.setdefault(re.sub(r"\s", "", term), []).append(i)
+            for term in defined_in(passage.text):
+                self.terms_defined.setdefault(re.sub(r"\s", "", term).lower(), []).append(i)
 
     def marks(self, i: int) -> frozenset[str]:
         """Terms and concepts of passage `i` with its headings."""
@@ -157,9 +169,9 @@ class BM25:
 
     def defined(self, question: str) -> set[int]:
         """Passages that define a term of a question that asks what something is."""
-        if not DEFINES.search(question):
+        if not asks_meaning(question):
             return set()
-        bare = re.sub(r"\s", "", question)
+        bare = re.sub(r"\s", "", question).lower()
         return {i for term, places in self.terms_defined.items() if term in bare for i in places}
 
     def words(self, question: str) -> list[Word]:

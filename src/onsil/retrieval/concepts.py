@@ -3,19 +3,26 @@
 Somebody who asks does not know what the rule calls it, and the two share no syllable. The groups
 stand in `office_words.txt`, written by hand; a text's concepts are the groups that any of its
 words belongs to. Matching is by literal form, without an analyser, so that a compound
-(초과근무수당) has the concept of its part.
+(초과근무수당) has the concept of its part. English words stand in `english_words.txt` and are
+matched by their stems (holidays off and holiday are annual leave).
 """
 
+import re
 from functools import cache
 from importlib.resources import files
+from operator import itemgetter
 
+from onsil.retrieval.stems import stem
+
+LATIN = re.compile("[a-z]+")
+KOREAN, ENGLISH = "office_words.txt", "english_words.txt"
 MARK = "§"  # a concept is written §초과근무: no word of a text begins so
 
 
 @cache
-def _groups() -> list[list[str]]:
-    """The groups as written, marks and all."""
-    lines = (files("onsil.retrieval") / "office_words.txt").read_text(encoding="utf-8")
+def groups(name: str) -> list[list[str]]:
+    """The groups of a list as written, marks and all."""
+    lines = (files("onsil.retrieval") / name).read_text(encoding="utf-8")
     return [group for line in lines.splitlines() if (group := line.split("#")[0].split())]
 
 
@@ -27,7 +34,7 @@ def _forms() -> tuple[dict[str, Form], dict[str, tuple[int, ...]]]:
     """Every form as it may be spelled; and for two characters the lengths of what begins with them:
     a place of a text is looked up once a length, however many forms there are."""
     forms: dict[str, Form] = {}
-    for group in _groups():
+    for group in groups(KOREAN):
         for written in group:
             form, first = written.removeprefix("^"), written.startswith("^")
             for spelled in (form.replace("_", " "), form.replace("_", "")):
@@ -43,11 +50,32 @@ def concept(name: str) -> str:
     return MARK + name.removeprefix("^").replace("_", "")
 
 
+@cache
+def _english() -> dict[tuple[str, ...], str]:
+    """Stems of every English form → its concept."""
+    return {
+        tuple(map(stem, LATIN.findall(form.lower()))): concept(group[0])
+        for group in groups(ENGLISH)
+        for form in group
+    }
+
+
+def _english_at(text: str) -> list[tuple[int, int, str]]:
+    words, forms = list(LATIN.finditer(text)), _english()
+    stems, longest = [stem(word.group()) for word in words], max(map(len, forms))
+    return [
+        (words[i].start(), words[j - 1].end(), name)
+        for i in range(len(words))
+        for j in range(i + 1, min(i + longest, len(words)) + 1)
+        if (name := forms.get(tuple(stems[i:j])))
+    ]
+
+
 def concepts_at(text: str) -> list[tuple[int, int, str]]:
     """(start, end, concept) of every form in a text, in order of start and then of the list."""
     forms, lengths = _forms()
     text = text.lower().replace("\n", " ")
-    found = []
+    found = _english_at(text)
     for i in range(len(text) - 1):
         if (some := lengths.get(text[i : i + 2])) is None:
             continue
@@ -61,7 +89,7 @@ def concepts_at(text: str) -> list[tuple[int, int, str]]:
             if not (latin and inside_latin(text, i, i + n)):
                 here.append((form[0], n, form[2]))
         found += [(i, i + n, name) for _, n, name in sorted(here)]
-    return found
+    return sorted(found, key=itemgetter(0))
 
 
 def inside_latin(text: str, start: int, end: int) -> bool:
@@ -84,5 +112,5 @@ def other_words() -> dict[str, list[str]]:
     """Concept → its plain words, those that can stand in for one another inside a sentence."""
     return {
         concept(group[0]): [word for word in group if not set(word) & set("^_")]
-        for group in _groups()
+        for group in groups(KOREAN)
     }

@@ -19,10 +19,19 @@ SENTENCE = re.compile(
 )
 DATE = r"(\d{4})\s*[.년-]\s*(\d{1,2})\s*[.월-]\s*(\d{1,2})"
 IN_FORCE = re.compile(r"(?:시행일?|개정일?)\s*[:：]?\s*\(?\s*" + DATE)
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+MONTH = rf"({'|'.join(MONTHS)})[a-z]*"
+APPLIES = r"\b(?:effective|in force|applies)(?: (?:date|from|as of|since|on))*\s?:?\s*"
+IN_FORCE_ENGLISH = re.compile(
+    rf"{APPLIES}(?:{DATE}|(\d{{1,2}})(?:st|nd|rd|th)? {MONTH},? (\d{{4}})|"
+    rf"{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}}))",
+    re.IGNORECASE,
+)
 # A year, a version, 개정 at the end of a word, and 구, 신, 최종 where they stand alone: the 구 of
 # 구매 and the 신 of 신규 name no edition.
 EDITION = re.compile(
     r"(?<!\d)(?:19|20)\d\d년?(?!\d)|(?<![a-z])v\d+(?![a-z\d])|"
+    r"\b(?:revised|amended|final|(?:rev|revision|edition)\.?\s?\d*)\b|"
     r"(?:(?:전부|일부)?개정|(?<![가-힣])(?:구|신|최종))(?:판|본|안)?(?![가-힣])",
     re.IGNORECASE,
 )
@@ -62,10 +71,19 @@ def sentences(text: str) -> list[str]:
 def in_force(document: Document) -> tuple[int, int, int]:
     """The latest date a document says it came into force on; (0, 0, 0) when it names none."""
     text = "\n".join(block.text for block in document.blocks)
-    return max(
-        (tuple(int(x) for x in found.groups()) for found in IN_FORCE.finditer(text)),
-        default=(0, 0, 0),
-    )  # type: ignore[return-value]
+    found = [tuple(map(int, one.groups())) for one in IN_FORCE.finditer(text)]
+    found += [_english_date(one.groups()) for one in IN_FORCE_ENGLISH.finditer(text)]
+    return max(found, default=(0, 0, 0))  # type: ignore[return-value]
+
+
+def _english_date(said: tuple[str | None, ...]) -> tuple[int, int, int]:
+    """Year, month, day of «2025-03-01», «1 March 2025» or «March 1, 2025»."""
+    first, second, third = (part for part in said if part)
+    if first.isalpha():
+        first, second = second, first
+    if second.isalpha():
+        return int(third), 1 + MONTHS.index(second.lower()), int(first)
+    return int(first), int(second), int(third)
 
 
 def rule_name(document: Document) -> str:

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onsil.retrieval.asked import BEFORE_ASKED, BEFORE_SAID, kinds_asked
-from onsil.retrieval.bm25 import BM25, DEFINES, TERM, Word, coverage, marks, terms
+from onsil.retrieval import asked_english
+from onsil.retrieval.asked import asks_before, kinds_asked, says_before
+from onsil.retrieval.bm25 import BM25, Word, asks_meaning, coverage, defined_in, marks, terms
 from onsil.retrieval.passages import LONGEST, Passage, sentences
 from onsil.retrieval.values import fits
 
@@ -60,7 +61,7 @@ def find(index: BM25, question: str, limit: int = READ, without: str | None = No
     if not found:
         return []
     words, kind = index.words(question), "|".join(kinds_asked(question))
-    defined, before = index.defined(question), bool(BEFORE_ASKED.search(question))
+    defined, before = index.defined(question), asks_before(question)
     asked = frozenset(terms(question)) | frozenset(c for word in words for c in word.concepts)
     hits = []
     for score, i in found:
@@ -78,7 +79,7 @@ def find(index: BM25, question: str, limit: int = READ, without: str | None = No
             "kind": float(bool(kind and re.search(kind, passage.text))),
             "defines": float(i in defined),
             "length": min(1.0, len(passage.text) / LONGEST),
-            "changed": float(before and bool(BEFORE_SAID.search(passage.text))),
+            "changed": float(before and says_before(passage.text)),
             "cover": float(bare(passage.heading) == bare(passage.trail.split(" > ")[0])),
         }
         fit = sum(WEIGHTS[name] * value for name, value in parts.items())
@@ -89,20 +90,20 @@ def find(index: BM25, question: str, limit: int = READ, without: str | None = No
 def told_apart(line: str, question: str) -> float:
     """What a line's form says: one that only announces a list answers nothing; the row whose range
     holds the question's amount, or the line that defines its term, answers it."""
-    if ANNOUNCES.search(line):
+    if ANNOUNCES.search(line) or asked_english.ANNOUNCES.search(line):
         return -1.0
     label, row, _ = line.partition(" · ")
     if row and (fit := fits(question, label)):
         return fit
-    asked = bare(question)
-    explained = [*TERM.findall(line), *EXPLAINED.findall(line)]
-    defines = any(bare(term) in asked for term in explained)
-    return 1.0 if defines and DEFINES.search(question) else 0.0
+    if not asks_meaning(question):
+        return 0.0
+    asked, explained = bare(question), [*defined_in(line), *EXPLAINED.findall(line)]
+    return 1.0 if any(bare(term) in asked for term in explained) else 0.0
 
 
 def bare(text: str) -> str:
-    """Letters and digits alone."""
-    return re.sub(r"\W", "", text)
+    """Letters and digits alone, of one size."""
+    return re.sub(r"\W", "", text).lower()
 
 
 def about(words: list[Word], asked: frozenset[str]) -> float:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from onsil.retrieval import asked_english
 from onsil.retrieval.asked import DATE, NUMBER, kinds_asked
-from onsil.retrieval.bm25 import BM25, DEFINES, Word, coverage, marks
+from onsil.retrieval.bm25 import BM25, Word, asks_meaning, coverage, marks
 from onsil.retrieval.passages import Passage, cells_of
 from onsil.retrieval.ranking import Hit, bare, evidence
 
@@ -52,8 +53,9 @@ def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | Non
         return None
     words, kinds = index.words(question), kinds_asked(question)
     text = meaning_asked(question, hits[0].line) or cell_asked(words, "|".join(kinds), hits[0].line)
-    for kind in kinds:
-        text = text or thing_asked(words, kind, reading.passage.text, reading.answer, question)
+    for within in (reading.answer, reading.passage.text):
+        for kind in kinds:
+            text = text or thing_asked(words, kind, within, reading.answer, question)
     if text is None:
         return reading
     return Reading(text, reading.passage, reading.features)
@@ -62,7 +64,9 @@ def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | Non
 def meaning_asked(question: str, line: str) -> str | None:
     """Of «"X"란 … 을 말한다», asked what X is, what stands between; of several in one line that
     of the X that is asked for."""
-    found = MEANING.findall(line) if DEFINES.search(question) else []
+    if not asks_meaning(question):
+        return None
+    found = [*MEANING.findall(line), *asked_english.MEANING.findall(line)]
     if len(found) == 1:
         return found[0][1]
     asked = bare(question)
@@ -76,7 +80,7 @@ def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
     row = [(column, column if MARK.fullmatch(cell) else cell) for column, cell in row]
     if kind:
         of_kind = [(column, cell) for column, cell in row if re.search(kind, cell)]
-        if not of_kind and NUMBER in kind and not kind.startswith(DATE):
+        if not of_kind and counts(kind):
             # A sheet says its unit once, above: its cells are numbers alone.
             of_kind = [(column, cell) for column, cell in row if BARE.fullmatch(cell)]
         row = of_kind
@@ -85,6 +89,12 @@ def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
     fits = [coverage(words, marks(column)) for column, _ in row]
     best = max(range(len(row)), key=fits.__getitem__)
     return row[best][1] if len(row) == 1 or fits[best] > 0 else None
+
+
+def counts(kind: str) -> bool:
+    """Whether a pattern is of amounts, and not of dates."""
+    dates = kind.startswith((DATE, asked_english.DATE))
+    return (NUMBER in kind or asked_english.FIGURE in kind) and not dates
 
 
 def thing_asked(words: list[Word], kind: str, text: str, line: str, question: str) -> str | None:
