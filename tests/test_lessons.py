@@ -35,12 +35,18 @@ def test_a_sheet_of_numbers_names_nothing_to_ask_for():
 
 def test_english_is_asked_in_english():
     found = taught(
-        'The term "vendor" means any person who sells to the agency. It has 30 days.\n'
-        "Engineer · Daily rate: 120 USD",
-        "Travel expenses",
+        'The term "vendor" means any person who sells to the agency. Vendors are paid within 30 '
+        "days. The Travel Desk approves it.\nEngineer · Daily rate: 120 USD",
+        "Article 3 – Travel expenses",
         "rules.docx",
     )
-    assert {one.kind for one in found} == {"definition", "table", "procedure"}
+    kinds = {"definition", "table", "procedure", "number", "who"}
+    assert {one.kind for one in found} == kinds
+    said_of = {kind: {said(one) for one in found if one.kind == kind} for kind in kinds}
+    assert said_of["number"] == {"30 days"} and said_of["who"] == {"The Travel Desk"}
+    asked = [one.question for one in found if one.kind == "number"]
+    assert any("vendors are paid" in q.lower() for q in asked)
+    assert not any("article" in one.question.lower() for one in found)
     assert not any("가" <= letter <= "힣" for one in found for letter in one.question)
     meanings = {said(one) for one in found if one.kind == "definition"}
     assert meanings == {"any person who sells to the agency"}

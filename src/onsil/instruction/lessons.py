@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onsil.corpus import load_corpus
+from onsil.instruction.lessons_english import PART, questions_about, said_otherwise
 from onsil.instruction.particles import agreeing, followed
 from onsil.lineage import Artifact, Run, stage
 from onsil.retrieval.bm25 import BM25, coverage, marks
@@ -132,7 +133,8 @@ def _from_sentence(
         ask = draw.choice(("What does {} mean?", "What is {}?", "definition of {}", "{} meaning"))
         yield ask.format(term), meaning, "definition"
     if not HANGUL.search(sentence):
-        return  # the words that follow ask in Korean
+        yield from questions_about(sentence, topic, draw)
+        return
     for match in KIND_PATTERN.finditer(sentence):
         index = next(i for i in range(len(KINDS)) if match.group(f"k{i}"))
         asking = draw.choice(KINDS[index][1])
@@ -169,7 +171,8 @@ def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Le
 
     def asked(templates: dict[str, tuple[str, ...]], *names: str) -> str:
         question = draw.choice(templates[spoken]).format(*names)
-        return _said_otherwise(agreeing(question), draw) if spoken == "ko" else question
+        otherwise = _said_otherwise if spoken == "ko" else said_otherwise
+        return otherwise(agreeing(question), draw)
 
     lines = sentences(passage.text)
     for line in lines:
@@ -220,6 +223,8 @@ def _unanswered(question: str, passage: Passage, split: str) -> Lesson:
 
 def topic_of(heading: str) -> str:
     """«제12조(연차의 이월)» → 연차의 이월."""
+    if not HANGUL.search(heading):
+        return PART.sub("", heading)
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 

@@ -1,0 +1,74 @@
+"""What the rule teacher asks of an English sentence: each amount, date or doer in it."""
+
+import random
+import re
+from collections.abc import Iterator
+
+from onsil.retrieval.asked_english import CLOCK, DATE, MONEY, SHARE, SIZE, SPAN
+from onsil.retrieval.concepts import ENGLISH, concept, concepts_at, groups
+
+# What a span of text is, its type, and how a person asks for it. What comes first keeps its place.
+KINDS = (
+    (MONEY, "number", ("how much", "what does it cost", "how much money")),
+    (DATE, "date", ("when", "what date", "by when")),
+    (CLOCK, "date", ("what time", "when")),
+    (SPAN, "number", ("how long", "how much time", "how many {}")),
+    (SHARE, "number", ("what percentage", "how much")),
+    (SIZE, "number", ("how much", "how many {}")),
+)
+DOER = re.compile(
+    r"\b(?P<who>(?:the )?[\w-]+(?: [\w-]+)? (?:manager|officer|team|committee|desk|department))"
+    r" (?:must|shall|will|may|can|decides|approves|checks|keeps)\b",
+    re.IGNORECASE,
+)
+# «Article 3 – Annual leave» is about annual leave.
+PART = re.compile(
+    r"^\W*(?:(?:article|section|part|chapter|clause|appendix|annex|schedule)\s)?"
+    r"(?:(?:\d{1,2}(?:\.\d+)*|[IVX]+|[A-Z])(?=[\s.:–—)-]))?[\s.:–—)-]*",
+    re.IGNORECASE,
+)
+
+
+def questions_about(
+    sentence: str, topic: str, draw: random.Random
+) -> Iterator[tuple[str, str, str]]:
+    """(question, answer, kind): the words around an answer, some of them dropped or said
+    otherwise, after the words that ask for it."""
+    taken: list[tuple[int, int]] = []
+    for pattern, kind, asks in KINDS:
+        for match in re.finditer(pattern, sentence):
+            if any(match.start() < end and start < match.end() for start, end in taken):
+                continue
+            taken.append(match.span())
+            asking = draw.choice(asks).format(match.group().split()[-1].lower())
+            before, after = sentence[: match.start()].split(), sentence[match.end() :].split()
+            near = [*before[-draw.randint(3, 8) :], *after[: draw.randint(1, 5)]]
+            yield _asked(asking, near, topic, draw), match.group().strip(), kind
+    if found := DOER.search(sentence):
+        near = sentence[found.end("who") :].split()[:8]
+        yield _asked("who", near, topic, draw), found["who"], "who"
+
+
+def _asked(asking: str, near: list[str], topic: str, draw: random.Random) -> str:
+    rate = draw.choice((0.0, 0.2, 0.4, 0.6))
+    words = [word for word in near if draw.random() >= rate] or near
+    about = topic.lower() if draw.random() < 0.6 else ""
+    said = re.sub(r"[^\w\s'’%£$€-]", "", " ".join([*words, about])).strip()
+    return f"{asking} {said_otherwise(said, draw)}".strip() + draw.choice(("?", ""))
+
+
+def said_otherwise(text: str, draw: random.Random) -> str:
+    """A text with some of its words as somebody else would say them."""
+    rate, told, last = draw.choice((0.0, 0.5, 0.9)), "", 0
+    for start, end, name in concepts_at(text):
+        others = OTHERS.get(name)
+        if start < last or others is None or draw.random() >= rate:
+            continue
+        told += text[last:start] + draw.choice(others)
+        last = end
+    return told + text[last:]
+
+
+OTHERS = {
+    concept(group[0]): [form.replace("_", " ") for form in group] for group in groups(ENGLISH)
+}
