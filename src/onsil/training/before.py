@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from onsil.corpus import document_text, load_corpus
+from onsil.errors import say
 from onsil.lineage import Artifact, Run, stage
 from onsil.models.ngram import NGram
 from onsil.models.recurrent import RecurrentLM, RecurrentShape
@@ -78,7 +79,13 @@ def train_recurrent(
     parameters = dict(model.named_parameters())
     loop = train(parameters, loss_of, len(steps), settings.learning_rate, run.scratch)
     total = sum(sizes) * settings.decoder_epochs
-    for _ in report_progress(loop, len(steps), run.say, f"{cell.upper()} 사전학습", total):
+    for _ in report_progress(
+        loop,
+        len(steps),
+        run.say,
+        say(f"Pretraining {cell.upper()}", f"{cell.upper()} 사전학습"),
+        total,
+    ):
         pass
     model.save(out, run.ancestry)
     return measured(model, ids, size) | {"cell": cell, "steps": len(steps)}

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from onsil.corpus import Corpus, document_text, load_corpus
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 from onsil.lineage import Artifact, Run, stage
 from onsil.models.checkpoint import load, save
 from onsil.models.new_rows import tables_of, with_new_rows
@@ -224,7 +224,9 @@ def continue_pretraining(
         return token_loss(decoder, denoising_batch(chosen, marks, f"{how.seed}-{k}"))
 
     loop = continued(decoder, loss_of, len(steps), rows, how, run.scratch)
-    for _ in report_progress(loop, len(steps), run.say, "추가 사전학습", sum(read.values())):
+    for _ in report_progress(
+        loop, len(steps), run.say, say("Continued pretraining", "추가 사전학습"), sum(read.values())
+    ):
         pass
     after = held_out_bits(decoder, words, corpora, context)
     seen = {i for piece in domain for i in piece}

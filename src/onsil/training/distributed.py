@@ -36,7 +36,7 @@ from onsil.models.transformer import MLP, Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
 from onsil.training.base import shape_in
-from onsil.training.loop import Step, report_progress
+from onsil.training.loop import Step, pretraining, report_progress
 from onsil.training.objectives import Batch, causal_batch, masked_batch, pieces_of, schedule
 from onsil.training.parallel import (
     Worker,
@@ -156,8 +156,7 @@ def learn(
     loop = train_parallel(
         parameters, lambda k: part_loss(model, study.batch(k), at), steps, study.rate, scratch
     )
-    label = {"decoder": "언어 모델 사전학습", "encoder": "읽기 모델 사전학습"}[study.job.kind]
-    for step in report_progress(loop, steps, say, label, study.tokens):
+    for step in report_progress(loop, steps, say, pretraining(study.job.kind), study.tokens):
         if step.number % max(1, steps // CURVE_POINTS) == 0 or step.number == steps:
             yield step, whole(model)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from onsil.errors import say
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.checkpoint import load, save
@@ -92,7 +93,9 @@ def instruct(
     curve = kept_curve(run.scratch)
     rate = rate_of(settings, model.shape.width) / 2
     loop = train(dict(model.named_parameters()), loss_of, len(steps), rate, run.scratch)
-    for step in report_progress(loop, len(steps), run.say, "생성 미세조정", sum(sizes)):
+    for step in report_progress(
+        loop, len(steps), run.say, say("Tuning the generator", "생성 미세조정"), sum(sizes)
+    ):
         note_point(curve, step, len(steps), run.scratch)
     save(model, out, run.ancestry)
     (out / "curve.json").write_text(json.dumps(curve) + "\n")
@@ -140,7 +143,9 @@ def finetune(
     curve = kept_curve(run.scratch)
     loop = train(trained, loss_of, len(steps), settings.learning_rate / 2, run.scratch)
     total = sum(sizes) * settings.reader_epochs
-    for step in report_progress(loop, len(steps), run.say, "읽기 미세조정", total):
+    for step in report_progress(
+        loop, len(steps), run.say, say("Tuning the reader", "읽기 미세조정"), total
+    ):
         note_point(curve, step, len(steps), run.scratch)
     kept = {f"{HEAD}.{name}": p.detach() for name, p in head.named_parameters()}
     save(model, out, run.ancestry, kept)

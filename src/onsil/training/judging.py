@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from onsil.documents.types import FileRef
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 from onsil.lineage import Artifact, Run, stage
 from onsil.models.checkpoint import load
 from onsil.models.heads import Head, apart, load_head, new_head, save_head
@@ -350,7 +350,9 @@ def train_judge(
     loop, steps = tune(encoder, head, cases, words, judging, run.scratch)
     curve = kept_curve(run.scratch)
     tokens = sum(len(case.ids) for case in cases) * judging.epochs
-    for step in report_progress(loop, steps, run.say, "판정 미세조정", tokens):
+    for step in report_progress(
+        loop, steps, run.say, say("Tuning the judge", "판정 미세조정"), tokens
+    ):
         note_point(curve, step, steps, run.scratch)
     save_head(encoder, head, out, run.ancestry)
     shutil.copy(tokenizer / "tokenizer.json", out / "tokenizer.json")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 from onsil.lineage.spelling import sync, write_atomically
 from onsil.training.optim import Optimizer, Recipe
 
@@ -149,10 +149,17 @@ def _other_data(scratch: Path, there: str, here: str) -> OnsilError:
     )
 
 
+def pretraining(kind: str) -> str:
+    """What the pretraining of a decoder or an encoder is called while it runs."""
+    if kind == "decoder":
+        return say("Pretraining the language model", "언어 모델 사전학습")
+    return say("Pretraining the reading model", "읽기 모델 사전학습")
+
+
 def report_progress(
-    steps: Iterator[Step], total: int, say: Callable[[str], None], label: str, tokens: int
+    steps: Iterator[Step], total: int, tell: Callable[[str], None], label: str, tokens: int
 ) -> Iterator[Step]:
-    """Pass steps on; about every ten seconds say step, loss, tokens/s and the time left."""
+    """Pass steps on; about every ten seconds tell step, loss, tokens/s and the time left."""
     start = last = time.monotonic()
     first: int | None = None
     for step in steps:
@@ -162,9 +169,9 @@ def report_progress(
             done, elapsed = step.number - first + 1, max(1e-9, now - start)
             left = round((total - step.number) * elapsed / done)
             rate = tokens / total * done / elapsed
-            say(
-                f"{label} {step.number}/{total} · 손실(loss) {step.loss:.3f} · "
-                f"{rate:,.0f} tokens/s · 남은 시간(ETA) {left // 60}:{left % 60:02}"
-            )
+            time_left = f"{left // 60}:{left % 60:02}"
+            en = f"loss {step.loss:.3f} · {rate:,.0f} tokens/s · {time_left} left"
+            ko = f"손실 {step.loss:.3f} · {rate:,.0f} tokens/s · 남은 시간 {time_left}"
+            tell(f"{label} {step.number}/{total} · {say(en, ko)}")
             last = now
         yield step

@@ -22,7 +22,7 @@ from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
 from onsil.training.base import shape_in
-from onsil.training.loop import report_progress, train
+from onsil.training.loop import pretraining, report_progress, train
 from onsil.training.objectives import (
     causal_batch,
     masked_batch,
@@ -102,7 +102,6 @@ def pretrain(
     if kind == "decoder":
         notes["untrained_bits_per_byte"] = bits_per_byte(model, heldout, sizes["heldout"])
         notes["ngram_bits_per_byte"] = ngram_bits(ids, sizes["heldout"], vocabulary, special.end)
-    label = {"decoder": "언어 모델 사전학습", "encoder": "읽기 모델 사전학습"}[kind]
     curve = kept_curve(run.scratch)
     recipe, rate = recipe_of(settings, kind, base, model.shape.width)
     parameters = dict(model.named_parameters())
@@ -115,7 +114,7 @@ def pretrain(
     loop = train(
         parameters, loss_of, len(steps), rate, run.scratch, recipe=recipe, names_of=names_of
     )
-    for step in report_progress(loop, len(steps), run.say, label, notes["tokens"]):
+    for step in report_progress(loop, len(steps), run.say, pretraining(kind), notes["tokens"]):
         due = step.number % max(1, len(steps) // CURVE_POINTS) == 0 or step.number == len(steps)
         if due and not any(point[0] == step.number for point in curve):
             if kind == "decoder":

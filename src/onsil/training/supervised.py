@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from onsil.documents.types import FileRef
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 from onsil.inference.generation import Sampling, written
 from onsil.lineage import Artifact, Run, stage
 from onsil.models import adapters
@@ -336,7 +336,9 @@ def finetune_chat(
     many, weights = len(steps), learnt.parameters
     loop = train(weights, loss_of, many, tuning.rate, run.scratch, names_of=names_of)
     tokens = sum(lessons.sizes) * tuning.epochs
-    for step in report_progress(loop, many, run.say, "대화 미세조정", tokens):
+    for step in report_progress(
+        loop, many, run.say, say("Tuning on conversations", "대화 미세조정"), tokens
+    ):
         note_point(curve, step, many, run.scratch)
     limit = 2 * max(sum(part.said) for part in lessons.parts)
     asked = [
