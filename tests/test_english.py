@@ -136,6 +136,7 @@ def test_no_expression_belongs_to_two_concepts_and_every_group_has_two():
     [
         ("How many days can I carry over?", "Up to 5 days are carried over.", "5 days"),
         ("How many days of rest are there?", "There are two weeks of rest.", "two weeks"),
+        ("How many days off do I get?", "You get five working days.", "five working days"),
         ("How many pallets fit?", "24 euro pallets fit.", "24 euro pallets"),
         ("How many people may come?", "At most 12 visitors may come.", "12 visitors"),
         ("how long is probation", "Probation: four months, no more.", "four months"),

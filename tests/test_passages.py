@@ -262,3 +262,35 @@ def test_the_label_of_a_row_is_its_name_and_not_its_number(rows, label):
 def test_a_cell_of_several_lines_is_one_line():
     rows = (("구분\n(필수/선택)", "설명"), ("항목", "첫째 줄\n둘째 줄"))
     assert table_lines(rows) == ["항목 · 설명: 첫째 줄 둘째 줄"]
+
+
+NOTICE = """관리사무소 공고 제31호
+제목: 승강기 교체 안내
+
+불편하시더라도 협조를 부탁드립니다.
+1. 공사 개요
+ - 시공: 다올승강기
+2. 동별 기간
+ 동 | 시작 | 다시 운행
+----|------|------
+ 101동 | 7월 1일 | 7월 24일
+ 102동 | 7월 8일 | 7월 31일
+3. 도움
+문의 | 시설팀
+4. 설명회
+대강당에서 한다.
+"""
+
+
+def test_a_notice_is_called_what_it_says_and_its_drawn_table_is_one(tmp_path):
+    (read,) = read_all(tmp_path, {"공고.txt": NOTICE}).values()
+    assert read.title == "승강기 교체 안내"
+    assert [b.text for b in read.blocks if b.kind == "heading"] == [
+        "1. 공사 개요",
+        "2. 동별 기간",
+        "3. 도움",
+        "4. 설명회",
+    ]
+    (table,) = (b for b in read.blocks if b.kind == "table")
+    assert table.rows[0] == ("동", "시작", "다시 운행") and len(table.rows) == 3
+    assert "문의 | 시설팀" in [b.text for b in read.blocks]

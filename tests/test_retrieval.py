@@ -296,6 +296,30 @@ def test_of_two_meanings_in_one_line_the_one_asked_for_is_given():
     assert answer(index, "전보가 뭐예요?")[0] == "부서를 바꾸는 것"
 
 
+@pytest.mark.parametrize(
+    ("line", "question", "said"),
+    [
+        (
+            "- 격층 운행: 홀수 층에만 서는 것",
+            "격층 운행이라던데 무슨 소리예요?",
+            "홀수 층에만 서는 것",
+        ),
+        ("- 격층 운행: 홀수 층에만 서는 것", "격층 운행이면 어떻게 타나요?", "홀수 층에만 서는 것"),
+        (
+            '5. "수료"란 학점을 모두 얻은 상태를 말한다.',
+            "수료는 어떤 상태죠?",
+            "학점을 모두 얻은 상태",
+        ),
+        # What is counted is asked for, or another word.
+        ("- 격층 운행: 7월 1일부터 홀수 층", "격층 운행은 언제부터예요?", "7월 1일"),
+        ("- 격층 운행: 홀수 층에만 서는 것", "홀수 층에는 어떻게 가나요?", None),
+    ],
+)
+def test_a_word_explained_is_answered_by_what_it_is(line, question, said):
+    index = BM25([passage("3. 말", f"승강기를 바꾼다.\n{line}")])
+    assert answer(index, question)[0] == (said or line)
+
+
 def test_a_sheet_that_says_its_unit_once_is_answered_by_cell():
     rows = (
         ("시설", "평일 종일", "주말 종일", "허가 부서"),

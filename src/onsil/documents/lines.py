@@ -19,6 +19,7 @@ LONGEST_WRAP = 130  # columns; a text whose lines are longer was never wrapped b
 STARTS = re.compile(
     r"""제\s*\d+\s*[편장절관조]        # 제3장, 제12조
       | 부\s*칙\s*([<(\[（].*)?$
+      | 제\s*목\s*[:：]
       | [\[<【]?\s*(별표|별지|붙임|참고)\s*(제?\s*\d|[\]>】])
       | [①-⑳㉠-㉻⑴-⒇ⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ]
       | \(?\d{1,2}[.)](?!\d)\s* | \d{1,2}(\.\d{1,2})+\.?\s
@@ -59,6 +60,8 @@ def continues(line: str, following: str, full: int) -> bool:
     if not line or not following or STARTS.match(following) or HEADING.match(line):
         return False
     if full < NARROWEST or SENTENCE_END.search(line):
+        return False
+    if "|" in line and "|" in following:  # rows of a drawn table
         return False
     *before, last = SOFT_HYPHEN.split(line)
     broken = bool(before) and " " not in last  # the rest of a hyphenated word was drawn up here

@@ -54,6 +54,7 @@ ROMAN = re.compile(r"[Ⅰ-Ⅻ]{1,2}\s*\.?(?:\s+(?P<name>\S.*))?$")
 NUMBERED = re.compile(r"\d{1,2}\s?\.\s+\S.*$")
 LETTERED = re.compile(r"가\s?\.\s")
 PAGE_NUMBER = re.compile(r"[\s.·…]\d{1,3}$")
+STATED = re.compile(r"(?:제\s*목|건\s*명|subject)\s*[:：]\s*(\S.{1,79})$", re.IGNORECASE)
 DECORATION = "-–—~=·*※□■◇◆○●▶ \t"
 SENTENCE = re.compile(r"([다요음함]\.|[.?!,])$")
 FEWEST_PARTS, LONGEST_PART = 4, 30  # numbered lines to be more than a list; characters of each
@@ -129,14 +130,14 @@ def _plain_parts(lines: list[str]) -> dict[int, Block | None]:
     and short numbered ones that count through."""
     found: dict[int, Block | None] = {}
     counted: list[int] = []
-    for at, (line, following) in enumerate(pairwise(lines)):
-        if len(line) > LONGEST or SENTENCE.search(line) or not following:
+    for at, (line, following) in enumerate(pairwise(lines)):  # a table is a line without text
+        if len(line) > LONGEST or SENTENCE.search(line):
             continue
         numbered = COUNTED.match(line)
         if CAPITALS.match(line) and not CAPITALS.match(following):
             found[at] = Block("heading", line, LEVELS["절" if numbered else "장"])
         elif numbered and len(line) <= LONGEST_PART:
-            anew = not (COUNTED.match(following) or following[0].islower())
+            anew = not (COUNTED.match(following) or following[:1].islower())
             if anew and int(numbered["number"]) == len(counted) + 1:
                 counted.append(at)
     if len(counted) >= FEWEST_PARTS:
@@ -145,22 +146,25 @@ def _plain_parts(lines: list[str]) -> dict[int, Block | None]:
 
 
 def title_of(blocks: Sequence[Block]) -> str:
-    """What a document that states no title is called: its first heading of the highest level, if
-    the others there are numbered parts. Where it is one of many (a sheet among others) or a
+    """What a document that states no title is called: what a line above all headings says it is
+    («제목: …»), else its first heading of the highest level, if the others there are numbered
+    parts. Where it is one of many (a sheet among others) or a
     part itself (the first of every rule), the line above them all, unless that is a sentence or
     says something of the document («시행일: …»); else nothing."""
     first = next((i for i, block in enumerate(blocks) if block.kind == "heading"), None)
     if first is None:
         return ""
+    above = [block.text.split("\n") for block in blocks[:first] if block.kind == "paragraph"]
+    bare = [line for lines in above for one in lines if (line := one.strip(DECORATION))]
+    if stated := next((found for line in bare if (found := STATED.match(line))), None):
+        return stated[1]
     headings = [block for block in blocks if block.kind == "heading"]
     top = min(block.level for block in headings)
     highest = [block.text for block in headings if block.level == top]
     names = [name for name in highest if not _counted(name)]
     if len(names) == 1 and names[0] == highest[0]:
         return names[0]
-    above = (block.text.split("\n") for block in blocks[:first] if block.kind == "paragraph")
-    bare = (line.strip(DECORATION) for lines in above for line in lines)
-    line = next((line for line in bare if line), "")
+    line = bare[0] if bare else ""
     named = len(line) <= LONGEST_TITLE and ":" not in line and not SENTENCE.search(line)
     return line if named else ""
 

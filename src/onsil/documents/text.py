@@ -6,13 +6,16 @@ EUC-KR) or UTF-16 saved without its mark; each is tried strictly and the reading
 Hangul and ASCII wins, CP949 on a tie, for it is far more common. A file that no reading explains
 is refused rather than guessed: wrong syllables in a corpus are worse than a missing file.
 
-Plain text has lines and no marks, so its blocks come from `lines`. Left out: Johab and the
+Plain text has lines and no marks, so its blocks come from `lines`; three lines and more that a
+«|» cuts into equally many cells are a table. Left out: Johab and the
 encodings of other languages. A few syllables of CP949 that happen to be valid UTF-8 are read as
 UTF-8, which only longer text can tell apart.
 """
 
 import codecs
 import re
+from collections.abc import Iterator
+from itertools import groupby
 
 from onsil.documents.lines import paragraphs
 from onsil.documents.types import Block
@@ -28,6 +31,8 @@ COMMON = re.compile("[\t-~가-힣]")
 RARER = re.compile(  # jamo, Han, the symbols of Korean keyboards, full-width forms
     "[\u00a0-\u00ff\u2010-\u27bf\u3000-\u318f\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]"
 )
+FEWEST_ROWS = 3  # of a drawn table, its heads and a ruled line among them
+RULE = re.compile("[-=+:─ ]+")
 SAMPLE = 100_000  # characters looked at to judge a reading
 
 
@@ -54,7 +59,18 @@ def decode(data: bytes) -> tuple[str, str]:
 
 def read_text(data: bytes) -> tuple[str, list[Block]]:
     """Plain text has no title; blank lines and unwrapped lines part its paragraphs."""
-    return "", [Block("paragraph", p) for p in paragraphs(decode(data)[0].splitlines())]
+    return "", list(_ruled(paragraphs(decode(data)[0].splitlines())))
+
+
+def _ruled(lines: list[str]) -> Iterator[Block]:
+    """Paragraphs, and the tables drawn among them."""
+    rows = [tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in lines]
+    for many, group in groupby(zip(lines, rows, strict=True), key=lambda pair: len(pair[1])):
+        drawn = list(group)
+        if many > 1 and len(drawn) >= FEWEST_ROWS:
+            yield Block("table", rows=tuple(row for _, row in drawn if not RULE.fullmatch(row[0])))
+        else:
+            yield from (Block("paragraph", line) for line, _ in drawn)
 
 
 def _strict(data: bytes, encoding: str) -> str | None:

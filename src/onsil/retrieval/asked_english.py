@@ -145,9 +145,11 @@ def _counted(question: str) -> tuple[str, ...]:
     """«how many days» asks for a number of days, else of weeks; «how many pallets» for one of
     pallets, else for any number."""
     found = COUNTED.search(question)
-    noun = found.group(1).split()[-1] if found else ""
-    if re.fullmatch(rf"(?:{UNIT})s?", noun):
+    nouns = found.group(1).split() if found else []
+    noun = next((n for n in nouns if re.fullmatch(rf"(?:{UNIT})s?", n)), "")
+    if noun:  # «how many days off»
         return rf"{COUNT}(?:[ -][a-z]+)?[ -]{noun.rstrip('s')}s?\b", SPAN
+    noun = nouns[-1] if nouns else ""
     if not noun:
         return (COUNT,)
     named = PERSONS if re.fullmatch(PERSONS, noun) else re.escape(noun[: max(3, len(noun) - 2)])

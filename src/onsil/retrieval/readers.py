@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from onsil.retrieval import asked_english
 from onsil.retrieval.asked import DATE, NUMBER, kinds_asked
 from onsil.retrieval.bm25 import BM25, Word, asks_meaning, coverage, marks
-from onsil.retrieval.passages import Passage, cells_of
-from onsil.retrieval.ranking import Hit, bare, evidence
+from onsil.retrieval.passages import Passage, cells_of, is_row
+from onsil.retrieval.ranking import EXPLAINED, Hit, bare, evidence
 
 MEANING = re.compile(
     r"[\"“«「']([^\"”»」']{1,30})[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*"
@@ -62,14 +62,16 @@ def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | Non
 
 
 def meaning_asked(question: str, line: str) -> str | None:
-    """Of «"X"란 … 을 말한다», asked what X is, what stands between; of several in one line that
-    of the X that is asked for."""
-    if not asks_meaning(question):
-        return None
+    """Of «"X"란 … 을 말한다» or «X: …», what X is, where the question asks what something is, or
+    names X and asks for nothing that is counted, dated or placed."""
     found = [*MEANING.findall(line), *asked_english.MEANING.findall(line)]
-    if len(found) == 1:
+    asking, asked = asks_meaning(question), bare(question)
+    if asking and len(found) == 1:
         return found[0][1]
-    asked = bare(question)
+    if not is_row(line) and (explained := EXPLAINED.match(line)):
+        found.append((explained[1], line[explained.end() :]))
+    if not asking and kinds_asked(question):
+        return None
     return next((meaning for term, meaning in found if bare(term) in asked), None)
 
 
