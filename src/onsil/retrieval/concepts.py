@@ -51,23 +51,28 @@ def concept(name: str) -> str:
 
 
 @cache
-def _english() -> dict[tuple[str, ...], str]:
-    """Stems of every English form → its concept."""
-    return {
-        tuple(map(stem, LATIN.findall(form.lower()))): concept(group[0])
-        for group in groups(ENGLISH)
-        for form in group
-    }
+def _english() -> tuple[dict[tuple[str, ...], str], dict[str, int]]:
+    """Stems of every English form → its concept; and of the forms that begin with a stem, how many
+    stems the longest has."""
+    forms, longest = {}, dict[str, int]()
+    for group in groups(ENGLISH):
+        for form in group:
+            stems = tuple(map(stem, LATIN.findall(form.lower())))
+            forms[stems] = concept(group[0])
+            longest[stems[0]] = max(longest.get(stems[0], 0), len(stems))
+    return forms, longest
 
 
 def _english_at(text: str) -> list[tuple[int, int, str]]:
-    words, forms = list(LATIN.finditer(text)), _english()
-    stems, longest = [stem(word.group()) for word in words], max(map(len, forms))
+    words = list(LATIN.finditer(text))
+    if not words:
+        return []
+    (forms, longest), stems = _english(), [stem(word.group()) for word in words]
     return [
-        (words[i].start(), words[j - 1].end(), name)
-        for i in range(len(words))
-        for j in range(i + 1, min(i + longest, len(words)) + 1)
-        if (name := forms.get(tuple(stems[i:j])))
+        (words[i].start(), words[j].end(), name)
+        for i, first in enumerate(stems)
+        for j in range(i, min(i + longest.get(first, 0), len(words)))
+        if (name := forms.get(tuple(stems[i : j + 1])))
     ]
 
 
