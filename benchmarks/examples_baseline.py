@@ -5,8 +5,8 @@
 For each folder and split: how often a passage to cite is among the first 1, 5, 20 found, and the
 scores under a gate that was set by questions about the other folders alone, as an office's own
 folder would be answered that nobody has asked about. `bank` and `museum` are test and nothing was
-ever fitted on them; of the others the word list, patterns and weights have seen the dev questions. Appends a row to
-benchmarks/results/examples_baseline.jsonl. It also writes `BORROWED`, which sets the gate of a
+ever fitted on them; of the others patterns and weights have seen the dev questions. Appends a row
+to benchmarks/results/examples_baseline.jsonl. It also writes `BORROWED`, which sets the gate of a
 folder without questions: features and outcome of every dev question.
 """
 
