@@ -33,6 +33,11 @@ DEFINES = re.compile(
     r"(?:이|가|랑|과|와) 뭐가? ?(?:죠|지|다른)"
 )
 TERM = re.compile(r"[\"“«「']([^\"”»」']{2,30})[\"”»」'](?:이란|란|이라|라)")
+# «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
+EXPLAINED = re.compile(
+    r"^[^\w\n]*(?:(?:[가-하]|\d{1,2})[.)]\s*)?([가-힣A-Za-z0-9 ]{2,30}?)[^\w\n]*(?:: | · )",
+    re.MULTILINE,
+)
 # Syllable pairs of asking («있나요», «어떻게», «얼마인가요»): they say nothing about the subject.
 ASKING = """
 있나 나요 인가 가요 니까 습니 무엇 엇인 어떻 떻게 어떤 알려 려주 주세 세요 얼마 마인 마예 하나 되나
@@ -51,8 +56,9 @@ def asks_meaning(question: str) -> bool:
 
 
 def defined_in(text: str) -> list[str]:
-    """Terms that a text defines: «"X"란 …», «"X" means …»."""
-    return [*TERM.findall(text), *(term for term, _ in asked_english.MEANING.findall(text))]
+    """Terms that a text defines or explains: «"X"란 …», «"X" means …», «X: …»."""
+    english = [term for term, _ in asked_english.MEANING.findall(text)]
+    return [*TERM.findall(text), *english, *EXPLAINED.findall(text)]
 
 
 def terms(text: str) -> list[str]:

@@ -35,10 +35,6 @@ WEIGHTS = {
 
 # What is known by its number: 9층, 3실, R-22. An amount (50개, 3부) may be one no paper says.
 NUMBERED = re.compile(r"(?<![\d.,])\d+\s?(?:층|호실|호|실|관|호선)(?![가-힣]*\d)|[A-Za-z]{1,4}-\d+")
-# «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
-EXPLAINED = re.compile(
-    r"^\W*(?:(?:[가-하]|\d{1,2})[.)]\s*)?([가-힣A-Za-z0-9 ]{2,15}?)\W*(?:: | · )"
-)
 ANNOUNCES = re.compile(r"다음\s*(?:표|각\s*호|과\s*같)")
 
 
@@ -97,8 +93,8 @@ def told_apart(line: str, question: str) -> float:
         return fit
     if not asks_meaning(question):
         return 0.0
-    asked, explained = bare(question), [*defined_in(line), *EXPLAINED.findall(line)]
-    return 1.0 if any(bare(term) in asked for term in explained) else 0.0
+    asked = bare(question)
+    return 1.0 if any(bare(term) in asked for term in defined_in(line)) else 0.0
 
 
 def bare(text: str) -> str:

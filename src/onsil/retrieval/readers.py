@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from onsil.retrieval import asked_english
 from onsil.retrieval.asked import DATE, NUMBER, kinds_asked
-from onsil.retrieval.bm25 import BM25, Word, asks_meaning, coverage, marks
+from onsil.retrieval.bm25 import BM25, EXPLAINED, Word, asks_meaning, coverage, marks
 from onsil.retrieval.passages import Passage, cells_of, is_row
-from onsil.retrieval.ranking import EXPLAINED, Hit, bare, evidence
+from onsil.retrieval.ranking import Hit, bare, evidence
 
 MEANING = re.compile(
     r"[\"“«「']([^\"”»」']{1,30})[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*"
