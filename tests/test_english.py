@@ -154,6 +154,12 @@ def test_no_expression_belongs_to_two_concepts_and_every_group_has_two():
         ("Who approves it?", "The Travel Desk approves it.", "The Travel Desk"),
         ("Who is in charge?", "In charge: Mina Harlow for now.", "Mina Harlow"),
         ("Where is it kept?", "It is kept in Room 2.14 on hooks.", "Room 2.14"),
+        (
+            "Where do I thaw out?",
+            "Thaw out in the heated cabin hall; boxes go.",
+            "the heated cabin hall",
+        ),
+        ("Where is the stand?", "Stands are in boxes in Shed B.", "Shed B"),
         ("What is her extension?", "Her extension is ext. 250 now.", "ext. 250"),
     ],
 )
@@ -189,6 +195,8 @@ def test_what_a_term_means_is_answered_from_where_it_is_defined():
         '"Banksman" means a person who guides reversing lorries. "Bay" means a marked place.',
     )
     assert answer("What does banksman mean?", *texts) == "a person who guides reversing lorries"
+    turn = 'A "short turn" is a change within 11 hours. "Standby" is being near.'
+    assert answer("I have a short turn. What is that?", turn) == "a change within 11 hours"
     assert asks_meaning("what exactly is a bay?") and not asks_meaning("what is the deposit?")
 
 

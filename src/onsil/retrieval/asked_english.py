@@ -81,8 +81,10 @@ SPOT = (
     "cupboard|shelf|locker|rack|box|kitchen|canteen|cafe|office|yard|car park|entrance|lobby|"
     "reception|foyer|lane|street|quay|wing|gallery|studio|area|zone|point"
 )
+# The quiet room, Shed B, Room 2.14 on the second floor: a spot alone is nowhere.
 PLACE = (
-    rf"\b(?:[A-Z][\w'’-]* )*(?i:{SPOT})(?: (?:[A-Z]?\d[\w.-]*|[A-Z]\b))?"
+    rf"\b(?:(?i:the|an?) (?:[\w'’-]+ ){{0,2}}?(?i:{SPOT})|(?:[A-Z][\w'’-]* )+(?i:{SPOT})|"
+    rf"(?i:{SPOT})(?= (?:[A-Z]?\d|[A-Z]\b)))\b(?: (?:[A-Z]?\d[\w.-]*|[A-Z]\b))?"
     r"(?:,? (?:on|in|at|by|behind|next to|beside|of) the [\w ]{3,30})?"
 )
 PHONE = r"\b(?i:ext(?:ension|\.)? ?)?\d{3,4}\b(?!-\d\d-)|\b\d{2,4}-\d{3,4}-\d{4}\b"
@@ -177,10 +179,10 @@ DEFINES = re.compile(
     r"\b(?:call(?:ed)?|name for) (?:an?|it|the)\b|\bwhat exactly\b",
     re.IGNORECASE,
 )
-# «"Bank shift" means a shift that …»: the term and its meaning.
+# «Bank shift means a shift that …», «"Short turn" is a change …»: the term and its meaning.
 MEANING = re.compile(
-    r"(?:^|(?<=[.;:\n] )|(?<=\n))\W{0,4}(?:[a-z\d]{1,2}[.)]\s*)?(?:[Aa]n? |[Tt]he )?"
-    r"([A-Za-z][^\"“”.:;\n]{1,40}?)[\"”’']?\W{0,3}\s(?:means|refers to|stands for)\s+"
-    r"([^.;\n]{3,200})"
+    r"(?:^|(?<=[.;:\n] )|(?<=\n))\W{0,4}(?:[a-z\d]{1,2}[.)]\s*)?(?:[Aa]n? |[Tt]he )?[\"“‘']?"
+    r"([A-Za-z][^\"“”.:;\n]{1,40}?)(?:[\"”’']\W{0,3}\s(?:is|are)|"
+    r"[\"”’']?\W{0,3}\s(?:means|refers to|stands for))\s+([^.;\n]{3,200})"
 )
 ANNOUNCES = re.compile(r"(?:as follows|the following|listed below):?\W*$", re.IGNORECASE)
