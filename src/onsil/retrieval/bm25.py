@@ -2,9 +2,9 @@
 
 Korean glues particles to words, so a term is a pair of neighbouring syllables inside a word
 («연차를» → 연차, 차를): a two-syllable word is found whatever follows it, without an analyser.
-Latin words and numbers are terms as they stand. Headings count as often as the text. Beside its
-terms a text has concepts (concepts.py), which count once. Robertson & Zaragoza (2009), k1 = 1.2,
-b = 0.75.
+Latin words are terms by their stems, numbers as they stand. Headings count as often as the text.
+Beside its terms a text has concepts (concepts.py), which count once. Robertson & Zaragoza (2009),
+k1 = 1.2, b = 0.75.
 """
 
 import math
