@@ -173,11 +173,6 @@ def test_a_question_that_asks_for_nothing_of_a_kind_is_answered_by_its_line():
     assert answer("Is smoking allowed?", said, "Eating is not.") == said
 
 
-def test_the_best_line_answers_before_the_rest_of_its_passage():
-    text = "Cold store: £1.40 an hour.\nNight shift: 30 % on top."
-    assert answer("How much on top is a night shift?", text) == "30 %"
-
-
 def test_of_a_table_the_cell_under_the_column_that_is_named():
     rows = (
         ("Zone", "Half pallet", "Full pallet", "Day"),

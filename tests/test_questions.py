@@ -1,5 +1,6 @@
 """Gold questions and the places they name: what counts as the right source."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from onsil.corpus import curate, load_corpus
 from onsil.documents import read
 from onsil.evaluation.questions import Question, load_gold, misplaced, stands_at
 from onsil.lineage import Workspace
+from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.passages import passages_of
+from onsil.retrieval.ranking import find
+from onsil.retrieval.readers import typed_sentence
 
 HANDBOOK = Path(__file__).parents[1] / "examples" / "handbook"
 
@@ -29,6 +33,18 @@ def test_every_place_of_the_handbooks_gold_is_in_the_handbook(passages):
     questions = load_gold(HANDBOOK / "gold.jsonl")
     assert misplaced(passages, questions) == []
     assert any(q.places[0][1] == "" for q in questions if q.answerable)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.ko.md"])
+def test_the_readme_shows_what_the_handbook_answers(passages, readme):
+    shown = (HANDBOOK.parents[1] / readme).read_text(encoding="utf-8")
+    _, question, answer, source = re.split(
+        r'\$ onsil ask handbook "(.+)"\n\s*(.+)\n\s*(.+)', shown
+    )[:4]
+    index = BM25(passages)
+    reading = typed_sentence(index, question, find(index, question))
+    assert reading and reading.answer == answer
+    assert source.startswith(f"[{reading.passage.document} · {reading.passage.heading}]")
 
 
 def test_an_empty_heading_is_what_stands_under_none(passages):

@@ -53,9 +53,8 @@ def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | Non
         return None
     words, kinds = index.words(question), kinds_asked(question)
     text = meaning_asked(question, hits[0].line) or cell_asked(words, "|".join(kinds), hits[0].line)
-    for within in (reading.answer, reading.passage.text):
-        for kind in kinds:
-            text = text or thing_asked(words, kind, within, reading.answer, question)
+    for kind in kinds:
+        text = text or thing_asked(words, kind, reading.passage.text, reading.answer, question)
     if text is None:
         return reading
     return Reading(text, reading.passage, reading.features)
