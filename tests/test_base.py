@@ -21,6 +21,8 @@ from onsil.tokenizer import load_tokenizer, train_tokenizer
 from onsil.tokenizer.template import render_pair
 from onsil.tokenizer.train import specials_of
 from onsil.training.base import adopt, shrink
+from onsil.training.finetuning import instruct
+from onsil.training.loop import train
 from onsil.training.plan import adopt_plan, load_plan, make_plan
 from onsil.training.pretraining import pretrain
 
@@ -90,6 +92,47 @@ def test_a_plan_from_a_base_reads_a_text_four_times_at_most(ws, grown, base):
     start = load_plan(make_plan(ws, **parts, minutes=30.0, base=adopt(ws, base)))
     assert (noise.decoder_epochs, noise.encoder_epochs) == (12, 40)
     assert (start.decoder_epochs, start.encoder_epochs) == (4, 1)
+
+
+def test_a_base_of_two_sizes_is_timed_in_both(ws, grown, base, tmp_path, monkeypatch):
+    """A deeper decoder is timed as it is, and the encoder's size by a decoder of that."""
+    parts = {"corpus": grown["corpus"], "tokenizer": grown["tokenizer"]}
+    plan = adopt_plan(ws, text=json.dumps(PLAN | {"depth": 3, "decoder_epochs": 1}))
+    deep = shrink(ws, model=pretrain(ws, **parts, plan=plan, kind="decoder"))
+    shutil.copytree(base, tmp_path / "two", ignore=shutil.ignore_patterns("decoder"))
+    shutil.copytree(deep.path, tmp_path / "two" / "decoder")
+    lessons, asked = write_lessons(ws, corpus=grown["corpus"]), []
+
+    def measured(plan, vocabulary, text_tokens, own=None):
+        asked.append(own.depth if own else None)
+        return 1_000 if own else 4_000
+
+    monkeypatch.setattr("onsil.training.plan.measure_speed", measured)
+    for folder, timed in ((base, [2]), (tmp_path / "two", [3, None])):
+        asked.clear()
+        start = adopt(ws, folder)
+        made = load_plan(make_plan(ws, **parts, lessons=lessons, minutes=7.0, base=start))
+        assert (asked, made.tokens_per_second) == (timed, 1_000)
+
+
+def test_what_goes_on_from_a_base_steps_as_its_own_width_wants(ws, grown, base, monkeypatch):
+    """A plan for 256 asks half of what a part of 64 takes."""
+    rates = []
+
+    def noted(parameters, loss_of, steps, rate, *rest, **more):
+        rates.append(rate)
+        return train(parameters, loss_of, steps, rate, *rest, **more)
+
+    for room in ("pretraining", "finetuning"):
+        monkeypatch.setattr(f"onsil.training.{room}.train", noted)
+    wide = {"width": 256, "learning_rate": 0.001, "decoder_epochs": 1, "generator_lessons": 20}
+    plan = adopt_plan(ws, text=json.dumps(PLAN | wide | {"encoder_epochs": 1}))
+    parts = {"corpus": grown["corpus"], "tokenizer": grown["tokenizer"], "plan": plan}
+    start = adopt(ws, base)
+    made = [pretrain(ws, **parts, kind=kind, base=start) for kind in ("encoder", "decoder")]
+    lessons, words = write_lessons(ws, corpus=grown["corpus"]), grown["tokenizer"]
+    instruct(ws, decoder=made[1], tokenizer=words, lessons=lessons, plan=plan)
+    assert rates == pytest.approx([0.002 / 3, 0.002, 0.001])
 
 
 def test_grow_from_a_base_answers_and_names_it_in_its_lineage(base, tmp_path):

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from onsil.evaluation.examination import FEWEST, questions_from_lessons
-from onsil.instruction.lessons import Lesson, lessons_of
+from onsil.instruction.lessons import Lesson, lessons_of, topic_of
+from onsil.instruction.lessons_english import said_otherwise
 from onsil.lineage import Artifact
+from onsil.retrieval.concepts import concepts
 from onsil.retrieval.passages import Passage
 
 
@@ -50,6 +52,35 @@ def test_english_is_asked_in_english():
     assert not any("가" <= letter <= "힣" for one in found for letter in one.question)
     meanings = {said(one) for one in found if one.kind == "definition"}
     assert meanings == {"any person who sells to the agency"}
+
+
+def test_an_amount_in_english_is_asked_once_and_not_told():
+    found = taught("Staff work 40 hours a week and lift 23kg.", "2 Who may lift", "rules.docx")
+    numbers = [one for one in found if one.kind == "number"]
+    assert {said(one) for one in numbers} == {"40 hours", "23kg"}
+    assert not any("23kg" in one.question for one in numbers if said(one) == "23kg")
+
+
+@pytest.mark.parametrize(
+    ("heading", "topic"),
+    [
+        ("Article 3 – Annual leave", "Annual leave"),
+        ("4.2. Claims", "Claims"),
+        ("2 Who may drive", "Who may drive"),
+        ("E-mail rules", "E-mail rules"),
+        ("Part time work", "Part time work"),
+        ("90 days notice", "90 days notice"),
+        ("제12조(연차의 이월)", "연차의 이월"),
+    ],
+)
+def test_a_topic_is_a_heading_without_its_number(heading, topic):
+    assert topic_of(heading) == topic
+
+
+def test_english_words_are_said_otherwise():
+    said_as = {said_otherwise("the annual leave", random.Random(n)) for n in range(20)}
+    assert "the annual leave" in said_as and len(said_as) > 3
+    assert all(concepts(said) & concepts("annual leave") for said in said_as)
 
 
 def test_a_file_name_is_no_subject():

@@ -14,7 +14,7 @@ from onsil.training.loop import train
 from onsil.training.muon import Muon
 from onsil.training.objectives import causal_batch, pieces_of, schedule, token_loss
 from onsil.training.optim import FAST, FAST_PEAK, RACE, Optimizer, Recipe, rate_share
-from onsil.training.plan import plan_for
+from onsil.training.plan import plan_for, rate_for
 from onsil.training.pretraining import recipe_of
 
 PIECES = pieces_of([[5 + (i * j) % 80 for i in range(3, 60)] for j in range(3, 12)], 32)
@@ -210,6 +210,12 @@ def test_one_pass_from_noise_is_fast_and_many_passes_are_careful():
     assert recipe_of(once, "encoder", None, 192)[0] == Recipe()
     # A base's decoder may be wider than the plan, which then is twice too fast for it.
     assert recipe_of(plan, "decoder", None, 256)[1] == plan.learning_rate / 2
+    assert recipe_of(plan, "encoder", None, plan.width)[1] == plan.learning_rate / 3
+    own = replace(plan, learning_rate=0.004)  # as somebody wrote it into a plan
+    assert recipe_of(own, "decoder", None, plan.width)[1] == 0.004
+    assert [rate_for(width) for width in (128, 192, 256, 384)] == [0.002, 0.002, 0.001, 0.001]
+    large = plan_for(3_000_000, 2_000, 500_000, 10_000, 0, lambda plan: (5_000, 5_000))
+    assert (large.width, large.learning_rate) == (256, 0.001)
 
 
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):

@@ -77,6 +77,7 @@ def test_a_word_that_is_exchanged_takes_its_particle_along():
 
 
 def test_no_lesson_asks_for_the_number_of_a_row():
-    passage = Passage("표.hwpx", "항목", "표 > 항목", "환승센터명 · NO: 1 / 구분: 필수 / 연번: 3")
+    row = "환승센터명 · NO: 1 / 구분: 필수 / 연번: 3 / 순번: 4 / Notes: 있음"
+    passage = Passage("표.hwpx", "항목", "표 > 항목", row)
     lessons = [x for seed in range(20) for x in lessons_of(passage, "train", random.Random(seed))]
-    assert {x.passage[slice(*x.answer)] for x in lessons if x.answer} == {"필수"}
+    assert {x.passage[slice(*x.answer)] for x in lessons if x.answer} == {"필수", "있음"}

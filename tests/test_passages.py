@@ -7,6 +7,7 @@ import pytest
 from onsil.documents.read import read_folder, scan
 from onsil.documents.structure import promote_headings, title_of
 from onsil.documents.tables import titles_apart
+from onsil.documents.text import read_text
 from onsil.documents.types import Block, Document
 from onsil.retrieval.passages import label_column, passages_of, rule_name, table_lines
 
@@ -110,6 +111,8 @@ def test_numbers_are_no_headings_where_something_else_says_what_is():
     ):
         assert [b.text for b in promote_headings(blocks) if b.kind == "heading"] == wanted
     assert [b.kind for b in promote_headings([listed])] == ["heading", "paragraph"]
+    numbered = Block("heading", "Ⅰ. 안내", 1)
+    assert promote_headings([numbered, listed])[0] == numbered
     table = Block("table", rows=(("가", "나"),))
     kept = promote_headings([Block("paragraph", "앞말"), table, Block("paragraph", "뒷말")])
     assert [b.kind for b in kept] == ["paragraph", "table", "paragraph"]
@@ -145,6 +148,29 @@ def test_parts_are_counted_on_once_one_of_them_is_lettered():
     assert [b.text for b in promote_headings(over) if b.kind == "heading"] == ["1. 조치", "2. 기한"]
 
 
+def test_each_roman_part_counts_its_own_parts_from_one():
+    """As numbers indented under it are counted."""
+    text = "Ⅰ. 개요\n1. 목적\n가. 알린다.\n2. 기간\n5월이다.\nⅡ. 일정\n  1. 접수\n5월에 받는다."
+    found = promote_headings([Block("paragraph", text)])
+    headings = [b.text for b in found if b.kind == "heading"]
+    assert headings == ["Ⅰ. 개요", "1. 목적", "2. 기간", "Ⅱ. 일정", "1. 접수"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Ⅰ. 다음과 같이 정한다. ",
+        "Ⅰ. 과업 안내····1",
+        "Ⅰ. 이 줄은 이름이 아니라 설명이고 마침표 없이도 길게 이어져 마흔 자를 넘기는 줄",
+        "1. 이 줄은 이름이 아니라 설명이고 마침표 없이도 길게 이어져 마흔 자를 넘기는 줄",
+        "2025. 3. 2. 제정안",
+    ],
+)
+def test_a_sentence_a_line_of_contents_and_a_date_are_no_parts(line):
+    found = promote_headings([Block("paragraph", f"{line}\n가. 알린다.")])
+    assert [b.kind for b in found] == ["paragraph"]
+
+
 @pytest.mark.parametrize(
     ("line", "heading"),
     [
@@ -153,6 +179,8 @@ def test_parts_are_counted_on_once_one_of_them_is_lettered():
         ("별표 2", True),
         ("별지 제2호서식(신청서)", True),
         ("<별표 3의2>", True),
+        ("【별표 4】 준비물", True),
+        ("[별표 5] " + "말 " * 40 + "끝", False),
         ("별표 1과 같다.", False),
         ("별표 1에 따라 낸다", False),
         ("별표 1 및 별표 2", False),
@@ -174,6 +202,7 @@ def test_an_annex_is_a_heading_and_a_mention_of_one_is_not(line, heading):
         ([(1, "1. 목적"), (1, "안전수칙")], ""),
         ([(1, "운영 안내"), (2, "신청"), (2, "문의")], "운영 안내"),
         ([(4, "제1조(목적)"), (4, "제2조(정의)")], ""),
+        ([(2, "Ⅰ. 개요"), (3, "1. 목적")], ""),
         ([], ""),
     ],
 )
@@ -181,8 +210,13 @@ def test_one_heading_among_many_names_no_document(headings, title):
     assert title_of([Block("heading", text, level) for level, text in headings]) == title
 
 
+def test_a_cell_that_was_merged_across_columns_is_said_once():
+    rows = (("구분", "금액", "금액", "비고"), ("숙박", "7만 원", "7만 원", "1박"))
+    assert table_lines(rows) == ["숙박 · 금액: 7만 원 / 비고: 1박"]
+
+
 def test_a_cell_that_is_struck_out_says_nothing():
-    rows = (("구분", "항목", "요금", "비고"), ("빈소", "1호실", "-", "—"), ("관", "1호", "0-", ""))
+    rows = (("구분", "항목", "요금", "비고"), ("빈소", "1호실", "-", "—"), ("관", "1호", "0-", "–"))
     assert table_lines(rows) == ["빈소 · 항목: 1호실", "관 · 항목: 1호 / 요금: 0-"]
 
 
@@ -294,3 +328,39 @@ def test_a_notice_is_called_what_it_says_and_its_drawn_table_is_one(tmp_path):
     (table,) = (b for b in read.blocks if b.kind == "table")
     assert table.rows[0] == ("동", "시작", "다시 운행") and len(table.rows) == 3
     assert "문의 | 시설팀" in [b.text for b in read.blocks]
+
+
+@pytest.mark.parametrize("quoting", ["제목: (50자 이내로 적는다)", "앞말이다.\n제목: 당첨 안내"])
+def test_a_title_that_is_quoted_is_not_the_documents(quoting):
+    blocks = [
+        Block("paragraph", f"기안문 작성 요령\n{quoting}"),
+        Block("heading", "제1조(목적)", 4),
+    ]
+    assert title_of(blocks) == "기안문 작성 요령"
+    assert title_of([Block("paragraph", "제목: 승강기 교체\n알립니다.")]) == "승강기 교체"
+
+
+@pytest.mark.parametrize(
+    ("drawn", "rows"),
+    [
+        (
+            "| | 월 | 화 |\n| 낮 | 김 | 이 |\n| 밤 | 박 | 최 |",
+            (("", "월", "화"), ("낮", "김", "이"), ("밤", "박", "최")),
+        ),
+        ("+---+---+\n| 동 | 값 |\n+---+---+\n| A | 10 |\n+---+---+", (("동", "값"), ("A", "10"))),
+        ("구분 | 값\n---|---\n- | 없음\n+ | 5원", (("구분", "값"), ("-", "없음"), ("+", "5원"))),
+        ("cat a | grep b | sort\ncat c | grep d | sort\ncat e | grep f | wc", ()),
+        ("09:01 | WARN | disk\n09:02 | INFO | net\n09:03 | INFO | up", ()),
+        ("이름 | 값\n가 | 1\n나 | 2", ()),  # two cells may be anything
+    ],
+)
+def test_bars_draw_a_table_where_it_is_one(drawn, rows):
+    tables = [
+        b.rows for b in read_text(f"앞말.\n\n{drawn}\n\n뒷말.".encode())[1] if b.kind == "table"
+    ]
+    assert tables == ([rows] if rows else [])
+
+
+def test_two_tables_apart_are_two():
+    drawn = "| 이름 | 값 |\n| 가 | 1 |\n| 나 | 2 |"
+    assert [b.kind for b in read_text(f"{drawn}\n\n{drawn}".encode())[1]] == ["table", "table"]

@@ -70,6 +70,15 @@ def test_a_large_decoder_does_not_make_the_encoder_slow():
     )
 
 
+@pytest.mark.parametrize(
+    ("minutes", "reads", "width"), [(23, 4_000, 128), (24, 4_000, 192), (24, 2_000, 128)]
+)
+def test_the_size_is_the_largest_in_which_both_parts_read_the_text_once(minutes, reads, width):
+    """Of 24 minutes theirs are 504 s: 333 of the decoder, 167 of an encoder as fast."""
+    plan = plan_for(1_000_000, 2_000, 1_000_000, minutes, 0, lambda plan: (4_000, reads))
+    assert plan.width == width
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"width": 1}', "null"])
 def test_half_a_plan_is_none(text):
     with pytest.raises(OnsilError, match="not a plan"):

@@ -333,6 +333,9 @@ def test_questions_that_name_no_place_are_told(monkeypatch):
     gold = CARD["gold"] | {"nowhere": [f"q{n}" for n in range(12)]}
     told = render(CARD | {"gold": gold}, OUTCOME)
     assert "12 questions name a place that no document has (q0, q1," in told and "q9 …)" in told
+    assert "The questions come from" in told
+    ten = gold | {"nowhere": gold["nowhere"][:10]}
+    assert "q8, q9)" in render(CARD | {"gold": ten}, OUTCOME)
     assert "name a place" not in render(CARD, OUTCOME)
 
 

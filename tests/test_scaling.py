@@ -107,6 +107,11 @@ def test_the_small_runs_are_on_record(row):
         alike = [r for r in lines if r["documents"]["bytes"] == row.bytes]
         assert {r["plan"]["width"] for r in alike} == {row.width}
         assert {bool(r["plan"].get("base")) for r in alike} == {row.base}
+        last = alike[-1]["bits_per_byte"]
+        assert (last["heldout_bits_per_byte"], last["ngram_bits_per_byte"]) == (
+            row.bits,
+            row.trigram,
+        )
 
 
 def test_the_forecast_is_the_ratio_of_earlier_runs_with_students_interval():

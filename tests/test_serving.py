@@ -301,6 +301,23 @@ def test_half_open_requests_do_not_keep_others_out(address, client):
         connection.close()
 
 
+def test_the_page_counts_the_documents_that_were_kept(tmp_path):
+    """Copies are read and left out, so more are read than it can answer from."""
+    from onsil.lineage import Workspace, history
+    from onsil.serving import app
+
+    ws = Workspace(grow_small(tmp_path / "home"))
+    made = ws.resolve("desk")[2]
+    examined = next(r for _, r in history(ws, made.key) if r["stage"] == "evaluate")
+    path = ws.artifact(examined["object"]).path / "card.json"
+    card = json.loads(path.read_text(encoding="utf-8"))
+    card["corpus"]["documents_out"] = card["documents"]["read"] - 1
+    path.chmod(0o600)
+    path.write_text(json.dumps(card), encoding="utf-8")
+    told = app.Server(ws, "desk", Access("k" * 32))._about()
+    assert told["documents"] == card["corpus"]["documents_out"] == 2
+
+
 class Slow(Speaker):
     """A speaker that waits to be let go, to fill a server with."""
 

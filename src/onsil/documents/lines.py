@@ -61,8 +61,6 @@ def continues(line: str, following: str, full: int) -> bool:
         return False
     if full < NARROWEST or SENTENCE_END.search(line):
         return False
-    if "|" in line and "|" in following:  # rows of a drawn table
-        return False
     *before, last = SOFT_HYPHEN.split(line)
     broken = bool(before) and " " not in last  # the rest of a hyphenated word was drawn up here
     return broken or width(last) >= WRAPPED_AT * full

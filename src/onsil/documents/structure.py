@@ -44,17 +44,18 @@ ANNEX = re.compile(rf"(?:[\[<(【〔]\s?{SHEET}[\]>)】〕].*|{SHEET}(?:[(（<].
 # sign between is a sentence: «Section 4 applies to …».
 ENGLISH_PART = re.compile(
     r"(?:(?P<part>Part|Chapter|Schedule|Appendix|Annex)|Article|Section|Clause)\s"
-    r"(?:\d{1,3}(?:\.\d+)*|[IVXLC]+|[A-Z])(?:\s?[.:–—-]\s?\S.*|\s\(.+\)|[.:]?)$",
+    r"(?:\d{1,3}(?:\.\d+)*|[IVXLC]+|[A-Z])(?:\s?[.:–—-]\s+\S.*|\s\([^()]+\)|(?P<bare>[.:]?))$",
     re.IGNORECASE,
 )
-# OPENING HOURS, or after a number a single word: 5. BREAKS.
-CAPITALS = re.compile(r"(?=\d{1,2}\W|.*[A-Z]{2}.*\s.*[A-Z]{2})[^a-z가-힣]*[A-Z]{3}[^a-z가-힣]*$")
+# OPENING HOURS, or after a number a single word: 5. BREAKS; no code, no address, no plate.
+CAPITALS = re.compile(r"[A-Z][A-Z ,.'’&/():–—-]+(?:(?:19|20)\d\d)?")
 COUNTED = re.compile(r"(?P<number>\d{1,2})(?:\s?[.)]\s*(?=[가-힣A-Z])|\s+(?=[A-Z]))")
 ROMAN = re.compile(r"[Ⅰ-Ⅻ]{1,2}\s*\.?(?:\s+(?P<name>\S.*))?$")
 NUMBERED = re.compile(r"\d{1,2}\s?\.\s+\S.*$")
 LETTERED = re.compile(r"가\s?\.\s")
 PAGE_NUMBER = re.compile(r"[\s.·…]\d{1,3}$")
-STATED = re.compile(r"(?:제\s*목|건\s*명|subject)\s*[:：]\s*(\S.{1,79})$", re.IGNORECASE)
+STATED = re.compile(r"(?:제\s*목|건\s*명|Subject|SUBJECT)\s*[:：]\s*([^(\[\sa-z].{1,79})$")
+STATED_WITHIN = 5  # lines: further down somebody else's title is quoted
 DECORATION = "-–—~=·*※□■◇◆○●▶ \t"
 SENTENCE = re.compile(r"([다요음함]\.|[.?!,])$")
 FEWEST_PARTS, LONGEST_PART = 4, 30  # numbered lines to be more than a list; characters of each
@@ -130,19 +131,32 @@ def _plain_parts(lines: list[str]) -> dict[int, Block | None]:
     and short numbered ones that count through."""
     found: dict[int, Block | None] = {}
     counted: list[int] = []
+    korean = any("가" <= c <= "힣" for line in lines for c in line)  # names firms in capitals
     for at, (line, following) in enumerate(pairwise(lines)):  # a table is a line without text
         if len(line) > LONGEST or SENTENCE.search(line):
             continue
         numbered = COUNTED.match(line)
-        if CAPITALS.match(line) and not CAPITALS.match(following):
+        if not korean and _capitals(line) and not _capitals(following):
             found[at] = Block("heading", line, LEVELS["절" if numbered else "장"])
         elif numbered and len(line) <= LONGEST_PART:
             anew = not (COUNTED.match(following) or following[:1].islower())
             if anew and int(numbered["number"]) == len(counted) + 1:
                 counted.append(at)
+    if len(found) == 1 and min(found) > 1:  # a cry in the middle of a letter
+        found = {}
     if len(counted) >= FEWEST_PARTS:
         found |= {at: Block("heading", lines[at], LEVELS["절"]) for at in counted}
     return found
+
+
+def _capitals(line: str) -> bool:
+    """Whether a line is the name of a part in capitals: two words, or one after a number."""
+    numbered = COUNTED.match(line)
+    name = line[numbered.end() :] if numbered else line
+    if len(name) > LONGEST or not CAPITALS.fullmatch(name):
+        return False
+    words = re.findall(r"[A-Z]{2,}", name)
+    return len(words) > 1 or (numbered is not None and len(max(words, key=len, default="")) > 2)
 
 
 def title_of(blocks: Sequence[Block]) -> str:
@@ -151,13 +165,16 @@ def title_of(blocks: Sequence[Block]) -> str:
     parts. Where it is one of many (a sheet among others) or a
     part itself (the first of every rule), the line above them all, unless that is a sentence or
     says something of the document («시행일: …»); else nothing."""
-    first = next((i for i, block in enumerate(blocks) if block.kind == "heading"), None)
-    if first is None:
-        return ""
+    first = next((i for i, block in enumerate(blocks) if block.kind == "heading"), len(blocks))
     above = [block.text.split("\n") for block in blocks[:first] if block.kind == "paragraph"]
     bare = [line for lines in above for one in lines if (line := one.strip(DECORATION))]
-    if stated := next((found for line in bare if (found := STATED.match(line))), None):
-        return stated[1]
+    for line in bare[:STATED_WITHIN]:
+        if stated := STATED.match(line):
+            return stated[1]
+        if SENTENCE.search(line):
+            break
+    if first == len(blocks):
+        return ""
     headings = [block for block in blocks if block.kind == "heading"]
     top = min(block.level for block in headings)
     highest = [block.text for block in headings if block.level == top]
@@ -200,7 +217,8 @@ def _heading(line: str) -> tuple[Block, str] | None:
         return Block("heading", text, LEVELS["장"]), ""
     if (part := PART.match(text)) and len(text) <= LONGEST and not SENTENCE.search(text):
         return Block("heading", text, LEVELS[part["unit"]]), ""
-    if (named := ENGLISH_PART.match(text)) and len(text) <= LONGEST and not SENTENCE.search(text):
+    named = ENGLISH_PART.match(text) if len(text) <= LONGEST else None
+    if named and (named["bare"] is not None or not SENTENCE.search(text)):
         return Block("heading", text, LEVELS["장" if named["part"] else "조"]), ""
     article = ARTICLE.match(text)
     if article is None or len(article["head"]) > LONGEST:

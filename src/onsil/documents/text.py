@@ -6,15 +6,14 @@ EUC-KR) or UTF-16 saved without its mark; each is tried strictly and the reading
 Hangul and ASCII wins, CP949 on a tie, for it is far more common. A file that no reading explains
 is refused rather than guessed: wrong syllables in a corpus are worse than a missing file.
 
-Plain text has lines and no marks, so its blocks come from `lines`; three lines and more that a
-«|» cuts into equally many cells are a table. Left out: Johab and the
+Plain text has lines and no marks, so its blocks come from `lines`; a table drawn with «|» is one.
+Left out: Johab and the
 encodings of other languages. A few syllables of CP949 that happen to be valid UTF-8 are read as
 UTF-8, which only longer text can tell apart.
 """
 
 import codecs
 import re
-from collections.abc import Iterator
 from itertools import groupby
 
 from onsil.documents.lines import paragraphs
@@ -31,8 +30,8 @@ COMMON = re.compile("[\t-~가-힣]")
 RARER = re.compile(  # jamo, Han, the symbols of Korean keyboards, full-width forms
     "[\u00a0-\u00ff\u2010-\u27bf\u3000-\u318f\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]"
 )
-FEWEST_ROWS = 3  # of a drawn table, its heads and a ruled line among them
-RULE = re.compile("[-=+:─ ]+")
+FEWEST_ROWS = 3  # of a drawn table without a ruled line
+RULE = re.compile(r"(?=.*[-=─])[-=+:|─\s]+")
 SAMPLE = 100_000  # characters looked at to judge a reading
 
 
@@ -59,18 +58,38 @@ def decode(data: bytes) -> tuple[str, str]:
 
 def read_text(data: bytes) -> tuple[str, list[Block]]:
     """Plain text has no title; blank lines and unwrapped lines part its paragraphs."""
-    return "", list(_ruled(paragraphs(decode(data)[0].splitlines())))
-
-
-def _ruled(lines: list[str]) -> Iterator[Block]:
-    """Paragraphs, and the tables drawn among them."""
-    rows = [tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in lines]
-    for many, group in groupby(zip(lines, rows, strict=True), key=lambda pair: len(pair[1])):
-        drawn = list(group)
-        if many > 1 and len(drawn) >= FEWEST_ROWS:
-            yield Block("table", rows=tuple(row for _, row in drawn if not RULE.fullmatch(row[0])))
+    blocks: list[Block] = []
+    prose: list[str] = []
+    for drawn, group in groupby(decode(data)[0].splitlines(), key=_barred):
+        lines = list(group)
+        if drawn and (rows := _table(lines)):
+            blocks += [Block("paragraph", p) for p in paragraphs(prose)]
+            blocks.append(Block("table", rows=rows))
+            prose = []
         else:
-            yield from (Block("paragraph", line) for line, _ in drawn)
+            prose += lines
+    return "", blocks + [Block("paragraph", p) for p in paragraphs(prose)]
+
+
+def _barred(line: str) -> bool:
+    return "|" in line or RULE.fullmatch(line) is not None
+
+
+def _table(lines: list[str]) -> tuple[tuple[str, ...], ...]:
+    """The rows of a drawn table; none where bars part commands or the entries of a log. A line of
+    its own, or bars around it, says that it is one; else heads without a figure over rows with."""
+    ruled = [line for line in lines if RULE.fullmatch(line)]
+    rows = [
+        tuple(cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|"))
+        for line in lines
+        if not RULE.fullmatch(line)
+    ]
+    if len(rows) < FEWEST_ROWS - bool(ruled) or len({len(row) for row in rows}) > 1:
+        return ()
+    if ruled or all(line.strip().startswith("|") for line in lines):
+        return tuple(rows)
+    figures = [any(map(str.isdigit, "".join(row))) for row in rows]
+    return tuple(rows) if len(rows[0]) > 2 and not figures[0] and all(figures[1:]) else ()
 
 
 def _strict(data: bytes, encoding: str) -> str | None:

@@ -26,7 +26,7 @@ from onsil.errors import OnsilError
 from onsil.evaluation.questions import Question, load_gold, stands_at
 from onsil.instruction.lessons import Lesson
 from onsil.lineage import Artifact, Run, Workspace, stage
-from onsil.retrieval.bm25 import BM25, STOP, terms
+from onsil.retrieval.bm25 import BM25, silent, terms
 from onsil.retrieval.passages import Passage, passages_of, reading_text
 from onsil.training.plan import FEEDBACK
 
@@ -168,4 +168,4 @@ def _letters(text: str) -> str:
 
 
 def _content(question: str) -> set[str]:
-    return {term for term in terms(question) if term not in STOP}
+    return {term for term in terms(question) if term not in silent(question)}

@@ -228,7 +228,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=11)
+@stage(version=12)
 def write_lessons(
     *,
     corpus: Artifact,

@@ -21,11 +21,12 @@ DOER = re.compile(
     r" (?:must|shall|will|may|can|decides|approves|checks|keeps)\b",
     re.IGNORECASE,
 )
+RATE = re.compile(r"an? ", re.IGNORECASE)  # «40 hours a week» does not last a week
 # «Article 3 – Annual leave» is about annual leave.
 PART = re.compile(
-    r"^\W*(?:(?:article|section|part|chapter|clause|appendix|annex|schedule)\s)?"
-    r"(?:(?:\d{1,2}(?:\.\d+)*|[IVX]+|[A-Z])(?=[\s.:–—)-]))?[\s.:–—)-]*",
-    re.IGNORECASE,
+    r"^\W*(?:(?i:article|section|part|chapter|clause|appendix|annex|schedule)\s"
+    r"(?:\d{1,3}(?:\.\d+)*|[IVX]+|[A-Z])(?=[\s.:–—-]|$)|(?:\d{1,2}(?:\.\d+)*|[IVX]+|[A-Z])[.)]|"
+    r"\d{1,2}(?:\.\d+)*\s(?=[A-Z]))[\s.:–—-]*"
 )
 
 
@@ -39,11 +40,14 @@ def questions_about(
         for match in re.finditer(pattern, sentence):
             if any(match.start() < end and start < match.end() for start, end in taken):
                 continue
+            if RATE.match(match.group()):
+                continue
             taken.append(match.span())
-            asking = draw.choice(asks).format(match.group().split()[-1].lower())
+            said = match.group().strip()
+            asking = draw.choice(asks).format(re.sub(r"^[\d.,]+\s*", "", said).split()[-1].lower())
             before, after = sentence[: match.start()].split(), sentence[match.end() :].split()
             near = [*before[-draw.randint(3, 8) :], *after[: draw.randint(1, 5)]]
-            yield _asked(asking, near, topic, draw), match.group().strip(), kind
+            yield _asked(asking, near, topic, draw), said, kind
     if found := DOER.search(sentence):
         near = sentence[found.end("who") :].split()[:8]
         yield _asked("who", near, topic, draw), found["who"], "who"

@@ -21,10 +21,10 @@ whether which while who whom whose why will with within without would yet you yo
 FIGURE = r"(?<![\d.,\w])\d+(?:[.,]\d+)*"
 ONES = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
 SPOKEN = (
-    r"(?:thirteen|fourteen|fifteen|sixteen|eighteen|(?:twenty|thirty|forty|fifty|sixty|seventy|"
+    r"(?:thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|(?:twenty|thirty|forty|fifty|sixty|seventy|"
     rf"eighty|ninety)(?:-(?:{ONES}))?|(?:(?:{ONES}|a) )?hundred|{ONES})"
 )
-COUNT = rf"(?:{FIGURE}|\b(?i:{SPOKEN}))"
+COUNT = rf"(?:{FIGURE}|\b(?i:{SPOKEN})\b)"
 UNIT = "minute|min|hour|day|night|week|weekend|fortnight|month|quarter|term|semester|year"
 # «once a week» is how often, not how long.
 SPAN = (
@@ -57,7 +57,7 @@ OFTEN = (
 CURRENCY = "dollars?|euros?|pounds?|won|pence|cents?|usd|eur|gbp|krw"
 MONEY = (
     r"(?:[$€£₩]|\b(?:USD|EUR|GBP|KRW) )\s?\d+(?:[.,]\d+)*(?:k\b| million)?|"
-    rf"{FIGURE}(?:k| million)? ?(?:[$€£₩]|(?i:{CURRENCY})\b|p\b)"
+    rf"{FIGURE}(?:k| million)? ?(?:[$€£₩]|(?i:{CURRENCY})\b|p\b(?!\.?m\b))"
 )
 SHARE = rf"{FIGURE} ?(?:%|(?i:per ?cent|points?)\b)"
 SIZE = (
@@ -84,16 +84,29 @@ SPOT = (
 # The quiet room, Shed B, Room 2.14 on the second floor: a spot alone is nowhere.
 PLACE = (
     rf"\b(?:(?i:the|an?) (?:[\w'’-]+ ){{0,2}}?(?i:{SPOT})|(?:[A-Z][\w'’-]* )+(?i:{SPOT})|"
-    rf"(?i:{SPOT})(?= (?:[A-Z]?\d|[A-Z]\b)))\b(?: (?:[A-Z]?\d[\w.-]*|[A-Z]\b))?"
+    rf"(?i:{SPOT})(?= (?:[A-Z]?\d|[A-Z]\b)))\b(?: (?:[A-Z]?\d(?:[\w.-]*\w)?|[A-Z]\b))?"
     r"(?:,? (?:on|in|at|by|behind|next to|beside|of) the [\w ]{3,30})?"
 )
 PHONE = r"\b(?i:ext(?:ension|\.)? ?)?\d{3,4}\b(?!-\d\d-)|\b\d{2,4}-\d{3,4}-\d{4}\b"
 AGE = rf"(?:under[- ]|over[- ]|aged? )?{COUNT}(?:s\b| years?(?: old)?| or over)?"
+# Where a question begins inside of what is said: «My vest is torn. Who …», «do you know where …».
+OPENS = (
+    r"(?:^|[.?!,;:–-]\s*|\b(?:and|but|so|or|know|me|see|idea|wonder|wondering|ask|find out|please|"
+    r"hi|hello|exactly|from|until|till|by|since|to|with|for)\s)"
+)
 PRICED = "cost|costs|price|fee|charge|rate|fine|deposit|limit|allowance|maximum|minimum|amount"
 ASKED = [
-    (r"\b(?:extension|phone|telephone)\b|\bnumber to (?:call|ring)\b", PHONE),
-    (r"\b(?:who|whom|whose)\b|\bwhich (?:team|department|manager|person|officer)\b", WHO, NAMED),
-    (rf"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:{SPOT}|door|place)\b", PLACE),
+    (
+        r"\b(?:what|which)(?:'s| is)? (?:\w+ ){0,3}?(?:extension|phone number)\b|"
+        r"\bnumber (?:do I |to )(?:call|ring)\b",
+        PHONE,
+    ),
+    (
+        rf"{OPENS}(?:who|whom|whose)\b|\bwhich (?:team|department|manager|person|officer)\b",
+        WHO,
+        NAMED,
+    ),
+    (rf"{OPENS}where\b|\b(?:which|what) (?:\w+ )?(?:{SPOT}|door|place)\b", PLACE),
     (r"\bhow (?:often|regularly|frequently|many times)\b", OFTEN, SPAN),
     (r"\b(?:what|which|opening) hours\b|\bwhat times\b", CLOCKS, CLOCK),
     (r"\b(?:what|which) time\b|\bhow (?:early|late)\b", CLOCK, SPAN),
@@ -103,8 +116,15 @@ ASKED = [
         DATE,
         CLOCKS,
     ),
-    (r"\b(?:percentage|percent|per cent|share|proportion)\b", SHARE),
-    (rf"\bhow much\b|\b(?:what|which)\b[^?]*\b(?:{PRICED})\b|\bcosts?\b", MONEY, SHARE, SIZE),
+    (r"\b(?:what|which) (?:percentage|per ?cent|share|proportion)\b", SHARE),
+    (
+        rf"\bhow much\b|"
+        rf"\bwhat(?:'s| is| are| was)? (?:(?:the|my|our) )?(?:\w+ ){{0,2}}(?:{PRICED})\b|"
+        r"\bwhat (?:does|do|will|would) [^?]{1,40} cost\b",
+        MONEY,
+        SHARE,
+        SIZE,
+    ),
     (
         r"\bhow (?:heavy|far|fast|high|tall|wide|big|large|deep|warm|cold|hot|bright|loud|close)\b|"
         r"\bwhat (?:weight|size|temperature|speed|height|distance)\b",
@@ -112,8 +132,8 @@ ASKED = [
     ),
     (r"\bhow old\b|\bwhat age\b", AGE),
     (
-        r"\bwhen\b|\b(?:what|which) (?:the )?(?:day|days|date|month|week)\b|\bdeadline\b|"
-        r"\blast day\b",
+        rf"{OPENS}when\b|\bwhen (?:is|are|was|were|do|does|did|can|will|should|must|may|has|to)\b|"
+        r"\bwhen\W*$|\b(?:what|which) (?:days?|date|month|week)\b|\bdeadline\b|\blast day\b",
         DATE,
         WEEKDAY,
         SPAN,
@@ -182,7 +202,7 @@ DEFINES = re.compile(
 # «Bank shift means a shift that …», «"Short turn" is a change …»: the term and its meaning.
 MEANING = re.compile(
     r"(?:^|(?<=[.;:\n] )|(?<=\n))\W{0,4}(?:[a-z\d]{1,2}[.)]\s*)?(?:[Aa]n? |[Tt]he )?[\"“‘']?"
-    r"([A-Za-z][^\"“”.:;\n]{1,40}?)(?:[\"”’']\W{0,3}\s(?:is|are)|"
-    r"[\"”’']?\W{0,3}\s(?:means|refers to|stands for))\s+([^.;\n]{3,200})"
+    r"((?!(?:this|that|it|which|these|they|there)\b)[A-Za-z][^\"“”.:;\n]{1,40}?)(?:[\"”’']\W{0,3}\s(?:is|are)|"
+    r"[\"”’']?\W{0,3}\s(?:means|refers to|stands for))\s+((?:[^.;\n]|\.(?=\d)){3,200})"
 )
 ANNOUNCES = re.compile(r"(?:as follows|the following|listed below):?\W*$", re.IGNORECASE)

@@ -25,6 +25,7 @@ K1, B = 1.2, 0.75
 FEWEST = 20  # passages a folder counts as at least: in one page no word is common or rare
 # A shared concept against a shared term, in the search and in coverage; chosen on dev.
 CONCEPT_FOUND, CONCEPT_COVERS = 1.5, 0.8
+ASKING_FOUND = 0.1  # a word that only asks, in the search
 # «X가 뭐예요», «X의 뜻», «X란»: the passage that defines X is wanted.
 DEFINES = re.compile(
     r"뭔가|뭐예|뭐야|뭔지|뭔데|뭐죠|뭐지|뭔\s*(?:말|뜻|소리)|무엇|뜻|정의|이란|란\?|"
@@ -35,7 +36,8 @@ DEFINES = re.compile(
 TERM = re.compile(r"[\"“«「']([^\"”»」']{2,30})[\"”»」'](?:이란|란|이라|라)")
 # «공유 링크: 계정이 없는 사람도 …», «검열인 · 뜻: …»: a line that explains its first words.
 EXPLAINED = re.compile(
-    r"^[^\w\n]*(?:(?:[가-하]|\d{1,2})[.)]\s*)?([가-힣A-Za-z0-9 ]{2,30}?)[^\w\n]*(?:: | · )",
+    r"^[^\w\n]*(?:(?:[가-하]|\d{1,2})[.)]\s*)?([가-힣A-Za-z0-9][가-힣A-Za-z0-9 ]{1,29}?)"
+    r"[^\w\n]*(?:: | · )",
     re.MULTILINE,
 )
 # Syllable pairs of asking («있나요», «어떻게», «얼마인가요»): they say nothing about the subject.
@@ -46,12 +48,24 @@ ASKING = """
 몇 뭐 뭘 좀 저 그 이 수 것 게 때 후 중
 """
 HANGUL = re.compile("[가-힣]")
-STOP = frozenset(ASKING.split()) | {stem(word) for word in asked_english.ASKING.split()}
+STOP = frozenset(ASKING.split())
+STOP_ENGLISH = frozenset(map(stem, asked_english.ASKING.split()))
+# «zone A», «the IT desk»: in capitals inside a sentence a name, whatever word it looks like.
+NAME = re.compile(r"(?<=\w )(?!I\b)[A-Z]{1,2}\b")
 # A word that asks, whatever it ends in: 구인 of «누구인가요» and 제예 of «언제예요» are no words.
 ASKS = re.compile(r"누구|누가|언제|어디|얼마|며칠|뭐|뭘|뭔|무엇|무슨|어떻게|어떤|어느|왜|몇")
 
 
+def silent(question: str) -> frozenset[str]:
+    """Terms that say nothing about the subject of a question, in its language."""
+    if HANGUL.search(question):
+        return STOP
+    named = () if question.isupper() else map(str.lower, NAME.findall(question))
+    return (STOP | STOP_ENGLISH) - set(map(stem, named))
+
+
 def asks_meaning(question: str) -> bool:
+    """Whether a question asks what something is or means."""
     return bool((DEFINES if HANGUL.search(question) else asked_english.DEFINES).search(question))
 
 
@@ -59,6 +73,21 @@ def defined_in(text: str) -> list[str]:
     """Terms that a text defines or explains: «"X"란 …», «"X" means …», «X: …»."""
     english = [term for term, _ in asked_english.MEANING.findall(text)]
     return [*TERM.findall(text), *english, *EXPLAINED.findall(text)]
+
+
+def spelled(term: str) -> str:
+    """A term, or a question to look for it in, as they are compared: Korean without its spaces,
+    which are written or not; in other letters word by word (no Bay in bayonet)."""
+    if HANGUL.search(term):
+        return re.sub(r"\W", "", term).lower()
+    return f" {' '.join(WORD.findall(term.lower()))} "
+
+
+def names(question: str, term: str) -> bool:
+    """Whether a question names a term."""
+    if HANGUL.search(term):
+        return spelled(term) in re.sub(r"\W", "", question).lower()
+    return spelled(term) in f" {' '.join(WORD.findall(question.lower()))} "
 
 
 def terms(text: str) -> list[str]:
@@ -127,7 +156,7 @@ class BM25:
         self.terms_defined: dict[str, list[int]] = {}
         for i, passage in enumerate(passages):
             for term in defined_in(passage.text):
-                self.terms_defined.setdefault(re.sub(r"\s", "", term).lower(), []).append(i)
+                self.terms_defined.setdefault(spelled(term), []).append(i)
 
     def marks(self, i: int) -> frozenset[str]:
         """Terms and concepts of passage `i` with its headings."""
@@ -144,10 +173,9 @@ class BM25:
         return any(shape.search(_whole(passage)) for passage in self.passages)
 
     def idf(self, term: str) -> float:
-        """How telling a term is; one that occurs nowhere tells most. Question words tell little."""
+        """How telling a term is; one that occurs nowhere tells most."""
         n, df = max(FEWEST, len(self.passages)), len(self.places.get(term, ()))
-        weight = math.log(1 + (n - df + 0.5) / (df + 0.5))
-        return 0.1 * weight if term in STOP else weight
+        return math.log(1 + (n - df + 0.5) / (df + 0.5))
 
     def search(
         self, question: str, limit: int = 5, without: str | None = None
@@ -155,10 +183,11 @@ class BM25:
         """Best passages for a question; `without` leaves one document out (to make questions
         that nothing here answers). Passages of superseded rules lose half their score; the one
         that defines what a question asks the meaning of gains as much."""
-        scores = np.zeros(len(self.passages))
+        scores, quiet = np.zeros(len(self.passages)), silent(question)
         for term in sorted(set(terms(question))):  # a set has another order in every process
             if term in self.saturated:
-                scores[self.places[term]] += self.idf(term) * self.saturated[term]
+                weight = self.idf(term) * (ASKING_FOUND if term in quiet else 1)
+                scores[self.places[term]] += weight * self.saturated[term]
         for name in sorted(concepts(question)):
             if name in self.places:
                 scores[self.places[name]] += CONCEPT_FOUND * self.idf(name)
@@ -177,17 +206,23 @@ class BM25:
         """Passages that define a term of a question that asks what something is."""
         if not asks_meaning(question):
             return set()
-        bare = re.sub(r"\s", "", question).lower()
-        return {i for term, places in self.terms_defined.items() if term in bare for i in places}
+        bare = re.sub(r"\W", "", question).lower()
+        apart = f" {' '.join(WORD.findall(question.lower()))} "
+        return {
+            i
+            for term, places in self.terms_defined.items()
+            if term in (apart if term[0] == " " else bare)
+            for i in places
+        }
 
     def words(self, question: str) -> list[Word]:
         """The words of a question that say something about its subject."""
-        low, found = question.lower(), []
+        low, found, quiet = question.lower(), [], silent(question)
         spans = concepts_at(low)
         for match in WORD.finditer(low):
             if ASKS.match(match.group()):
                 continue
-            idf = {t: self.idf(t) for t in _pairs(match.group()) if t not in STOP}
+            idf = {t: self.idf(t) for t in _pairs(match.group()) if t not in quiet}
             if idf:
                 over = (c for a, b, c in spans if a < match.end() and b > match.start())
                 found.append(Word(max(idf.values()), idf, frozenset(over)))

@@ -28,10 +28,11 @@ IN_FORCE_ENGLISH = re.compile(
     re.IGNORECASE,
 )
 # A year, a version, 개정 at the end of a word, and 구, 신, 최종 where they stand alone: the 구 of
-# 구매 and the 신 of 신규 name no edition.
+# 구매 and the 신 of 신규 name no edition, nor does the Final of Final Examination.
 EDITION = re.compile(
     r"(?<!\d)(?:19|20)\d\d년?(?!\d)|(?<![a-z])v\d+(?![a-z\d])|"
-    r"\b(?:revised|amended|final|(?:rev|revision|edition)\.?\s?\d*)\b|"
+    r"(?<![a-z])(?:revised|amended|final|(?:rev|revision|edition)\.?[\s_]?\d*)"
+    r"(?=[\s_()\[\]\d.v]*$)|"
     r"(?:(?:전부|일부)?개정|(?<![가-힣])(?:구|신|최종))(?:판|본|안)?(?![가-힣])",
     re.IGNORECASE,
 )
@@ -82,7 +83,7 @@ def _english_date(said: tuple[str | None, ...]) -> tuple[int, int, int]:
     if first.isalpha():
         first, second = second, first
     if second.isalpha():
-        return int(third), 1 + MONTHS.index(second.lower()), int(first)
+        return int(third), 1 + MONTHS.index(second.casefold()), int(first)
     return int(first), int(second), int(third)
 
 

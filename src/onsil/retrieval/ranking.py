@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from onsil.retrieval import asked_english
 from onsil.retrieval.asked import asks_before, kinds_asked, says_before
-from onsil.retrieval.bm25 import BM25, Word, asks_meaning, coverage, defined_in, marks, terms
+from onsil.retrieval.bm25 import BM25, Word, asks_meaning, coverage, defined_in, marks, names, terms
 from onsil.retrieval.passages import LONGEST, Passage, sentences
 from onsil.retrieval.values import fits
 
@@ -93,8 +93,7 @@ def told_apart(line: str, question: str) -> float:
         return fit
     if not asks_meaning(question):
         return 0.0
-    asked = bare(question)
-    return 1.0 if any(bare(term) in asked for term in defined_in(line)) else 0.0
+    return 1.0 if any(names(question, term) for term in defined_in(line)) else 0.0
 
 
 def bare(text: str) -> str:

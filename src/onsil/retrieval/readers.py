@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from onsil.retrieval import asked_english
 from onsil.retrieval.asked import DATE, NUMBER, kinds_asked
-from onsil.retrieval.bm25 import BM25, EXPLAINED, Word, asks_meaning, coverage, marks
+from onsil.retrieval.bm25 import BM25, EXPLAINED, Word, asks_meaning, coverage, marks, names
 from onsil.retrieval.passages import Passage, cells_of, is_row
-from onsil.retrieval.ranking import Hit, bare, evidence
+from onsil.retrieval.ranking import Hit, evidence
 
 MEANING = re.compile(
     r"[\"“«「']([^\"”»」']{1,30})[\"”»」'](?:이란|란)\s*(.+?)(?:을|를)\s*"
@@ -64,14 +64,14 @@ def meaning_asked(question: str, line: str) -> str | None:
     """Of «"X"란 … 을 말한다» or «X: …», what X is, where the question asks what something is, or
     names X and asks for nothing that is counted, dated or placed."""
     found = [*MEANING.findall(line), *asked_english.MEANING.findall(line)]
-    asking, asked = asks_meaning(question), bare(question)
+    asking = asks_meaning(question)
     if asking and len(found) == 1:
         return found[0][1]
     if not is_row(line) and (explained := EXPLAINED.match(line)):
         found.append((explained[1], line[explained.end() :]))
     if not asking and kinds_asked(question):
         return None
-    return next((meaning for term, meaning in found if bare(term) in asked), None)
+    return next((meaning for term, meaning in found if names(question, term)), None)
 
 
 def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
@@ -93,9 +93,9 @@ def cell_asked(words: list[Word], kind: str, line: str) -> str | None:
 
 
 def counts(kind: str) -> bool:
-    """Whether a pattern is of amounts, and not of dates."""
-    dates = kind.startswith((DATE, asked_english.DATE))
-    return (NUMBER in kind or asked_english.FIGURE in kind) and not dates
+    """Whether a pattern is of amounts, and not of dates or times."""
+    english = (asked_english.COUNT, asked_english.MONEY, asked_english.SHARE, asked_english.SIZE)
+    return kind.startswith(english) or (NUMBER in kind and not kind.startswith(DATE))
 
 
 def thing_asked(words: list[Word], kind: str, text: str, line: str, question: str) -> str | None:
@@ -110,6 +110,6 @@ def thing_asked(words: list[Word], kind: str, text: str, line: str, question: st
             m.group().strip(),
         )
         for m in re.finditer(kind, text)
-        if m.group().strip() not in question
+        if m.group().strip().lower() not in question.lower()
     ]
     return max(found)[2] if found else None

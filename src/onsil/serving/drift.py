@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onsil.retrieval.bm25 import STOP, terms
+from onsil.retrieval.bm25 import silent, terms
 from onsil.retrieval.concepts import concepts
 
 BINS, ROUNDS, FLOOR = 40, 400, 95  # bins beside the rest, bootstrap rounds, percentile
@@ -63,7 +63,7 @@ class Drift:
 
 def spelled(question: str) -> list[str]:
     """What a question is about: its terms without those of asking."""
-    return [term for term in terms(question) if term not in STOP]
+    return [term for term in terms(question) if term not in silent(question)]
 
 
 def drift(
