@@ -7,9 +7,8 @@ Hangul and ASCII wins, CP949 on a tie, for it is far more common. A file that no
 is refused rather than guessed: wrong syllables in a corpus are worse than a missing file.
 
 Plain text has lines and no marks, so its blocks come from `lines`; a table drawn with «|» is one.
-Left out: Johab and the
-encodings of other languages. A few syllables of CP949 that happen to be valid UTF-8 are read as
-UTF-8, which only longer text can tell apart.
+Left out: Johab and the encodings of other languages. A few syllables of CP949 that happen to be
+valid UTF-8 are read as UTF-8, which only longer text can tell apart.
 """
 
 import codecs

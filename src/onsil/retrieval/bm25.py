@@ -17,6 +17,7 @@ import numpy as np
 
 from onsil.models.subwords import WORD
 from onsil.retrieval import asked_english
+from onsil.retrieval.asked import HANGUL
 from onsil.retrieval.concepts import concepts, concepts_at
 from onsil.retrieval.passages import Passage
 from onsil.retrieval.stems import stem
@@ -47,7 +48,6 @@ ASKING = """
 까지 지가 부터 려면 려고 하려 싶은 은데 되죠 하죠 까요 예요 에요 뭔가 뭐예 뭐라 이에 거나 가능 능한
 몇 뭐 뭘 좀 저 그 이 수 것 게 때 후 중
 """
-HANGUL = re.compile("[가-힣]")
 STOP = frozenset(ASKING.split())
 STOP_ENGLISH = frozenset(map(stem, asked_english.ASKING.split()))
 # «zone A», «the IT desk»: in capitals inside a sentence a name, whatever word it looks like.
@@ -76,18 +76,22 @@ def defined_in(text: str) -> list[str]:
 
 
 def spelled(term: str) -> str:
-    """A term, or a question to look for it in, as they are compared: Korean without its spaces,
-    which are written or not; in other letters word by word (no Bay in bayonet)."""
+    """A term as `heard` has it: Korean without its spaces, which are written or not; in other
+    letters word by word (no Bay in bayonet)."""
     if HANGUL.search(term):
         return re.sub(r"\W", "", term).lower()
     return f" {' '.join(WORD.findall(term.lower()))} "
 
 
+def heard(question: str) -> str:
+    """A question to look for terms in: without its spaces, and then word by word."""
+    low = question.lower()
+    return " ".join((re.sub(r"\W", "", low), *WORD.findall(low), ""))
+
+
 def names(question: str, term: str) -> bool:
     """Whether a question names a term."""
-    if HANGUL.search(term):
-        return spelled(term) in re.sub(r"\W", "", question).lower()
-    return spelled(term) in f" {' '.join(WORD.findall(question.lower()))} "
+    return spelled(term) in heard(question)
 
 
 def terms(text: str) -> list[str]:
@@ -206,14 +210,8 @@ class BM25:
         """Passages that define a term of a question that asks what something is."""
         if not asks_meaning(question):
             return set()
-        bare = re.sub(r"\W", "", question).lower()
-        apart = f" {' '.join(WORD.findall(question.lower()))} "
-        return {
-            i
-            for term, places in self.terms_defined.items()
-            if term in (apart if term[0] == " " else bare)
-            for i in places
-        }
+        said = heard(question)
+        return {i for term, places in self.terms_defined.items() if term in said for i in places}
 
     def words(self, question: str) -> list[Word]:
         """The words of a question that say something about its subject."""
