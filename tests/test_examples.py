@@ -1,6 +1,7 @@
 """The other example folders: what their gold claims is there."""
 
 import json
+import random
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from onsil.documents import scan
 from onsil.documents.read import read_folder
 from onsil.evaluation.questions import load_gold, misplaced
+from onsil.instruction.lessons import lessons_of
 from onsil.retrieval.passages import passages_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -59,6 +61,19 @@ def test_every_answer_stands_in_its_document_and_every_place_is_one(folder):
     for row in gold(folder):
         for answer in row["answers"]:
             assert squeezed(answer) in text[row["document"]], row["id"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_rule_teacher_asks_of_every_document(folder):
+    asked = [
+        lesson
+        for number, passage in enumerate(passages_of(documents(folder)))
+        for round_ in range(4)
+        for lesson in lessons_of(passage, "train", random.Random(f"{round_}-{number}"))
+    ]
+    assert {lesson.document for lesson in asked} == {d.path for d in documents(folder)}
+    assert {"number", "date", "table", "procedure"} <= {lesson.kind for lesson in asked}
+    assert all(lesson.answer and lesson.passage[slice(*lesson.answer)] for lesson in asked)
 
 
 def test_no_question_is_asked_of_two_folders():

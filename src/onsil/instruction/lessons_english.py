@@ -44,7 +44,8 @@ def questions_about(
                 continue
             taken.append(match.span())
             said = match.group().strip()
-            asking = draw.choice(asks).format(re.sub(r"^[\d.,]+\s*", "", said).split()[-1].lower())
+            unit = said.lstrip("0123456789., ") or said
+            asking = draw.choice(asks).format(unit.split()[-1].lower())
             before, after = sentence[: match.start()].split(), sentence[match.end() :].split()
             near = [*before[-draw.randint(3, 8) :], *after[: draw.randint(1, 5)]]
             yield _asked(asking, near, topic, draw), said, kind
