@@ -249,7 +249,10 @@ at("language").addEventListener("click", () => {
   language = language === "ko" ? "en" : "ko";
   speak();
 });
-at("about-open").addEventListener("click", () => at("about").showModal());
+at("about-open").addEventListener("click", () => {
+  at("about").showModal();
+  at("about-title").focus(); // and not the button at its end
+});
 
 speak();
 fetch("about").then((response) => (response.ok ? response.json() : Promise.reject(response))).then((found) => {
