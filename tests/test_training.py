@@ -15,6 +15,7 @@ from onsil.models.shape import decoder_shape, encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET, render_pair
 from onsil.tokenizer.train import CLS, END, MASK, SEP, SPECIALS, load_tokenizer, train
+from onsil.training.loop import Step, pretraining, report_progress
 from onsil.training.loop import train as train_loop
 from onsil.training.objectives import (
     causal_batch,
@@ -202,3 +203,21 @@ def test_context_helps_and_more_than_nothing_is_learned(tokenizer):
     held = tokenizer.encode("쓰지 않은 병가는 다음 해에 이월할 수 있다.").ids
     one, three = NGram(ids, 1, 600), NGram(ids, 3, 600)
     assert three.bits(held) < one.bits(held) < len(held) * math.log2(600)
+
+
+@pytest.mark.parametrize(
+    ("language", "decoder", "encoder", "told"),
+    [
+        ("en", "language model", "reading model", "2/2 · loss 0.500 · "),
+        ("ko", "언어 모델", "읽기 모델", "2/2 · 손실 0.500 · "),
+    ],
+)
+def test_progress_is_told_in_the_readers_language(monkeypatch, language, decoder, encoder, told):
+    monkeypatch.setenv("ONSIL_LANG", language)
+    assert decoder in pretraining("decoder") and encoder in pretraining("encoder")
+    said: list[str] = []
+    steps = [Step(n, 0.5, 1, 1.0) for n in (1, 2)]
+    assert list(report_progress(iter(steps), 2, said.append, pretraining("encoder"), 20)) == steps
+    (line,) = said
+    assert told in line and encoder in line
+    assert any("가" <= c <= "힣" for c in line) is (language == "ko")
