@@ -195,6 +195,7 @@ def test_no_expression_belongs_to_two_concepts_and_every_group_has_two():
             "the heated cabin hall",
         ),
         ("Where is the stand?", "Stands are in boxes in Shed B.", "Shed B"),
+        ("What number do I call?", "Call ext. 250 at night.", "ext. 250"),
         ("What is her extension?", "Her extension is ext. 250 now.", "ext. 250"),
     ],
 )

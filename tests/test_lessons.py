@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from onsil.evaluation.examination import FEWEST, questions_from_lessons
-from onsil.instruction.lessons import Lesson, lessons_of, topic_of
-from onsil.instruction.lessons_english import said_otherwise
+from onsil.instruction.lessons import Lesson, lessons_of, said_otherwise, topic_of
 from onsil.lineage import Artifact
 from onsil.retrieval.concepts import concepts
 from onsil.retrieval.passages import Passage

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from onsil.instruction.lessons import _said_otherwise, lessons_of
+from onsil.instruction.lessons import lessons_of, said_otherwise
 from onsil.instruction.particles import PAIRS, agreeing, followed, particle
 from onsil.retrieval.passages import Passage
 
@@ -64,7 +64,7 @@ def test_questions_of_lessons_agree():
 def test_a_word_that_is_exchanged_takes_its_particle_along():
     """월급 may become 보수: «월급은» then «보수는», in the middle of a question as at its end."""
     asked = {
-        _said_otherwise(question, random.Random(seed))
+        said_otherwise(question, random.Random(seed))
         for question in ("월급은 출장비로 받나요", "출장비를 언제 주나요", "어디에 월급을")
         for seed in range(200)
     }

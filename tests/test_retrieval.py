@@ -306,6 +306,7 @@ def test_the_thing_asked_for_is_cut_out(text, question, said):
         ("본관 5층은 어느 계단으로 대피해요?", True),
         ("본관 9층은 어느 계단으로 대피해요?", False),
         ("본관 25층은 어느 계단으로 대피해요?", False),
+        ("2관5층은 어느 계단으로 대피해요?", True),  # of a place with two numbers the last
         ("R-01은 어느 계단에 있나요?", True),
         ("R-22는 어느 계단에 있나요?", False),
         ("본관 5층에서 30명은 어느 계단으로 대피해요?", True),  # an amount need not be said

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from onsil.corpus import load_corpus
-from onsil.instruction.lessons_english import PART, questions_about, said_otherwise
+from onsil.instruction.lessons_english import PART, questions_about
 from onsil.instruction.particles import agreeing, followed
 from onsil.lineage import Artifact, Run, stage
 from onsil.retrieval.bm25 import BM25, coverage, marks
-from onsil.retrieval.concepts import concepts_at, other_words
+from onsil.retrieval.concepts import ENGLISH, KOREAN, concepts_at, other_words
 from onsil.retrieval.passages import Passage, is_row, passages_of, reading_text, sentences
 
 MOST_LESSONS, PER_PASSAGE = 20_000, 4
@@ -107,14 +107,15 @@ def _worn(words: list[str], keep: set[str], draw: random.Random) -> str:
     left = [w for w in words if w in keep or draw.random() >= rate]
     text = " ".join(left).strip(" ,;①②③④⑤⑥⑦⑧⑨")
     ending, choices = next((e, c) for e, c in ENDINGS if re.search(e, text))
-    return _said_otherwise(re.sub(ending, draw.choice(choices), text, count=1), draw)
+    return said_otherwise(re.sub(ending, draw.choice(choices), text, count=1), draw)
 
 
-def _said_otherwise(question: str, draw: random.Random) -> str:
+def said_otherwise(question: str, draw: random.Random) -> str:
     """The question with some of its words as somebody outside the rule book would say them."""
+    others = other_words(KOREAN if HANGUL.search(question) else ENGLISH)
     rate, told, last, other = draw.choice((0.0, 0.5, 0.9)), "", 0, ""
     for start, end, name in concepts_at(question):
-        words = other_words().get(name, [])
+        words = others.get(name, [])
         if start < last or question[start:end] not in words or draw.random() >= rate:
             continue
         told += followed(other, question[last:start])
@@ -133,7 +134,8 @@ def _from_sentence(
         ask = draw.choice(("What does {} mean?", "What is {}?", "definition of {}", "{} meaning"))
         yield ask.format(term), meaning, "definition"
     if not HANGUL.search(sentence):
-        yield from questions_about(sentence, topic, draw)
+        for question, answer, kind in questions_about(sentence, topic, draw):
+            yield said_otherwise(question, draw), answer, kind
         return
     for match in KIND_PATTERN.finditer(sentence):
         index = next(i for i in range(len(KINDS)) if match.group(f"k{i}"))
@@ -171,8 +173,7 @@ def lessons_of(passage: Passage, split: str, draw: random.Random) -> Iterator[Le
 
     def asked(templates: dict[str, tuple[str, ...]], *names: str) -> str:
         question = draw.choice(templates[spoken]).format(*names)
-        otherwise = _said_otherwise if spoken == "ko" else said_otherwise
-        return otherwise(agreeing(question), draw)
+        return said_otherwise(agreeing(question), draw)
 
     lines = sentences(passage.text)
     for line in lines:
@@ -228,7 +229,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=12)
+@stage(version=13)
 def write_lessons(
     *,
     corpus: Artifact,

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 
 from onsil.retrieval.asked_english import CLOCK, DATE, MONEY, SHARE, SIZE, SPAN
-from onsil.retrieval.concepts import ENGLISH, concept, concepts_at, groups
 
 # What a span of text is, its type, and how a person asks for it. What comes first keeps its place.
 KINDS = (
@@ -33,8 +32,8 @@ PART = re.compile(
 def questions_about(
     sentence: str, topic: str, draw: random.Random
 ) -> Iterator[tuple[str, str, str]]:
-    """(question, answer, kind): the words around an answer, some of them dropped or said
-    otherwise, after the words that ask for it."""
+    """(question, answer, kind): the words around an answer, some of them dropped, after the words
+    that ask for it."""
     taken: list[tuple[int, int]] = []
     for pattern, kind, asks in KINDS:
         for match in re.finditer(pattern, sentence):
@@ -59,21 +58,4 @@ def _asked(asking: str, near: list[str], topic: str, draw: random.Random) -> str
     words = [word for word in near if draw.random() >= rate] or near
     about = topic.lower() if draw.random() < 0.6 else ""
     said = re.sub(r"[^\w\s'’%£$€-]", "", " ".join([*words, about])).strip()
-    return f"{asking} {said_otherwise(said, draw)}".strip() + draw.choice(("?", ""))
-
-
-def said_otherwise(text: str, draw: random.Random) -> str:
-    """A text with some of its words as somebody else would say them."""
-    rate, told, last = draw.choice((0.0, 0.5, 0.9)), "", 0
-    for start, end, name in concepts_at(text):
-        others = OTHERS.get(name)
-        if start < last or others is None or draw.random() >= rate:
-            continue
-        told += text[last:start] + draw.choice(others)
-        last = end
-    return told + text[last:]
-
-
-OTHERS = {
-    concept(group[0]): [form.replace("_", " ") for form in group] for group in groups(ENGLISH)
-}
+    return f"{asking} {said}".strip() + draw.choice(("?", ""))

@@ -21,8 +21,9 @@ whether which while who whom whose why will with within without would yet you yo
 FIGURE = r"(?<![\d.,\w])\d+(?:[.,]\d+)*"
 ONES = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
 SPOKEN = (
-    r"(?:thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|(?:twenty|thirty|forty|fifty|sixty|seventy|"
-    rf"eighty|ninety)(?:-(?:{ONES}))?|(?:(?:{ONES}|a) )?hundred|{ONES})"
+    r"(?:thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|"
+    rf"(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:-(?:{ONES}))?|"
+    rf"(?:(?:{ONES}|a) )?hundred|{ONES})"
 )
 COUNT = rf"(?:{FIGURE}|\b(?i:{SPOKEN})\b)"
 UNIT = "minute|min|hour|day|night|week|weekend|fortnight|month|quarter|term|semester|year"
@@ -98,7 +99,7 @@ PRICED = "cost|costs|price|fee|charge|rate|fine|deposit|limit|allowance|maximum|
 ASKED = [
     (
         r"\b(?:what|which)(?:'s| is)? (?:\w+ ){0,3}?(?:extension|phone number)\b|"
-        r"\bnumber (?:do I |to )(?:call|ring)\b",
+        r"\bnumber (?:do i |to )(?:call|ring)\b",
         PHONE,
     ),
     (
@@ -202,7 +203,8 @@ DEFINES = re.compile(
 # «Bank shift means a shift that …», «"Short turn" is a change …»: the term and its meaning.
 MEANING = re.compile(
     r"(?:^|(?<=[.;:\n] )|(?<=\n))\W{0,4}(?:[a-z\d]{1,2}[.)]\s*)?(?:[Aa]n? |[Tt]he )?[\"“‘']?"
-    r"((?!(?:this|that|it|which|these|they|there)\b)[A-Za-z][^\"“”.:;\n]{1,40}?)(?:[\"”’']\W{0,3}\s(?:is|are)|"
-    r"[\"”’']?\W{0,3}\s(?:means|refers to|stands for))\s+((?:[^.;\n]|\.(?=\d)){3,200})"
+    r"((?!(?:this|that|it|which|these|they|there)\b)[A-Za-z][^\"“”.:;\n]{1,40}?)"
+    r"(?:[\"”’']\W{0,3}\s(?:is|are)|[\"”’']?\W{0,3}\s(?:means|refers to|stands for))\s+"
+    r"((?:[^.;\n]|\.(?=\d)){3,200})"
 )
 ANNOUNCES = re.compile(r"(?:as follows|the following|listed below):?\W*$", re.IGNORECASE)

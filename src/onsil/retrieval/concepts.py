@@ -4,7 +4,7 @@ Somebody who asks does not know what the rule calls it, and the two share no syl
 stand in `office_words.txt`, written by hand; a text's concepts are the groups that any of its
 words belongs to. Matching is by literal form, without an analyser, so that a compound
 (초과근무수당) has the concept of its part. English words stand in `english_words.txt` and are
-matched by their stems (holidays off and holiday are annual leave).
+matched by their stems (bank holidays are a public holiday).
 """
 
 import re
@@ -113,9 +113,12 @@ def concepts(text: str) -> frozenset[str]:
 
 
 @cache
-def other_words() -> dict[str, list[str]]:
-    """Concept → its plain words, those that can stand in for one another inside a sentence."""
+def other_words(name: str) -> dict[str, list[str]]:
+    """Of a list, concept → its words that can stand in for one another inside a sentence: of the
+    Korean ones the plain ones."""
     return {
-        concept(group[0]): [word for word in group if not set(word) & set("^_")]
-        for group in groups(KOREAN)
+        concept(group[0]): [form.replace("_", " ") for form in group]
+        if name == ENGLISH
+        else [word for word in group if not set(word) & set("^_")]
+        for group in groups(name)
     }
