@@ -1,24 +1,16 @@
-"""Finding and reading: concepts, ranking, the typed reader, the gate."""
+"""Finding and reading: concepts, ranking, the typed reader."""
 
-import json
-import random
 import re
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onsil.corpus import curate
-from onsil.documents import read
-from onsil.errors import OnsilError
-from onsil.lineage import Workspace
-from onsil.retrieval.answering import SHOWN, Answerer, _shown
+from onsil.retrieval.answering import SHOWN, _shown
 from onsil.retrieval.asked import BEFORE_SAID, kinds_asked
 from onsil.retrieval.bm25 import BM25, coverage, marks, terms
 from onsil.retrieval.concepts import KOREAN, concept, concepts, concepts_at, groups
-from onsil.retrieval.gate import ABSTAIN, EVIDENCE, Gate, calibrate
+from onsil.retrieval.gate import EVIDENCE
 from onsil.retrieval.passages import Passage, cells_of, sentences, table_lines
 from onsil.retrieval.ranking import find, told_apart
 from onsil.retrieval.readers import best_sentence, typed_sentence
@@ -432,7 +424,7 @@ def test_cells_are_read_back_from_the_line_they_were_written_in():
     assert cells_of("가운뎃점 · 없는 칸") == cells_of("그냥 문장이다.") == []
 
 
-# -- the gate -----------------------------------------------------------------------------------
+# -- passages and what is shown of them ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -472,80 +464,7 @@ def test_what_is_shown_beside_an_answer_has_the_answer_in_it():
     assert _shown("짧다. 10일까지다.", "10일까지") == "짧다. 10일까지다."
 
 
-def test_gate_turns_away_its_share_and_lets_the_good_through():
-    draw = random.Random(0)
-    rows = [(draw.gauss(2, 1), draw.gauss(0, 1)) for _ in range(150)]
-    rows += [(draw.gauss(0, 1), draw.gauss(0, 1)) for _ in range(100)]
-    good = [True] * 150 + [False] * 100
-    gate = calibrate(rows, good)
-    passed = [gate.confidence(row) >= gate.threshold for row in rows]
-    assert sum(passed[150:]) <= 100 * (1 - ABSTAIN) + 3
-    assert sum(passed[:150]) > 75
-    assert gate == calibrate(rows, good)
-
-
-def test_gate_without_both_kinds_always_answers():
-    assert calibrate([(1.0,), (2.0,)], [True, True]).threshold == 0
-
-
 def test_a_latin_form_is_not_found_inside_a_longer_word():
     assert concepts("AI로 쓴 글") and not concepts("email mail aid") & concepts("AI로 쓴 글")
     pc = concept("피씨")  # nor one that only ends in Latin
     assert pc in concepts("업무용PC를") and pc not in concepts("업무용PCB를")
-
-
-@pytest.fixture
-def model_of(tmp_path):
-    """Text of one document → the folder of a model that turns every question away."""
-
-    def made(text: str, evidence: tuple[str, ...] = EVIDENCE) -> Path:
-        (tmp_path / "papers").mkdir()
-        (tmp_path / "papers" / "보관.md").write_text(text, encoding="utf-8")
-        ws = Workspace(tmp_path / "ws")
-        corpus = curate(ws, documents=read(ws, tmp_path / "papers"))
-        n = len(EVIDENCE)
-        gate = Gate((0.0,) * n, (1.0,) * n, (0.0,) * n, 0.0, 0.9)
-        choice = {"reader": "typed_sentence", "evidence": evidence, "gate": asdict(gate)}
-        (tmp_path / "model.json").write_text(json.dumps(choice))
-        (tmp_path / "corpus").symlink_to(corpus.path)
-        return tmp_path
-
-    return made
-
-
-def test_what_is_not_answered_shows_the_line_that_came_nearest(model_of):
-    rules = "\n".join(f"제{n}호의 서류는 창고에 둔다." for n in range(12))
-    text = f"# 보관\n\n## 순서\n{rules}\n예비 열쇠는 관리실에서 내준다.\n"
-    answerer = Answerer(model_of(text))
-    answer = answerer.ask("예비 열쇠는 어디서 내주나요?")
-    assert answer.text is None and answer.lines[0] in "예비 열쇠는 관리실에서 내준다."
-    shown = "".join(answerer.stream(answer))
-    assert "예비 열쇠는 관리실에서 내준다." in shown and "제0호" not in shown
-
-
-def test_a_greeting_is_greeted_and_a_short_question_is_not(model_of):
-    answerer = Answerer(model_of("# 보관\n\n열쇠는 관리실장이 내준다.\n"))
-    for said in ("안녕?", "안녕하세요!", "hi", "Hello there", "누구세요?", "넌 누구야", "도움말",
-                 "뭐 할 수 있어?", "What can you do?", "ㅎㅇ", "하이~",
-                 "너는 뭐 하는 애야?", "넌 뭘 답할 수 있니?", "who are you?", "help"):  # fmt: skip
-        assert answerer.ask(said).greeting, said
-    for asked in ("위원장은 누구예요?", "담당자 누구?", "안녕하세요, 열쇠 담당은요?", "which key?",
-                  "누구나 빌릴 수 있나요?", "카드로 뭘 살 수 있어요?", "열쇠 help"):  # fmt: skip
-        assert not answerer.ask(asked).greeting, asked
-
-
-def test_a_model_whose_gate_knows_other_evidence_is_refused(model_of):
-    with pytest.raises(OnsilError, match="onsil grow"):
-        Answerer(model_of("# 보관\n\n열쇠는 관리실장이 내준다.\n", EVIDENCE[:5]))
-
-
-@pytest.mark.parametrize("other", [None, EVIDENCE[::-1]])
-def test_a_model_that_names_no_evidence_or_the_same_in_another_order_is_refused(model_of, other):
-    """None is what earlier versions wrote."""
-    folder = model_of("# 보관\n\n열쇠는 관리실장이 내준다.\n")
-    choice = json.loads((folder / "model.json").read_text())
-    choice |= {"evidence": other} if other else {}
-    kept = {name: value for name, value in choice.items() if name != "evidence" or other}
-    (folder / "model.json").write_text(json.dumps(kept))
-    with pytest.raises(OnsilError, match="onsil grow"):
-        Answerer(folder)
