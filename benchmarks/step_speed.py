@@ -12,7 +12,8 @@ and, for the shape of GPT-2, nanoGPT's own train.py with the flags its README gi
 (float32; that is its only dtype there, so that cell is float32 for all).
 
 Each side is a process of its own; they take turns, a step a round, and count the processor time of
-the process, all threads together. What is compiled is compiled before the first round that counts.
+the process, all threads together. What is compiled is compiled before the first round that counts;
+ours runs a second time without.
 The losses of the first step must agree before any round is believed. Weights are drawn so wide that
 a loss says which weights it belongs to. One row a cell goes to benchmarks/results/step_speed.jsonl:
 tokens a core-second, ours ÷ each peer with an interval over rounds, the peak of resident memory
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +128,10 @@ def imported() -> None:
     IMPORTED = megabytes("VmRSS")
 
 
-def ours(folder: Path, cell: dict[str, Any]) -> None:
+def ours(folder: Path, cell: dict[str, Any], compile: bool = True) -> None:
+    """As a plan of minutes has it where a C++ compiler is, or without one."""
     from onsil.models.checkpoint import load
+    from onsil.models.compiling import compiled
     from onsil.training.loop import train
     from onsil.training.objectives import Batch, token_loss
 
@@ -143,7 +147,8 @@ def ours(folder: Path, cell: dict[str, Any]) -> None:
         return token_loss(model, Batch(rows[k % STEPS], lengths, wanted[k % STEPS]))
 
     turns = Turns(sum(p.numel() for p in parameters.values()))
-    with tempfile.TemporaryDirectory() as scratch:
+    stretches = compiled(model, ROWS * LENGTH) if compile else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, stretches:
         many = STEPS + 2 * PROFILED + 1
         told = {"names_of": lambda k: [f"batch {k % STEPS}"], "data": "rows"}
         steps = train(parameters, loss_of, many, 1e-4, Path(scratch), 1, **told)
@@ -380,6 +385,7 @@ def nanogpt(folder: Path, cell: dict[str, Any]) -> None:
 
 SIDES: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "onsil": ours,
+    "onsil, not compiled": lambda folder, cell: ours(folder, cell, compile=False),
     "trainer": trainer,
     "plain": plain,
     "compiled": lambda folder, cell: plain(folder, cell, compiled=True),
@@ -393,7 +399,8 @@ SIDES: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 
 def compare(peer: str, folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
     prepare(folder, cell)
-    asked = {"onsil": sys.executable, **dict.fromkeys(cell["peers"], peer)}
+    asked = {"onsil": sys.executable, "onsil, not compiled": sys.executable}
+    asked |= dict.fromkeys(cell["peers"], peer)
     sides = {name: Side(py, __file__, "--side", name, str(folder)) for name, py in asked.items()}
     first = {name: side.first for name, side in sides.items()}
     assert len({row["parameters"] for row in first.values()}) == 1, first
@@ -409,7 +416,7 @@ def compare(peer: str, folder: Path, cell: dict[str, Any]) -> dict[str, Any]:
     middle = {name: statistics.median(each) for name, each in seconds.items()}
     fastest = min(cell["peers"], key=lambda name: middle[name])
     told = {}
-    for name in cell["peers"]:
+    for name in list(asked)[1:]:
         each = [b / a for a, b in zip(seconds["onsil"], seconds[name], strict=True)]
         told[name] = [round(statistics.median(each), 2), *bootstrap(each)]
     tokens = ROWS * LENGTH

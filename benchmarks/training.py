@@ -146,10 +146,12 @@ def batches(home: Path, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]
 def ours(home: Path, judge: Judge, told: argparse.Namespace) -> dict:
     """The product's own loop and objective, with the shape and the recipe for speed; with `--set
     preset=hybrid` the default decoder (untied) and its recipe for training from noise, with
-    `preset=decoder` the same without convolutions. `--set` also changes a word of the shape or of
-    the recipe."""
+    `preset=decoder` the same without convolutions, with `compiled=true` in compiled stretches.
+    `--set` also changes a word of the shape or of the recipe."""
+    from contextlib import nullcontext
     from dataclasses import replace
 
+    from onsil.models.compiling import compiled
     from onsil.models.shape import decoder_shape, hybrid_shape, race_shape
     from onsil.models.transformer import Transformer
     from onsil.training.loop import train
@@ -159,7 +161,7 @@ def ours(home: Path, judge: Judge, told: argparse.Namespace) -> dict:
     data = list(batches(home, told.seed))
     judge.clock = Clock()
     words = dict(told.set)
-    peak = words.pop("rate", FAST_PEAK)
+    peak, compile = words.pop("rate", FAST_PEAK), words.pop("compiled", False)
     preset = str(words.pop("preset", "race"))
     race, usual = preset == "race", {"decoder": decoder_shape, "hybrid": hybrid_shape}
     make, recipe, size = (race_shape, RACE, (128, 2)) if race else (usual[preset], FAST, (192, 4))
@@ -175,7 +177,8 @@ def ours(home: Path, judge: Judge, told: argparse.Namespace) -> dict:
         hidden_TD = model.encode(x.view(1, -1), lengths=[ROW] * len(x))[0]
         return F.cross_entropy(model.logits(hidden_TD), y.flatten(), reduction="none")
 
-    with tempfile.TemporaryDirectory() as scratch:
+    stretches = compiled(model, ROWS * ROW) if compile else nullcontext()
+    with tempfile.TemporaryDirectory() as scratch, stretches:
         parameters = dict(model.named_parameters())
         loss_of = lambda k: token_loss(model, batch_of(*data[k]))  # noqa: E731
         named = {"names_of": lambda k: [f"batch {k}"], "data": f"seed {told.seed}"}

@@ -104,7 +104,7 @@ def test_a_plan_of_an_older_version_is_read():
         *(("width", "64"), ("width", 64.0), ("seed", True), ("base", None), ("minutes", "6")),
         *(("width", 0), ("threads", 0), ("reader_epochs", -1), ("learning_rate", float("nan"))),
         *(("width", 65), ("width", 200), ("context", 1), ("seed", 2**63)),
-        *(("compute", "fp16"), ("compiled", True)),
+        *(("compute", "fp16"), ("compiled", 1)),
         *(("decoder_recipe", "sgd"), ("decoder_recipe", ""), ("decoder_rate", -0.01)),
     ],
 )

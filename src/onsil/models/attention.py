@@ -43,13 +43,16 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if self.layer and bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        compiling = torch.compiler.is_compiling()  # passes are joined there; formulas are enough
         if self.weight is None:
+            if compiling:
+                return F.rms_norm(x.float(), x.shape[-1:], eps=self.epsilon).type_as(x)
             return _PlainNorm.apply(x, self.epsilon)
         width, wide = x.shape[-1:], x.float()
         weight = self.weight.float() + self.offset if self.offset else self.weight.float()
         if not self.layer:
-            if wide is x:  # nothing to save, and autograd's order of adding up is kept
-                return F.rms_norm(wide, width, weight, self.epsilon)
+            if wide is x or compiling:  # nothing to save; autograd's order of adding up is kept
+                return F.rms_norm(wide, width, weight, self.epsilon).type_as(x)
             return _RMSNorm.apply(x, weight, self.epsilon)
         bias = None if self.bias is None else self.bias.float()
         if weight.dim() > 1:  # a row of weights for every head
@@ -342,28 +345,46 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, source_BSD: Tensor, views: Views, table, cache) -> Tensor:
         """`source` is `x` itself, or the encoder's states when this is cross-attention."""
+        if self.cross and cache:  # the keys of the source never change
+            q, (k, v), last_B1X = self.heads_of(self.q(x_BTD), self.shape.heads, None), cache, None
+        else:
+            last = cache[2] if cache and self.shift is not None else None
+            told = self.told_by(views, x_BTD.dtype)
+            q, k, v, last_B1X = self.project(x_BTD, source_BSD, views.q_BT, *told, last)
+        return self.o(self.mix(q, k, v, views, table, cache, last_B1X).transpose(1, 2).flatten(2))
+
+    def told_by(self, views: Views, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
+        """What `project` takes from the positions and tokens: cos and sin, and rows of the table of
+        values, or None."""
+        rotary = None if self.cross or self.kind == "S" else self.shape.rotary_of(self.kind)
+        tables = None if rotary is None else views.rotary(self.kind, dtype)
+        return tables, None if self.value is None else self.value(views.ids_BT).to(dtype)
+
+    def project(
+        self, x_BTD: Tensor, source_BSD: Tensor, at_BT: Tensor, tables: Any, told_BSX: Any,
+        last_B1X: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """Queries B H T K, keys and values B G S K, turned, and the last row of keys before they
+        were mixed with the one earlier, where they are. `last`: that row of the text so far."""
         s = self.shape
         q = self.heads_of(self.q(x_BTD), s.heads, self.q_norm)
-        last_B1X = None
-        if self.cross and cache:  # the keys of the source never change
-            k, v = cache
-        else:
-            k_BSX = self.k(source_BSD)
-            if self.shift is not None:
-                earlier = before(k_BSX, views.q_BT, cache[2] if cache else None)
-                last_B1X = k_BSX[:, -1:]
-                k_BSX = torch.addcmul(k_BSX, earlier, self.shift.to(k_BSX.dtype))
-            k = self.heads_of(k_BSX, s.kv_heads, self.k_norm)
-            v = self.heads_of(self.v(source_BSD), s.kv_heads, None)
-            if self.value is not None and self.value_gate is not None:
-                gate_BGS1 = 3 * torch.sigmoid(self.value_gate(x_BTD)).mT[..., None]
-                told = self.value(views.ids_BT).type_as(v)
-                v = v + gate_BGS1 * self.heads_of(told, s.kv_heads, None)
-        rotary = None if self.cross or self.kind == "S" else s.rotary_of(self.kind)
-        if rotary is not None:
-            tables = views.rotary(self.kind, q.dtype)
-            q = rotate(q, tables, rotary.interleaved)
-            k = rotate(k, tables, rotary.interleaved)
+        k_BSX, ends_B1X = self.k(source_BSD), None
+        if self.shift is not None:
+            earlier, ends_B1X = before(k_BSX, at_BT, last_B1X), k_BSX[:, -1:]
+            k_BSX = torch.addcmul(k_BSX, earlier, self.shift.to(k_BSX.dtype))
+        k = self.heads_of(k_BSX, s.kv_heads, self.k_norm)
+        v = self.heads_of(self.v(source_BSD), s.kv_heads, None)
+        if self.value_gate is not None:
+            gate_BGS1 = 3 * torch.sigmoid(self.value_gate(x_BTD)).mT[..., None]
+            v = v + gate_BGS1 * self.heads_of(told_BSX, s.kv_heads, None)
+        if tables is not None:
+            rotary = s.rotary_of(self.kind)
+            assert rotary is not None
+            q, k = (rotate(t, tables, rotary.interleaved) for t in (q, k))
+        return q, k, v, ends_B1X
+
+    def mix(self, q, k, v, views: Views, table, cache=None, last_B1X=None) -> Tensor:
+        """B H T K: what every query takes from the values it sees."""
         if cache is not None and self.kind != "S":
             if cache and not self.cross:
                 k, v = torch.cat((cache[0], k), 2), torch.cat((cache[1], v), 2)
@@ -371,13 +392,12 @@ class Attention(nn.Module):
         if cache is not None and self.kind == "S":
             y, *sums = self.summed(q, k, v, views.parts[0], cache[:2])
             cache[:] = sums if last_B1X is None else (*sums, last_B1X)
-        elif len(views.parts) == 1:
-            y = self.attend(q, k, v, views.parts[0], table)
-        else:
-            cut = [t.split(views.lengths, dim=2) for t in (q, k, v)]
-            parts = zip(*cut, views.parts, strict=True)
-            y = torch.cat([self.attend(a, b, c, view, table) for a, b, c, view in parts], dim=2)
-        return self.o(y.transpose(1, 2).flatten(2))
+            return y
+        if len(views.parts) == 1:
+            return self.attend(q, k, v, views.parts[0], table)
+        cut = [t.split(views.lengths, dim=2) for t in (q, k, v)]
+        parts = zip(*cut, views.parts, strict=True)
+        return torch.cat([self.attend(a, b, c, view, table) for a, b, c, view in parts], dim=2)
 
     def summed(self, q, k, v, view: View, sums: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """B H T K, and the sums after the last token; `sums`: those before the first."""

@@ -30,6 +30,9 @@ class ShortConvolution(nn.Module):
         self.o = Linear(D, D, bias=False)
 
     def forward(self, x_BTD: Tensor, _source, views: Views, _table, cache: Any) -> Tensor:
+        return self.convolved(x_BTD, views.q_BT, cache)
+
+    def convolved(self, x_BTD: Tensor, at_BT: Tensor, cache: Any = None) -> Tensor:
         """B T D. `cache`: the K − 1 rows before the first, B K−1 D."""
         b_BTD, c_BTD, z_BTD = self.bcx(x_BTD).chunk(3, -1)
         z_BTD = b_BTD * z_BTD
@@ -38,7 +41,7 @@ class ShortConvolution(nn.Module):
         z_BTD = torch.cat((first, z_BTD), 1)
         if cache is not None:
             cache[:] = (z_BTD[:, z_BTD.size(1) - ahead :],)
-        return self.o(c_BTD * mixed(z_BTD, self.taps, views.q_BT))
+        return self.o(c_BTD * mixed(z_BTD, self.taps, at_BT))
 
 
 def mixed(z_BSD: Tensor, taps_D1K: Tensor, at_BT: Tensor) -> Tensor:

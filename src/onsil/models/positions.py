@@ -72,6 +72,11 @@ def rotate(x_BHTK: Tensor, tables: tuple[Tensor, Tensor], interleaved: bool) -> 
     whole = width == x_BHTK.shape[-1]
     x = x_BHTK if whole else x_BHTK[..., :width]
     cos, sin = (table.to(x.dtype) for table in tables)
+    if (
+        torch.compiler.is_compiling()
+    ):  # without products, so that it is one pass with what is around
+        turned = x * cos + _paired(x, interleaved) * sin
+        return turned if whole else torch.cat((turned, x_BHTK[..., width:]), -1)
     partners = _partners(width, interleaved, x.dtype, x.device)
     turned = _Turn.apply(x, cos, sin, partners, x.is_contiguous())
     return turned if whole else torch.cat((turned, x_BHTK[..., width:]), -1)
@@ -109,6 +114,14 @@ class _Turn(torch.autograd.Function):
         y = g.new_empty(B, H, T, K) if ctx.heads else g.new_empty(B, T, H, K).transpose(1, 2)
         torch.mul(g, cos, out=y)
         return y.addcmul_(_across(g, partners), sin, value=-1), None, None, None, None
+
+
+def _paired(x: Tensor, interleaved: bool) -> Tensor:
+    """Every channel's partner, negated where it is the second of its pair."""
+    if interleaved:
+        return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
 
 
 def _across(x_BHTK: Tensor, partners_KK: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class MLP(nn.Module):
         if self.gate is None:
             return self.down(self.activation(self.up(x)))
         gate, up = self.gate(x), self.up(x)
-        if self.activation is F.silu and gate.dtype == torch.bfloat16:
+        fused = self.activation is F.silu and gate.dtype == torch.bfloat16
+        if fused and not torch.compiler.is_compiling():
             return self.down(gated(gate, up))
         return self.down(self.activation(gate) * up)
 
@@ -124,6 +125,8 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
+    stretches: Any = None  # `forward` in compiled stretches, where `compiling` put it
+
     def __init__(self, shape: Shape, layer: int):
         super().__init__()
         self.shape, wiring = shape, shape.wiring
@@ -143,6 +146,8 @@ class Block(nn.Module):
         self.relative = nn.Embedding(shape.buckets, shape.heads) if own else None
 
     def forward(self, x, views: Views, table, source, source_views, cache) -> Tensor:
+        if self.stretches is not None and cache is None:
+            return self.stretches(self, x, views, table)
         own, other = (None, None) if cache is None else cache
         table = table if self.relative is None else self.relative
         mix: Any = self.convolution if self.attention is None else self.attention
@@ -158,16 +163,22 @@ class Block(nn.Module):
 
     def branch(self, x: Tensor, f, norm, norm_out) -> Tensor:
         """The four sequential wirings of norm, branch and residual."""
+        return self.joined(x, f(self.entering(x, norm)), norm, norm_out)
+
+    def entering(self, x: Tensor, norm) -> Tensor:
+        """What a branch reads of the stream."""
+        return x if self.shape.wiring in ("post", "output") else norm(x)
+
+    def joined(self, x: Tensor, y: Tensor, norm, norm_out) -> Tensor:
+        """The stream after a branch said `y`."""
         scale = self.shape.residual_scale
         match self.shape.wiring:
             case "post":
-                return norm(x + f(x))
+                return norm(x + y)
             case "output":
-                return x + norm(f(x))
+                return x + norm(y)
             case "sandwich":
-                y = norm_out(f(norm(x)))
-            case _:
-                y = f(norm(x))
+                y = norm_out(y)
         return x + y if scale == 1.0 else x + y * scale
 
 

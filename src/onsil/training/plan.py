@@ -3,7 +3,8 @@
 A measured speed decides only the plan; training takes the plan as an input artefact. So a slow
 machine makes a smaller plan, and two machines with the same plan make the same model. What was
 found bit-stable here (docs/log.md, "spike") is what a plan may ask for: bf16 where the processor
-has it, two threads, no compiled code.
+has it, two threads, and compiled stretches where a C++ compiler is and the decoder's training is
+long enough to pay for it.
 
 Beside what it decides, a plan says what it expects: seconds, steps, memory, energy, and bits per
 byte where earlier runs allow a forecast (`scaling`). The report puts what came of it beside that.
@@ -12,7 +13,6 @@ byte where earlier runs allow a forecast (`scaling`). The report puts what came 
 import json
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from onsil.training.memory import (
     weights_in,
 )
 from onsil.training.request import MINUTES, too_few
+from onsil.training.speed import faster, measure_speed
 
 # Shares of the budget; the rest is reading, evaluation and slack.
 SHARES = {"decoder": 0.2, "encoder": 0.15, "reader": 0.4, "generator": 0.1}
@@ -158,8 +159,8 @@ def _possible(name: str, kind: Any, value: Any) -> bool:
         return False
     if kind is str:
         return name not in WORDS or value in WORDS[name]
-    if kind is bool:  # `compiled`: no compiled code was found bit-stable
-        return not value
+    if kind is bool:
+        return True
     if name == "width" and value > 0:  # heads are equally wide, and rotation turns pairs
         return value % (2 * max(2, value // 64)) == 0
     most = LARGEST_SEED if name == "seed" else math.inf
@@ -185,32 +186,6 @@ def processor_has_bf16() -> bool:
     """Whether bf16 matrix products run in hardware (AVX512-BF16 or AMX)."""
     flags = processor_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def measure_speed(
-    plan: Plan, vocabulary: int, text_tokens: int, own: Shape | None = None, seconds: float = 3.0
-) -> int:
-    """Training tokens per second of the plan's decoder, or of the base's `own`, on this machine,
-    now, in steps no larger than the text."""
-    import torch
-
-    from onsil.models.transformer import Transformer
-    from onsil.training.objectives import causal_batch, token_loss
-
-    torch.set_num_threads(plan.threads)
-    shape = own or hybrid_shape(vocabulary, plan.width, plan.depth)
-    model = Transformer(shape, plan.compute).initialise(0)
-    step = min(plan.batch_tokens, text_tokens)
-    long = min(256, shape.context)
-    batch = causal_batch([list(range(5, 5 + long)) for _ in range(max(1, step // long))])
-    done, start = -1, time.monotonic()
-    while time.monotonic() - start < seconds or done < 1:
-        loss, _ = token_loss(model, batch)
-        loss.backward()
-        done += 1
-        if done == 0:  # the first step warms up
-            start = time.monotonic()
-    return round(done * sum(batch.lengths) / (time.monotonic() - start))
 
 
 def plan_for(
@@ -329,7 +304,7 @@ def text_of(held: Corpus, words: Any) -> Text:
     return Text(train, heldout, sizes[1], sum(sizes), words.get_vocab_size(), end)
 
 
-@stage(version=15)
+@stage(version=16)
 def make_plan(
     *,
     corpus: Artifact,
@@ -368,22 +343,33 @@ def make_plan(
     once = sum(pieces)
     if 0 < tokens < once:
         raise too_few(tokens, once)
-    meter, drawn = Meter(), {}
+    meter, drawn, reads = Meter(), {}, {}
+
+    def writing(plan: Plan) -> int:
+        return measure_speed(plan, text.vocabulary, text_tokens, own)
 
     def speed_of(plan: Plan) -> tuple[int, int]:
         refuse_beyond(peak_memory(plan, text.vocabulary, own, text.lengths), machine_memory())
-        speed, drawn[plan.width, plan.depth] = meter.watts(
-            lambda: measure_speed(plan, text.vocabulary, text_tokens, own)
-        )
-        if own is None or (own.width, own.depth) == (plan.width, plan.depth):
-            return speed, speed
-        return speed, measure_speed(plan, text.vocabulary, text_tokens)
+        size = plan.width, plan.depth
+        speed, drawn[size] = meter.watts(lambda: writing(plan))
+        same = own is None or (own.width, own.depth) == size
+        reads[size] = speed if same else measure_speed(plan, text.vocabulary, text_tokens)
+        return speed, reads[size]
 
     grown = {part: n for part, n in MOST_FROM_BASE.items() if shape_in(base, part)}
     most = MOST_EPOCHS | grown
     passes = round(tokens / once) if tokens else 0
     figures = (text_tokens, len(reading), sum(reading))
     plan = plan_for(*figures, minutes, seed, speed_of, sizes, most, passes)
+    decoding = plan.decoder_epochs * once / (plan.tokens_per_second * RELATIVE_SPEED["decoder"])
+    if (found := faster(plan, decoding, writing)) is not None:
+        speeds, pinned = (
+            (found[0], reads[plan.width, plan.depth]),
+            ((10**12, plan.width, plan.depth),),
+        )
+        plan = plan_for(*figures, minutes, seed, lambda _: speeds, pinned, most, passes)
+        seconds = plan.predicted_seconds + round(found[1])
+        plan = replace(plan, compiled=True, predicted_seconds=seconds)
     plan = with_recipe(replace(plan, base=base.digest if base else ""), own)
     plan = expected(plan, text, base, drawn[plan.width, plan.depth])
     (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
@@ -435,7 +421,7 @@ def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None)
     )
 
 
-@stage(version=6)
+@stage(version=7)
 def adopt_plan(*, text: str, out: Path, run: Run) -> dict:
     """A plan given as text: for repeating a run exactly."""
     plan = parse_plan(text)

@@ -49,15 +49,17 @@ RECIPES = {"adamw": "AdamW", "muon": "Muon"}
 
 def _shape(plan: Plan) -> str:
     many = f"{plan.parameters:,}" if plan.parameters else ""
+    compiled = say(", compiled", ", 컴파일한 코드") if plan.compiled else ""
     recipe = f"{RECIPES[plan.decoder_recipe]} {plan.decoder_rate or plan.learning_rate:g}"
     return say(
         f"Plan: {plan.width} wide × {plan.depth} deep"
         + (f", {many} weights in the decoder" if many else "")
-        + f", {plan.compute}, {plan.threads} threads, learning rate {plan.learning_rate:g} "
+        + f", {plan.compute}, {plan.threads} threads{compiled}, "
+        f"learning rate {plan.learning_rate:g} "
         f"(decoder: {recipe}), seed {plan.seed}",
         f"계획: 너비 {plan.width} × 깊이 {plan.depth}"
         + (f", 언어 모델 가중치 {many}개" if many else "")
-        + f", {plan.compute}, 스레드 {plan.threads}개, 학습률 {plan.learning_rate:g}"
+        + f", {plan.compute}, 스레드 {plan.threads}개{compiled}, 학습률 {plan.learning_rate:g}"
         f"(언어 모델: {recipe}), 시드 {plan.seed}",
     )
 

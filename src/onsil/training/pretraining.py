@@ -7,6 +7,7 @@ survive a change of tokenizer. The held-out documents are scored, never trained 
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from onsil.documents.types import Document
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.checkpoint import load, save
+from onsil.models.compiling import compiler
 from onsil.models.ngram import NGram
 from onsil.models.shape import encoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
@@ -32,6 +34,7 @@ from onsil.training.objectives import (
 )
 from onsil.training.optim import RECIPES, Recipe
 from onsil.training.plan import Plan, load_plan, rate_of
+from onsil.training.speed import stepping
 
 CURVE_POINTS, CURVE_BYTES = 8, 200_000
 
@@ -45,7 +48,7 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=9)
+@stage(version=10)
 def pretrain(
     *,
     corpus: Artifact,
@@ -105,26 +108,30 @@ def pretrain(
     recipe, rate = recipe_of(settings, kind, model.shape.width)
     parameters = dict(model.named_parameters())
     owners = owners_of(held.train, ids["train"], context)
-    loop = train(
-        parameters,
-        loss_of,
-        len(steps),
-        rate,
-        run.scratch,
-        recipe=recipe,
-        names_of=lambda k: [owners[i] for i in steps[k]],
-        data=digest_of(corpus.digest, tokenizer.digest, plan.digest),
-    )
-    for step in report_progress(loop, len(steps), run.say, pretraining(kind), notes["tokens"]):
-        due = step.number % max(1, len(steps) // CURVE_POINTS) == 0 or step.number == len(steps)
-        if due and not any(point[0] == step.number for point in curve):
-            if kind == "decoder":
-                train_bits = step.loss / math.log(2) * tokens_per_byte
-                held_bits = bits_per_byte(model, sample, sizes["sample"])
-                curve.append([step.number, round(train_bits, 4), held_bits])
-            else:
-                curve.append([step.number, round(step.loss, 4)])
-            write_atomically(run.scratch / "curve.json", json.dumps(curve))
+    if settings.compiled and kind == "decoder":
+        notes["compiler"] = compiler()
+    # An encoder's steps gain nothing (docs/log.md, "Compiled stretches").
+    with stepping(model, settings) if kind == "decoder" else nullcontext():
+        loop = train(
+            parameters,
+            loss_of,
+            len(steps),
+            rate,
+            run.scratch,
+            recipe=recipe,
+            names_of=lambda k: [owners[i] for i in steps[k]],
+            data=digest_of(corpus.digest, tokenizer.digest, plan.digest),
+        )
+        for step in report_progress(loop, len(steps), run.say, pretraining(kind), notes["tokens"]):
+            due = step.number % max(1, len(steps) // CURVE_POINTS) == 0 or step.number == len(steps)
+            if due and not any(point[0] == step.number for point in curve):
+                if kind == "decoder":
+                    train_bits = step.loss / math.log(2) * tokens_per_byte
+                    held_bits = bits_per_byte(model, sample, sizes["sample"])
+                    curve.append([step.number, round(train_bits, 4), held_bits])
+                else:
+                    curve.append([step.number, round(step.loss, 4)])
+                write_atomically(run.scratch / "curve.json", json.dumps(curve))
     save(model, out, run.ancestry, extra)
     (out / "curve.json").write_text(json.dumps(curve) + "\n")
     if kind == "decoder":
