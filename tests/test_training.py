@@ -280,3 +280,21 @@ def test_progress_is_told_in_the_readers_language(monkeypatch, language, decoder
     (line,) = said
     assert told in line and encoder in line
     assert any("가" <= c <= "힣" for c in line) is (language == "ko")
+
+
+@pytest.mark.parametrize("kept", [97 * 20, 1 << 23])
+def test_narrow_scores_give_the_heads_gradient_in_one_product_or_in_several(kept, monkeypatch):
+    monkeypatch.setattr("onsil.training.objectives.LOSS_CHUNK", 7)
+    monkeypatch.setattr("onsil.training.objectives.KEPT_SCORES", kept)
+    batch = causal_batch([d for d in documents(4) if d])
+    found = []
+    for compute in ("fp32", "bf16"):
+        model = Transformer(decoder_shape(97, 128, 2, 64), compute).initialise(3)
+        model.embedding.weight.data.mul_(5)
+        total, _ = token_loss(model, batch)
+        wanted = (model.head.weight, model.blocks[0].mlp.up.weight)
+        found.append((float(total.detach()), torch.autograd.grad(total, wanted)))
+    (true_loss, true_back), (loss, back) = found
+    assert loss == pytest.approx(true_loss, rel=2e-3)
+    for one, true in zip(back, true_back, strict=True):
+        assert float((one - true).norm() / true.norm()) < 0.02

@@ -96,28 +96,34 @@ def _refused(error: Exception) -> OnsilError:
 
 
 def _try(model: Transformer, tokens: int) -> None:
-    """A step there and back that leaves nothing behind."""
-    long = min(256, tokens, model.shape.context)
-    ids_1T = torch.zeros(1, tokens // long * long, dtype=torch.long)
-    states = model.encode(ids_1T, lengths=[long] * (tokens // long))
+    """A step there and back that leaves nothing behind, of documents as rows and of documents laid
+    end to end."""
+    long = max(2, min(256, tokens // 2, model.shape.context))
+    many = max(2, tokens // long)
     wanted = [p for p in model.parameters() if p.requires_grad]
-    torch.autograd.grad(states.sum(dtype=torch.float32), wanted, allow_unused=True)
+    for lengths in ([long] * many, [long] * (many - 1) + [long - 1]):
+        ids_1T = torch.zeros(1, sum(lengths), dtype=torch.long)
+        states = model.encode(ids_1T, lengths=lengths)
+        torch.autograd.grad(states.sum(dtype=torch.float32), wanted, allow_unused=True)
 
 
-def _open(*tensors: Tensor | None) -> None:
-    """Of these the number of tokens changes from step to step; it is the second last, or the last
-    of two."""
+def _open(rows: int, *tensors: Tensor | None) -> None:
+    """Of these the number of tokens changes from step to step (the second last dimension, or the
+    last of two), and so does that of `rows`, where there are several."""
     for t in tensors:
         if t is not None:
             torch._dynamo.maybe_mark_dynamic(t, max(1, t.dim() - 2))
+            if len(t) == rows > 1:
+                torch._dynamo.maybe_mark_dynamic(t, 0)
 
 
 def _ahead(block: Block, x_BTD: Tensor, at_BT: Tensor, tables: Any, told_BTX: Tensor | None):
-    """Up to attention: queries, keys and values."""
+    """Up to attention: queries, keys and values, laid out by heads."""
     attention = block.attention
     assert attention is not None
     h_BTD = block.entering(x_BTD, block.attention_norm)
-    return attention.project(h_BTD, h_BTD, at_BT, tables, told_BTX)[:3]
+    heads = attention.project(h_BTD, h_BTD, at_BT, tables, told_BTX)[:3]
+    return tuple(each.contiguous() for each in heads)
 
 
 def _after(block: Block, x_BTD: Tensor, y_BTX: Tensor) -> Tensor:
@@ -141,21 +147,17 @@ def _stretches(
     kernels: dict[str, Any], block: Block, x_BTD: Tensor, views: Views, table: Any
 ) -> Tensor:
     """`Block.forward` without a cache or a source. Rows are laid end to end where tokens are alone,
-    so that there is one form of everything, its length open."""
-    rows, attention = x_BTD.size(0), block.attention
+    so that there is one form of it."""
+    rows, attention, at_BT = len(x_BTD), block.attention, views.q_BT
     x_1ND = x_BTD.flatten(0, 1)[None]
-    at_1N = views.q_BT.expand(rows, -1).reshape(1, -1)
-    _open(x_1ND, at_1N)
     if attention is None:
+        at_1N = at_BT.expand(rows, -1).reshape(1, -1)
+        _open(1, x_1ND, at_1N)
         return kernels["_convolved"](block, x_1ND, at_1N).view_as(x_BTD)
     tables, told_BTX = attention.told_by(views, x_BTD.dtype)
-    if tables is not None:
-        tables = tuple(t.expand(rows, -1, -1, -1).reshape(1, 1, -1, t.size(-1)) for t in tables)
-    told_1NX = None if told_BTX is None else told_BTX.flatten(0, 1)[None]
-    _open(told_1NX, *(tables or ()))
-    heads = kernels["_ahead"](block, x_1ND, at_1N, tables, told_1NX)
-    q, k, v = (t_1HNK[0].unflatten(1, (rows, -1)).transpose(0, 1) for t_1HNK in heads)
+    _open(rows, x_BTD, at_BT, told_BTX, *(tables or ()))
+    q, k, v = kernels["_ahead"](block, x_BTD, at_BT, tables, told_BTX)
     y_BTX = attention.mix(q, k, v, views, table).transpose(1, 2).flatten(2)
     y_1NX = y_BTX.flatten(0, 1)[None]
-    _open(y_1NX)
+    _open(1, x_1ND, y_1NX)
     return kernels["_after"](block, x_1ND, y_1NX).view_as(x_BTD)

@@ -402,6 +402,12 @@ class Transformer(nn.Module):
         weight = head.weight
         return weight, weight.detach().to(self.dtype).requires_grad_(weight.requires_grad)
 
+    def only_head(self) -> bool:
+        """Whether `logits` is nothing but a product with the head's matrix."""
+        s = self.shape
+        parts = (self.transform, self.project_out, self.logit_bias)
+        return s.logit_scale == 1.0 and not s.logit_cap and not any(p is not None for p in parts)
+
     def head_parameters(self) -> list[Tensor]:
         """Everything `logits` uses: what learns from the last hidden states alone."""
         parts = (self.transform, self.transform_norm, self.project_out, self.head)

@@ -104,7 +104,7 @@ def compiled_kernels(lengths: int) -> int:
 def training_memory(shape: Shape, compute: str, tokens: int, lengths: int = 1) -> Memory:
     """Memory of training `shape` with steps of `tokens` tokens, in documents of its context;
     `lengths`: how many different lengths the documents have."""
-    from onsil.training.objectives import LOSS_CHUNK
+    from onsil.training.objectives import KEPT_SCORES, LOSS_CHUNK
 
     n = weights_in(shape)
     length = min(shape.context, tokens)
@@ -114,6 +114,7 @@ def training_memory(shape: Shape, compute: str, tokens: int, lengths: int = 1) -
     ends = 5 * FLOAT * shape.width * tokens  # embedding, last norm, rows that meet the vocabulary
     copies = 2 * n if compute == "bf16" else 0  # weights cast for the products are kept too
     chunk = min(tokens, LOSS_CHUNK) * shape.vocabulary
+    waiting = min(tokens * shape.vocabulary, KEPT_SCORES) if compute == "bf16" else 0
     head = shape.vocabulary * shape.width
     return Memory(
         weights=FLOAT * n,
@@ -121,7 +122,7 @@ def training_memory(shape: Shape, compute: str, tokens: int, lengths: int = 1) -
         optimizer=2 * FLOAT * n,
         checkpoint=3 * FLOAT * n,
         activations=layers + ends + copies,
-        logits=4 * FLOAT * chunk + 2 * FLOAT * head,
+        logits=4 * FLOAT * chunk + 2 * waiting + 2 * FLOAT * head,
         kernels=compiled_kernels(lengths) if compute == "bf16" else 0,
     )
 

@@ -24,6 +24,7 @@ LEAST = torch.finfo(torch.float32).tiny  # a target less likely than this counts
 HIDDEN = 0.15  # share of the tokens that is to be guessed
 WHITE = " \t\n\r▁ĠĊĉč"  # white space, and how vocabularies spell it
 LOSS_CHUNK = 256  # rows; a chunk of 4,096 logits in float32 stays in a CPU's cache (docs/log.md)
+KEPT_SCORES = 1 << 23  # numbers: gradients of so many scores wait for one product with the head's
 ADDED = 2_048  # rows of a gradient: added so many at a time, what is cast for it stays there too
 
 
@@ -235,11 +236,11 @@ def token_loss(model: Transformer, batch: Batch, z_loss: float = 0.0) -> tuple[T
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Σ cross-entropy + z · log² Z whose gradients are made on the way forward, chunk by chunk: the
-    logits of one chunk live at a time, none of them is computed twice, and the head's matrix is
-    cast once. Scores that are bfloat16 stay so: the products of the way back would round their
-    gradient anyway, and a probability of a target that is off by 2⁻⁹ moves its loss by 0.002. With
-    a z they do not: it moves a probability by less than bfloat16 can tell."""
+    """Σ cross-entropy + z · log² Z whose gradients are made on the way forward, chunk by chunk: few
+    logits live at a time, none of them is computed twice, and the head's matrix is cast once.
+    Scores that are bfloat16 stay so: the products of the way back would round their gradient
+    anyway, and a probability of a target that is off by 2⁻⁹ moves its loss by 0.002. With a z they
+    do not: it moves a probability by less than bfloat16 can tell."""
 
     @staticmethod
     def forward(
@@ -247,27 +248,30 @@ class _HeadLoss(torch.autograd.Function):
     ):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         matrix, head = model.narrow_head()
-        learnt = [w if head is None or w is not matrix else head for w in weights]
         of_hidden, of_weights = [], [torch.zeros_like(w) for w in weights]
+        if head is not None and not z and len(weights) == 1 and model.only_head():
+            rows = max(LOSS_CHUNK, KEPT_SCORES // len(head))
+            for x_ND, y_N in zip(hidden_ND.split(rows), wanted_N.split(rows), strict=True):
+                back_NV = x_ND.new_empty(len(x_ND), len(head))
+                parts = (t.split(LOSS_CHUNK) for t in (x_ND, y_N, back_NV))
+                for x, y, back in zip(*parts, strict=True):
+                    torch.mm(x, head.T, out=back)
+                    total -= _against(back, y, 0.0)
+                    of_hidden.append(back @ head)
+                _add(of_weights[0], back_NV.T @ x_ND)
+            ctx.save_for_backward(torch.cat(of_hidden), *of_weights)
+            return total
+        learnt = [w if head is None or w is not matrix else head for w in weights]
         for x, y in zip(hidden_ND.split(LOSS_CHUNK), wanted_N.split(LOSS_CHUNK), strict=True):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 logits_NV = model.logits(x, not z, head)
-            likely_NV = logits_NV.detach()
-            log_z_N = likely_NV.logsumexp(-1) if z else None
-            torch.softmax(likely_NV, -1, out=likely_NV)
-            total -= likely_NV.gather(1, y[:, None]).float().clamp(min=LEAST).log().sum()
-            if log_z_N is not None:
-                total += z * log_z_N.square().sum()
-                likely_NV *= (1 + 2 * z * log_z_N)[:, None]
-            # scatter_add_ would copy all of it first
-            places = torch.arange(len(y), device=y.device) * likely_NV.size(1) + y
-            likely_NV.view(-1).index_add_(0, places, likely_NV.new_full((len(y),), -1.0))
-            back = torch.autograd.grad(logits_NV, (x, *learnt), likely_NV)
+            back_NV = logits_NV.detach()
+            total -= _against(back_NV, y, z)
+            back = torch.autograd.grad(logits_NV, (x, *learnt), back_NV)
             of_hidden.append(back[0])
             for kept, new in zip(of_weights, back[1:], strict=True):
-                for some, more in zip(kept.split(ADDED), new.split(ADDED), strict=True):
-                    some += more
+                _add(kept, new)
         ctx.save_for_backward(torch.cat(of_hidden) if of_hidden else hidden_ND, *of_weights)
         return total
 
@@ -275,6 +279,25 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx, *upstream: Tensor):
         kept, scale = ctx.saved_tensors, upstream[0]
         return None, None, None, *(kept if scale == 1.0 else (k * scale for k in kept))
+
+
+def _against(scores_NV: Tensor, wanted_N: Tensor, z: float) -> Tensor:
+    """Σ log-likelihood − z · log² Z; the scores become their gradient of the loss in place."""
+    log_z_N = scores_NV.logsumexp(-1) if z else None
+    torch.softmax(scores_NV, -1, out=scores_NV)
+    total = scores_NV.gather(1, wanted_N[:, None]).float().clamp(min=LEAST).log().sum()
+    if log_z_N is not None:
+        total -= z * log_z_N.square().sum()
+        scores_NV *= (1 + 2 * z * log_z_N)[:, None]
+    # scatter_add_ would copy all of it first
+    places = torch.arange(len(wanted_N), device=wanted_N.device) * scores_NV.size(1) + wanted_N
+    scores_NV.view(-1).index_add_(0, places, scores_NV.new_full((len(wanted_N),), -1.0))
+    return total
+
+
+def _add(kept: Tensor, new: Tensor) -> None:
+    for some, more in zip(kept.split(ADDED), new.split(ADDED), strict=True):
+        some += more
 
 
 def _chunked(

@@ -248,6 +248,9 @@ class Prompted(nn.Module):
     def narrow_head(self) -> tuple[Tensor | None, Tensor | None]:
         return self.model.narrow_head()
 
+    def only_head(self) -> bool:
+        return self.model.only_head()
+
     def head_parameters(self) -> list[Tensor]:
         return self.model.head_parameters()
 
