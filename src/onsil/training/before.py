@@ -17,7 +17,7 @@ from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
 from onsil.training.loop import digest_of, report_progress, train
 from onsil.training.objectives import pieces_of, schedule
-from onsil.training.plan import load_plan
+from onsil.training.plan import load_plan, rate_of
 from onsil.training.pretraining import owners_of
 
 PIECE = 64  # tokens a recurrent model is unrolled over
@@ -84,7 +84,7 @@ def train_recurrent(
         parameters,
         loss_of,
         len(steps),
-        settings.learning_rate,
+        rate_of(settings, shape.width),
         run.scratch,
         names_of=lambda k: [owners[i] for i in steps[k]],
         data=digest_of(corpus.digest, tokenizer.digest, plan.digest),

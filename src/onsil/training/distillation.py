@@ -39,7 +39,7 @@ from onsil.training.finetuning import note_point
 from onsil.training.loop import digest_of, report_progress, train
 from onsil.training.objectives import causal_batch, masked_batch, pieces_of, schedule
 from onsil.training.permission import check_teacher
-from onsil.training.plan import Plan, load_plan
+from onsil.training.plan import Plan, load_plan, rate_of
 from onsil.training.pretraining import bits_per_byte, kept_curve, owners_of
 from onsil.training.soft_targets import Kept, kept_loss, kept_of, soft_loss
 
@@ -58,7 +58,7 @@ class Course(NamedTuple):
     loss_of: Callable[[int, list[int]], tuple[Tensor, int]]
 
 
-@stage(version=3)
+@stage(version=4)
 def distill(
     *,
     teacher: Artifact,
@@ -119,7 +119,7 @@ def follow(
 ) -> tuple[dict[str, int], list]:
     """Train the model on a course for the plan's epochs: what to note, and the curve."""
     epochs = settings.decoder_epochs if model.shape.causal else settings.encoder_epochs
-    rate = settings.learning_rate if model.shape.causal else settings.learning_rate / 3
+    rate = rate_of(settings, model.shape.width) / (1 if model.shape.causal else 3)
     steps = schedule(course.sizes, settings.batch_tokens, epochs, settings.seed)
     tokens, curve = sum(course.sizes) * epochs, kept_curve(run.scratch)
 

@@ -120,7 +120,7 @@ def note_point(curve: list, step: Step, steps: int, scratch: Path) -> None:
         write_atomically(scratch / "curve.json", json.dumps(curve))
 
 
-@stage(version=6)
+@stage(version=7)
 def finetune(
     *,
     encoder: Artifact,
@@ -155,7 +155,7 @@ def finetune(
         trained,
         loss_of,
         len(steps),
-        settings.learning_rate / 2,
+        rate_of(settings, model.shape.width) / 2,
         run.scratch,
         names_of=lambda k: [owners[i] for i in steps[k]],
         data=digest_of(lessons.digest, tokenizer.digest, plan.digest),

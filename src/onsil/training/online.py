@@ -38,7 +38,7 @@ from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.turns import Template, mark_ids
 from onsil.training.loop import digest_of, train
-from onsil.training.plan import load_plan
+from onsil.training.plan import load_plan, rate_of
 from onsil.training.policy import answer_logps, divergence, k3, sampled, template_in
 from onsil.training.preference import (
     POLICY_RATE,
@@ -310,7 +310,7 @@ def likeliest_reward(
 # ── the stage ───────────────────────────────────────────────────────────────────────────────────
 
 
-@stage(version=2)
+@stage(version=3)
 def reinforce(
     *,
     decoder: Artifact,
@@ -350,7 +350,7 @@ def reinforce(
     how = GRPO(
         rounds=rounds,
         limit=2 * max(len(r.answers[0]) for r in told["train"]),  # room to be wrong in
-        rate=settings.learning_rate * POLICY_RATE,
+        rate=rate_of(settings, model.shape.width) * POLICY_RATE,
         beta=beta,
         seed=settings.seed,
     )

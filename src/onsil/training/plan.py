@@ -137,7 +137,8 @@ def rate_for(width: int) -> float:
 
 
 def rate_of(plan: Plan, width: int) -> float:
-    """The plan's rate for a part of another width than the plan's, as a base's decoder may be."""
+    """The plan's rate for a model so wide, which is what all training by a plan takes: what goes on
+    from a base or another model may be of another width than the plan's."""
     return plan.learning_rate * rate_for(width) / rate_for(plan.width)
 
 

@@ -44,7 +44,7 @@ from onsil.tokenizer.turns import Template, mark_ids
 from onsil.training.finetuning import note_point
 from onsil.training.loop import digest_of, report_progress, train
 from onsil.training.objectives import schedule
-from onsil.training.plan import load_plan
+from onsil.training.plan import load_plan, rate_of
 from onsil.training.policy import answer_ids, answer_logps, asked_ids, divergence, template_in
 from onsil.training.pretraining import kept_curve
 from onsil.training.samplers import Ids, Pair
@@ -223,7 +223,7 @@ def mean(values: Sequence[float]) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
-@stage(version=2)
+@stage(version=3)
 def train_reward(
     *,
     decoder: Artifact,
@@ -249,7 +249,7 @@ def train_reward(
 
     parameters = dict(stack.named_parameters())
     parameters |= {f"head.{name}": p for name, p in head.named_parameters()}
-    curve, rate = kept_curve(run.scratch), settings.learning_rate * JUDGE_RATE
+    curve, rate = kept_curve(run.scratch), rate_of(settings, stack.shape.width) * JUDGE_RATE
     loop = train(
         parameters,
         loss_of,
@@ -271,7 +271,7 @@ def train_reward(
     return notes
 
 
-@stage(version=2)
+@stage(version=3)
 def align(
     *,
     decoder: Artifact,
@@ -304,7 +304,7 @@ def align(
         kept = [before["train"][i] for i in steps[k]]
         return ranking_loss(implicit_rewards(logps, kept, beta))
 
-    curve, rate = kept_curve(run.scratch), settings.learning_rate * POLICY_RATE
+    curve, rate = kept_curve(run.scratch), rate_of(settings, model.shape.width) * POLICY_RATE
     parameters = dict(model.named_parameters())
     loop = train(
         parameters,
