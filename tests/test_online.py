@@ -1,6 +1,7 @@
 """Rounds of GRPO: what a round is drawn with and counted by; what the stages hold on to."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from test_preference import (
 )
 
 from onsil.documents.types import FileRef
+from onsil.errors import OnsilError
 from onsil.lineage import Workspace
 from onsil.training.online import GRPO, Rounds, policy_loss, reinforce, reinforced
 from onsil.training.plan import adopt_plan
-from onsil.training.policy import answer_logps
+from onsil.training.policy import answer_logps, sampled
 from onsil.training.preference import adopt_preferences, align, train_reward
 
 PROMPTS = [r.prompt for r in rankings(7)]
@@ -61,6 +63,39 @@ def test_answers_that_say_nothing_count_in_the_mean(tmp_path):
     gathered = load_file(tmp_path / "step1.safetensors")
     for name, gradient in zip(weights, wanted, strict=True):
         assert torch.allclose(gathered[f"exp_avg/{name}"], 0.1 * gradient, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_policy_whose_scores_are_no_numbers_stops_and_names_its_prompts(tmp_path, updates):
+    """The weights blow up between two rounds: what was seen before them and the checkpoint stay."""
+    how = GRPO(rounds=4, prompts=2, group=8, updates=updates, limit=6)
+    model, broken = tiny(), tiny()
+    broken.get_parameter("final_norm.weight").data.fill_(float("inf"))
+    given = (PROMPTS[:4], first_token_of_the_first, how, END, tmp_path)
+    with pytest.raises(OnsilError) as caught:
+        for seen in reinforced(model, dict(model.named_parameters()), *given):
+            if seen.step == 2 * updates:
+                model.load_state_dict(broken.state_dict())
+    what, _, then = caught.value.en
+    assert f"stopped at step {2 * updates + 1}: the model's scores are not finite" in what
+    assert re.search(r"\(prompt \d, prompt \d", what) and "Lower the learning rate" in then
+    assert "점수가 유한하지 않습니다" in caught.value.ko[0]
+    assert [row[0] for row in json.loads((tmp_path / "curve.json").read_text())] == [
+        updates,
+        2 * updates,
+    ]
+    kept = json.loads((tmp_path / "latest.json").read_text())
+    assert kept["step"] == 2 * updates and (tmp_path / kept["file"]).is_file()
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_nothing_is_drawn_from_scores_that_are_no_numbers(seed):
+    """Outside training too: the likeliest of them is no word, and none can be drawn."""
+    model = tiny()
+    model.get_parameter("final_norm.weight").data.fill_(float("nan"))
+    draw = None if seed is None else torch.Generator().manual_seed(seed)
+    with pytest.raises(OnsilError, match="scores are not finite"):
+        sampled(model, PROMPTS[:3], END, 4, draw)
 
 
 # -- stages --------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def train(
         if targets and math.isfinite(loss):
             norm = float(torch.nn.utils.clip_grad_norm_(weights, recipe.clip))
         if not math.isfinite(norm):
-            raise _stopped(step, loss, norm, targets, names_of(step))
+            raise cannot_step(step, loss, norm, targets, names_of(step))
         optimizer.step(step)
         yield Step(step + 1, loss, targets, norm)
         # After the yield: whatever the caller wrote down about this step is on disk by now.
@@ -89,18 +89,27 @@ def _parts(loss: Part | Iterator[Part]) -> Iterator[Part]:
     return iter([loss]) if isinstance(loss, tuple) else loss
 
 
-def _stopped(step: int, loss: float, norm: float, targets: int, names: list[str]) -> OnsilError:
+def cannot_step(step: int, loss: float, norm: float, targets: int, names: list[str]) -> OnsilError:
+    """What is raised at a step whose loss or gradient is not finite or that has no target."""
+    return stopped(
+        step,
+        names,
+        f"loss {loss}, gradient norm {norm}, {targets} targets",
+        f"손실 {loss}, 기울기 크기 {norm}, 정답 토큰 {targets}개",
+    )
+
+
+def stopped(step: int, names: list[str], en: str, ko: str) -> OnsilError:
+    """What is raised at a step that cannot be taken, with what was found and what was in it."""
     some = ", ".join(dict.fromkeys(names[:5])) + (" …" if len(names) > 5 else "")
     return OnsilError(
         en=(
-            f"Training stopped at step {step + 1}: loss {loss}, gradient norm {norm}, "
-            f"{targets} targets ({some}).",
+            f"Training stopped at step {step + 1}: {en} ({some}).",
             "Going on would spoil the weights; nothing was kept from this step.",
             "Lower the learning rate in the plan, or look at the documents of this step.",
         ),
         ko=(
-            f"{step + 1}번째 걸음에서 학습을 멈췄습니다: 손실 {loss}, 기울기 크기 {norm}, "
-            f"정답 토큰 {targets}개({some}).",
+            f"{step + 1}번째 걸음에서 학습을 멈췄습니다: {ko}({some}).",
             "계속하면 가중치가 망가집니다. 이 걸음의 결과는 남기지 않았습니다.",
             "계획의 학습률을 낮추거나 이 걸음의 문서를 확인해 주세요.",
         ),

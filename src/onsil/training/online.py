@@ -37,9 +37,16 @@ from onsil.models.heads import Head, load_head
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.turns import Template, mark_ids
-from onsil.training.loop import digest_of, train
+from onsil.training.loop import digest_of, stopped, train
 from onsil.training.plan import load_plan, rate_of
-from onsil.training.policy import answer_logps, divergence, k3, sampled, template_in
+from onsil.training.policy import (
+    NoScores,
+    answer_logps,
+    divergence,
+    k3,
+    sampled,
+    template_in,
+)
 from onsil.training.preference import (
     POLICY_RATE,
     Ranking,
@@ -215,13 +222,18 @@ def reinforced(
 
     A run that was killed continues in the same `scratch` to the same bits, after its last
     checkpoint. Ends early after `SILENT` rounds in a row without a difference in reward.
-    `reference` is what β holds on to.
+    `reference` is what β holds on to. Raises OnsilError as `train` does, and when the policy has no
+    scores to draw by.
     """
     assert how.beta == 0.0 or reference is not None, "β holds on to a reference"
     rounds = Rounds(model, prompts, rewards_of, how, end, scratch)
 
     def loss_of(k: int) -> tuple[Tensor, int]:
-        drawn, held = rounds.at(k), None
+        try:
+            drawn, held = rounds.at(k), None
+        except NoScores as e:
+            en, ko = "the model's scores are not finite", "모델의 점수가 유한하지 않습니다"
+            raise stopped(k, names_of(k), en, ko) from e
         if reference is not None:
             with torch.no_grad():
                 held = answer_logps(reference, drawn.pairs)

@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET
-from onsil.training.loop import Step, _stopped
+from onsil.training.loop import Step, cannot_step
 from onsil.training.objectives import Batch, token_loss
 from onsil.training.optim import Optimizer, Recipe
 from onsil.training.sharded import load_shards, save_shards
@@ -215,7 +215,7 @@ def train_parallel(
         if targets and math.isfinite(loss):
             norm = _clipped(weights, recipe.clip)
         if not math.isfinite(norm):
-            raise _stopped(step, loss, norm, targets, names_of(step))
+            raise cannot_step(step, loss, norm, targets, names_of(step))
         optimizer.step(step)
         yield Step(step + 1, loss, targets, norm)
         if (step + 1) % every == 0 and step + 1 < steps:

@@ -92,6 +92,24 @@ def answer_logps(model: Transformer, pairs: Sequence[Pair]) -> list[Tensor]:
     return list(torch.cat(parts).split([len(pair.target) for pair in pairs]))
 
 
+class NoScores(OnsilError):
+    """Weights that have grown beyond what numbers hold: what they say of the next token is none."""
+
+    def __init__(self):
+        super().__init__(
+            en=(
+                "The model's scores are not finite: no answer can be drawn from them.",
+                "Its weights have grown beyond what numbers hold, and nothing it says counts.",
+                "Lower the learning rate in the plan, or give another decoder if it came so.",
+            ),
+            ko=(
+                "모델의 점수가 유한하지 않아 답을 뽑을 수 없습니다.",
+                "가중치가 수로 적을 수 없을 만큼 커져서 모델이 하는 말에 뜻이 없습니다.",
+                "계획의 학습률을 낮추거나, 처음부터 그랬다면 다른 디코더를 써 주세요.",
+            ),
+        )
+
+
 @torch.no_grad()
 def sampled(
     model: Transformer, prompts: Sequence[Ids], end: int, limit: int, draw: torch.Generator | None
@@ -100,7 +118,7 @@ def sampled(
     model's own distribution, or, without `draw`, the likeliest token each time.
 
     All prompts are written on at once, padded on the left; what is drawn is a function of the
-    weights, the prompts and the generator.
+    weights, the prompts and the generator. Raises NoScores where the model has none to draw by.
     """
     longest = max(map(len, prompts))
     feed_BT = torch.tensor([[end] * (longest - len(p)) + list(p) for p in prompts])
@@ -110,6 +128,8 @@ def sampled(
     for _ in range(min(limit, model.shape.context - longest)):
         hidden_BD = model.encode(feed_BT, keep_BT=keep_BT, cache=cache)[:, -1]
         scores_BV = model.logits(hidden_BD)
+        if not scores_BV.isfinite().all():
+            raise NoScores()
         if draw is None:
             next_B = scores_BV.argmax(-1)
         else:
