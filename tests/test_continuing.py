@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from planted import PLANTED
 from onsil.documents.types import Block, Document, write_documents
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, Workspace, stage
+from onsil.models.adapters import new_prompt, save_prompt
 from onsil.models.checkpoint import load, save
 from onsil.models.new_rows import tables_of, with_new_rows
 from onsil.models.shape import decoder_shape
@@ -38,6 +40,7 @@ from onsil.training.continuing import (
 )
 from onsil.training.loop import Step
 from onsil.training.objectives import NO_TARGET, causal_batch, token_loss
+from onsil.training.prompted import PROMPT
 from onsil.training.samplers import TAGS
 
 # Heads that are the embedding, that are not, and that have a bias (gptj, phi).
@@ -254,6 +257,15 @@ def english_base(*, own: bool, out: Path, run: Run) -> dict:
     return {}
 
 
+@stage(version=1)
+def with_prompt(*, base: Artifact, out: Path, run: Run) -> dict:
+    shutil.copytree(base.path, out, dirs_exist_ok=True)
+    model = load(base / "decoder")[0]
+    (out / "decoder" / PROMPT).mkdir()
+    save_prompt(new_prompt(model, 2, 0), model, out / "decoder" / PROMPT, "base", {})
+    return {}
+
+
 class Bench:
     """A base in English, a corpus in Korean, and a tokenizer grown for it."""
 
@@ -359,6 +371,12 @@ def test_a_model_without_a_tokenizer_of_its_own_gets_rows_behind_its_last(bench)
 def test_words_of_another_model_are_refused(bench):
     with pytest.raises(OnsilError, match="not the model's, nor grown from it"):
         bench.go_on(model=bench.go_on(), tokenizer=bench.base)
+
+
+def test_a_learnt_prompt_is_not_left_behind(bench):
+    prompted = with_prompt(bench.ws, base=bench.base)
+    with pytest.raises(OnsilError, match="has a learnt prompt"):
+        bench.go_on(model=prompted)
 
 
 def test_ul2r_brings_its_marks_and_goes_on_twice(bench):

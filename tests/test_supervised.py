@@ -25,9 +25,9 @@ from onsil.tokenizer.train import END, PAD, train
 from onsil.tokenizer.turns import Message, load_template, prompt_ids, render
 from onsil.training import supervised
 from onsil.training.objectives import token_loss
+from onsil.training.prompted import PROMPT
 from onsil.training.supervised import (
     ADAPTER,
-    PROMPT,
     Tuning,
     adopt_chats,
     chat_batch,
@@ -213,6 +213,14 @@ def test_a_prompt_learns_alone(bench):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "prompt"])
+def test_a_learnt_prompt_is_not_left_behind_by_tuning_on(bench, method):
+    prompted = bench.tune(replace(TUNING, method="prompt", rank=4, epochs=1))
+    with pytest.raises(OnsilError, match="has a learnt prompt") as refused:
+        bench.tune(replace(TUNING, method=method, epochs=1), decoder=prompted)
+    assert "go on from there" in refused.value.en[2]
+
+
 def test_a_prompted_decoder_is_the_prompt_read_before_each_document(bench):
     model = load(bench.decoder.path)[0].eval()
     learnt = learner(model, Tuning(method="prompt", rank=3))

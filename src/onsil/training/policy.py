@@ -29,28 +29,16 @@ from onsil.tokenizer.template import NO_TARGET
 from onsil.tokenizer.templates import PLAIN
 from onsil.tokenizer.turns import FILE, Message, Template, load_template, prompt_ids, render
 from onsil.training.objectives import LOSS_CHUNK, Batch, prefix_batch
+from onsil.training.prompted import refuse_prompted
 from onsil.training.samplers import Ids, Pair
-from onsil.training.supervised import PROMPT
 
 JUDGED_PROMPTS, JUDGED_TOKENS = 64, 64  # what a divergence is estimated on
 
 
 def template_in(folder: Path) -> Template:
     """How the model of a folder is asked: by its template, or, where it has none, by `PLAIN`.
-    Raises OnsilError when rows are learnt before the model, which tuning would leave behind."""
-    if (folder / PROMPT).is_dir():
-        raise OnsilError(
-            en=(
-                f"{folder.name[:12]} has a learnt prompt ({PROMPT}/) before a frozen decoder.",
-                "Tuning changes the decoder alone; asked without its rows it is another model.",
-                'Tune the chats with method="full", "lora" or "qlora", and go on from there.',
-            ),
-            ko=(
-                f"{folder.name[:12]}에는 얼린 디코더 앞에 학습한 프롬프트({PROMPT}/)가 있습니다.",
-                "여기서는 디코더만 바뀌며, 그 프롬프트 없이 물으면 다른 모델이 됩니다.",
-                '대화를 method="full", "lora", "qlora" 가운데 하나로 조정한 뒤 이어 가 주세요.',
-            ),
-        )
+    Raises OnsilError when rows are learnt before the model."""
+    refuse_prompted(folder)
     return load_template(folder) if (folder / FILE).is_file() else PLAIN
 
 

@@ -17,7 +17,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -29,7 +29,6 @@ from onsil.errors import OnsilError, say
 from onsil.inference.generation import Sampling, written
 from onsil.lineage import Artifact, Run, stage
 from onsil.models import adapters
-from onsil.models.attention import Cache
 from onsil.models.checkpoint import load, save
 from onsil.models.quantization import quantize, restore
 from onsil.models.transformer import Transformer
@@ -48,8 +47,9 @@ from onsil.training.finetuning import note_point
 from onsil.training.loop import digest_of, report_progress, train
 from onsil.training.objectives import Batch, schedule, token_loss
 from onsil.training.pretraining import kept_curve
+from onsil.training.prompted import PROMPT, Prompted, refuse_prompted
 
-CHATS, PROMPT, ADAPTER = "chats.jsonl", "prompt", "adapter"
+CHATS, ADAPTER = "chats.jsonl", "adapter"
 LEAST, MOST = 0.01, 0.99  # share of targets
 HELD_OUT = 20  # one chat in so many, where the file does not say
 ADAPTERS = ("lora", "qlora")
@@ -230,54 +230,6 @@ def chat_batch(parts: Sequence[Chat]) -> Batch:
 # ── what trains ─────────────────────────────────────────────────────────────────────────────────
 
 
-class Prompted(nn.Module):
-    """A frozen decoder that reads a learnt prompt before every document, and else is used as the
-    decoder is: hidden states of the tokens alone, cached or laid end to end."""
-
-    def __init__(self, model: Transformer, prompt: adapters.SoftPrompt):
-        super().__init__()
-        self.model, self.prompt = model, prompt
-        self.shape = replace(model.shape, context=model.shape.context - len(prompt.rows_PD))
-
-    def new_cache(self) -> Cache:
-        return self.model.new_cache()
-
-    def logits(self, x_ND: Tensor, narrow: bool = False, head: Tensor | None = None) -> Tensor:
-        return self.model.logits(x_ND, narrow, head)
-
-    def narrow_head(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.model.narrow_head()
-
-    def only_head(self) -> bool:
-        return self.model.only_head()
-
-    def head_parameters(self) -> list[Tensor]:
-        return self.model.head_parameters()
-
-    def encode(
-        self,
-        ids_BT: Tensor,
-        segments_BT: Tensor | None = None,
-        lengths: list[int] | None = None,
-        prefixes: list[int] | None = None,
-        cache: Cache | None = None,
-        **rest: Any,
-    ) -> Tensor:
-        """B T D. With `lengths` the rows stand before each of the documents."""
-        if cache is not None and cache.past:
-            return self.model.encode(ids_BT, cache=cache, **rest)
-        assert self.model.embedding is not None
-        lengths = lengths or [ids_BT.size(1)]
-        documents = self.model.embedding(ids_BT).split(lengths, 1)
-        rows_BPD = self.prompt.rows_PD.to(documents[0].dtype).expand(len(ids_BT), -1, -1)
-        P = rows_BPD.size(1)
-        x_BTD = torch.cat([part for x in documents for part in (rows_BPD, x)], 1)
-        longer = None if cache is not None else [P + n for n in lengths]
-        hidden = self.model.encode(vectors_BTD=x_BTD, lengths=longer, cache=cache, **rest)
-        parts = hidden.split([n for length in lengths for n in (P, length)], 1)
-        return torch.cat(parts[1::2], 1)
-
-
 class Learner(NamedTuple):
     """Who reads a batch, and what of it learns."""
 
@@ -341,7 +293,8 @@ def finetune_chat(
 ) -> dict:
     """A model folder that answers in chats: weights, tokenizer.json, template.json, curve.json and
     notes.json. `decoder` may be a base that has one. Raises OnsilError when the chats cannot be
-    learnt from, and when a step fails, with the lines of its chats."""
+    learnt from, when the decoder has a learnt prompt before it, and when a step fails, with the
+    lines of its chats."""
     torch.set_num_threads(tuning.threads)
     words = load_tokenizer(tokenizer.path)
     model, _ = load(decoder_in(decoder), tuning.compute)
@@ -399,8 +352,11 @@ def finetune_chat(
 
 
 def decoder_in(made: Artifact) -> Path:
-    """The folder of a decoder, or of the decoder in a base."""
-    return made / "decoder" if (made / "decoder").is_dir() else made.path
+    """The folder of a decoder, or of the decoder in a base, to go on from. Raises OnsilError when
+    rows are learnt before it."""
+    folder = made / "decoder" if (made / "decoder").is_dir() else made.path
+    refuse_prompted(folder)
+    return folder
 
 
 @torch.no_grad()
