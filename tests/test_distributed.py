@@ -33,6 +33,7 @@ from onsil.training.loop import train
 from onsil.training.objectives import causal_batch, pieces_of, token_loss
 from onsil.training.optim import Recipe
 from onsil.training.parallel import Worker, cut, only, part_loss, worker
+from onsil.training.plan import parse_plan, spelling_of
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -296,6 +297,34 @@ def test_one_worker_learns_as_pretrain_does_where_the_passes_are_few(told, start
     assert len(curves[0]) >= 4 and curves[0][-1][1] < curves[0][0][1]
     for column in (1, 2):
         assert apart(*([point[column] for point in curve] for curve in curves)) <= 2e-4
+
+
+def test_a_plan_is_read_as_grow_reads_it_whatever_its_spelling(home, tmp_path):
+    plan, ws = child.PLAN | {"decoder_epochs": 1}, Workspace(home)
+    made = []
+    for name, told in (("line", plan), ("turned", dict(reversed(plan.items())))):
+        (tmp_path / name).write_text(json.dumps(told, indent=4 if name == "turned" else None))
+        made.append(work(home, "desk", "decoder", tmp_path / name, False))
+    assert made[0] is not None and made[0] == made[1]
+    nodes = (ws.record(made[0].key) or {})["ancestry"]["nodes"].values()
+    (adopted,) = (n["arguments"]["text"] for n in nodes if n["stage"].startswith("adopt_plan"))
+    assert adopted == spelling_of(parse_plan(json.dumps(plan)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"--plan .*plan\.json cannot be read \(No such file"),
+        (b"\xff\xfe", r"cannot be read \(no UTF-8\)"),
+        (b"{", "This is not a plan: JSON"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_said_as_grow_says_it(home, tmp_path, text, said):
+    plan = tmp_path / "plan.json"
+    if text is not None:
+        plan.write_bytes(text)
+    with pytest.raises(OnsilError, match=said):
+        work(home, "desk", "decoder", plan, False)
 
 
 @pytest.mark.slow

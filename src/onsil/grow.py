@@ -203,7 +203,14 @@ def planned(ws: Workspace, material: Material, asked: Request, plan_text: str | 
     from onsil.tokenizer import load_tokenizer
     from onsil.training.base import shape_in
     from onsil.training.memory import machine_memory, refuse_beyond
-    from onsil.training.plan import adopt_plan, load_plan, make_plan, parse_plan, peak_memory
+    from onsil.training.plan import (
+        adopt_plan,
+        load_plan,
+        make_plan,
+        parse_plan,
+        peak_memory,
+        spelling_of,
+    )
     from onsil.training.plan_words import described
 
     made = None
@@ -221,8 +228,7 @@ def planned(ws: Workspace, material: Material, asked: Request, plan_text: str | 
         vocabulary = load_tokenizer(material.tokenizer.path).get_vocab_size()
         own = shape_in(material.base, "decoder")
         refuse_beyond(peak_memory(held, vocabulary, own), machine_memory())
-    text = json.dumps(asdict(held), indent=2) + "\n"
-    plan = adopt_plan(ws, text=text, run={"origin": made})
+    plan = adopt_plan(ws, text=spelling_of(held), run={"origin": made})
     if ws.say:
         ws.say(described(held, machine_memory()))
         lessons = ws.record(material.lessons.key) or {}

@@ -46,7 +46,7 @@ from onsil.training.parallel import (
     train_parallel,
     worker,
 )
-from onsil.training.plan import adopt_plan, load_plan
+from onsil.training.plan import adopt_plan, load_plan, parse_plan, spelling_of
 from onsil.training.pretraining import (
     CURVE_POINTS,
     bits_per_byte,
@@ -56,6 +56,7 @@ from onsil.training.pretraining import (
     recipe_of,
     sample_of,
 )
+from onsil.training.request import read_plan
 from onsil.training.sharded import shard, whole
 
 
@@ -273,7 +274,7 @@ def again(ws: Workspace, name: str, kind: str, plan: Path | None, sharded: bool)
         for part in ("corpus", "tokenizer", "plan", "base")
     }
     if plan:
-        parts["plan"] = adopt_plan(ws, text=plan.read_text(encoding="utf-8"))
+        parts["plan"] = adopt_plan(ws, text=spelling_of(parse_plan(read_plan(plan))))
     return pretrain_parallel(ws, **parts, kind=kind, sharded=sharded)
 
 

@@ -131,6 +131,11 @@ def parse_plan(text: str) -> Plan:
     return Plan(**row)
 
 
+def spelling_of(plan: Plan) -> str:
+    """The one text of a plan that training adopts: however it was spelled, it is the same run."""
+    return json.dumps(asdict(plan), indent=2) + "\n"
+
+
 def rate_for(width: int) -> float:
     """Peak rate of AdamW: larger models take smaller steps."""
     return 0.002 if width <= 192 else 0.001
@@ -373,7 +378,7 @@ def make_plan(
         plan = replace(plan, compiled=True, predicted_seconds=seconds)
     plan = with_recipe(replace(plan, base=base.digest if base else ""), own)
     plan = expected(plan, text, base, drawn[plan.width, plan.depth])
-    (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
+    (out / "plan.json").write_text(spelling_of(plan))
     return {"text_tokens": text_tokens, "reading_tokens": sum(reading)} | asdict(plan)
 
 
@@ -426,5 +431,5 @@ def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None)
 def adopt_plan(*, text: str, out: Path, run: Run) -> dict:
     """A plan given as text: for repeating a run exactly."""
     plan = parse_plan(text)
-    (out / "plan.json").write_text(json.dumps(asdict(plan), indent=2) + "\n")
+    (out / "plan.json").write_text(spelling_of(plan))
     return asdict(plan)
