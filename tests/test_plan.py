@@ -17,7 +17,7 @@ from onsil.evaluation.report_run import MAY_LACK
 from onsil.evaluation.report_words import PLAN as PLAN_WORDS
 from onsil.grow import energy_taken
 from onsil.instruction import write_lessons
-from onsil.lineage import Workspace, stage
+from onsil.lineage import Artifact, Workspace, stage
 from onsil.models.shape import decoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import train_tokenizer
@@ -337,23 +337,23 @@ def test_every_reason_has_words():
 
 
 @stage(version=1)
-def taught(*, out, run) -> dict:
-    (out / "weights").write_text("1")
+def taught(*, after: Artifact | None, out, run) -> dict:
+    (out / "weights").write_text(after.digest if after else "")
     return {}
 
 
-def test_energy_is_measured_only_if_all_was_made_meanwhile(tmp_path, monkeypatch):
+def test_energy_is_measured_only_if_it_was_read_in_every_stage(tmp_path, monkeypatch):
     monkeypatch.setenv("ONSIL_WATTS_PER_CORE", "36")
     ws = Workspace(tmp_path)
-    made = taught(ws)
-    record = ws.record(made.key)
-    assert record is not None
-    whole = energy_taken(ws, made, record["finished_at"] - 1, 7200.0, 3600.0)["whole"]
-    assert whole == {"watt_hours": 2.0, "source": "measured"}
-    later = energy_taken(ws, made, record["finished_at"] + 1, 7200.0, 3600.0)["whole"]
-    assert later == {"watt_hours": record["cpu_seconds"] / 100, "source": "modelled"}
-    unread = energy_taken(ws, made, record["finished_at"] - 1, None, None)
-    assert unread["whole"]["source"] == unread["training"]["source"] == "modelled"
+    counter = iter([100.0, 7300.0, 8000.0, None])
+    ws.joules = lambda: next(counter)
+    made = taught(ws, after=None)
+    assert energy_taken(ws, made)["whole"] == {"watt_hours": 2.0, "source": "measured"}
+    later = taught(ws, after=made)  # the counter is gone before it is done
+    spent = sum((ws.record(some.key) or {})["cpu_seconds"] for some in (made, later))
+    modelled = {"watt_hours": pytest.approx(spent / 100), "source": "modelled"}
+    assert energy_taken(ws, later)["whole"] == modelled
+    assert energy_taken(ws, made)["whole"]["source"] == "measured"
 
 
 def stage_row(name: str, seconds: float, **notes) -> dict:

@@ -9,6 +9,7 @@ from commands import run
 from onsil.evaluation.report import page_of
 from onsil.grow import NO_BASE, Grown, grow
 from onsil.lineage import Workspace, children, collect_garbage, history
+from onsil.training.energy import Meter
 from onsil.training.request import Request
 
 OFFICE = Path(__file__).parent / "fixtures" / "office"
@@ -47,6 +48,27 @@ def test_the_same_command_makes_nothing_again(first):
     before = {record["key"]: record["finished_at"] for record in ws.records()}
     assert again(ws, "desk") == grown
     assert {record["key"]: record["finished_at"] for record in ws.records()} == before
+
+
+def test_energy_that_was_measured_once_stays_measured(tmp_path, monkeypatch):
+    """On a machine that can be read; the second time nothing runs, and the report is the same."""
+    zone = tmp_path / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0\n")
+    (zone / "energy_uj").write_text("0\n")
+    monkeypatch.setattr("onsil.grow.Meter", lambda: Meter(zone.parent))
+
+    def spends(text: str) -> None:
+        """Each line that is told costs a joule."""
+        (zone / "energy_uj").write_text(f"{int((zone / 'energy_uj').read_text()) + 10**6}\n")
+
+    ws = Workspace(tmp_path / "ws")
+    one, two = (grow(ws, OFFICE, "desk", ASKED, None, NO_BASE, spends) for _ in range(2))
+    assert one == two
+    (report,) = children(ws, one.model, "write_report")
+    energy = report["arguments"]["outcome"]["energy"]
+    assert energy["whole"]["source"] == energy["training"]["source"] == "measured"
+    assert 0 < 3600 * energy["training"]["watt_hours"] <= 3600 * energy["whole"]["watt_hours"] < 100
 
 
 def test_memory_in_the_report_is_that_of_the_processes_that_trained(first):

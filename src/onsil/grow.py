@@ -94,19 +94,13 @@ def grow(
     from onsil.evaluation.report import write_report
 
     name = proper_name(name)
-    began, start, meter = time.time(), time.monotonic(), Meter()
-    ws.say = tell = watched(tell, meter)
+    start, meter = time.monotonic(), Meter()
+    ws.say, ws.joules = watched(tell, meter), meter.read
     start_from = None if asked.size else starting_point(ws, base, plan_text)
     material = gather(ws, Path(folder), name, start_from)
     plan = planned(ws, material, asked, plan_text)
-    before = meter.read()
-    parts = train(ws, material, plan)
-    after = meter.read()
-    card, model = examine(ws, material, plan, parts)
-
-    trained = None if before is None or after is None else after - before
-    energy = energy_taken(ws, model, began, meter.read(), trained)
-    taken = outcome(ws, model) | {"name": name, "energy": energy}
+    card, model = examine(ws, material, plan, train(ws, material, plan))
+    taken = outcome(ws, model) | {"name": name, "energy": energy_taken(ws, model)}
     report = write_report(ws, model=model, card=card, outcome=taken)
     version = ws.register(name, model)
     crown(ws, name, version, card)
@@ -238,22 +232,22 @@ def planned(ws: Workspace, material: Material, asked: Request, plan_text: str | 
     return plan
 
 
-def energy_taken(
-    ws: Workspace, model: Artifact, since: float, whole: float | None, training: float | None
-) -> dict:
-    """Energy of a model's stages, all of them and those of training: what the meter said (joules),
-    if it could be read and all were made since then; else the model on their CPU-seconds."""
+def energy_taken(ws: Workspace, model: Artifact) -> dict:
+    """Energy of a model's stages, all of them and those of training, from their records: what the
+    meter said while they ran, if it could be read in every one; else the model on their
+    CPU-seconds."""
     from onsil.evaluation.report_run import TRAINING_STAGES
 
     records = [record for _, record in history(ws, model.key)]
     taught = [record for record in records if record["stage"] in TRAINING_STAGES]
 
-    def of(some: list[dict], joules: float | None) -> dict:
-        if joules is not None and all(r["finished_at"] >= since for r in some):
-            return asdict(measured(joules))
+    def of(some: list[dict]) -> dict:
+        read = [joules for record in some if (joules := record.get("joules")) is not None]
+        if len(read) == len(some):
+            return asdict(measured(sum(read)))
         return asdict(modelled(sum(r["cpu_seconds"] for r in some)))
 
-    return {"whole": of(records, whole), "training": of(taught, training)}
+    return {"whole": of(records), "training": of(taught)}
 
 
 def ready(called: str, seconds: float, megabytes: float, torch: str) -> str:

@@ -65,10 +65,15 @@ class Run:
 
 
 class Workspace:
-    """A folder of artefacts. Safe to open from several processes at once."""
+    """A folder of artefacts. Safe to open from several processes at once.
+
+    `say` prints progress; `joules` tells what the machine has drawn so far, where somebody can read
+    it: each record then keeps what its stage drew.
+    """
 
     def __init__(self, root: str | Path, say: Callable[[str], None] | None = None):
         self.root, self.say = Path(root), say
+        self.joules: Callable[[], float | None] = lambda: None
         self._held = False
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is in it is private
@@ -177,9 +182,10 @@ class Workspace:
             out.mkdir(parents=True)
             scratch.mkdir(exist_ok=True)
             ancestry = self.ancestry(spelled, stage_name, version, key)
-            start, cpu = time.time(), time.process_time()
+            start, cpu, drawn = time.time(), time.process_time(), self.joules()
             notes = fn(**arguments, out=out, run=Run(scratch, ancestry, {"say": self.say} | place))
             made = self.keep(out, key)
+            now = self.joules()
             record = {
                 "key": key,
                 "object": made.digest,
@@ -192,6 +198,7 @@ class Workspace:
                 "code": {"module": fn.__module__, "source": source_digest(inspect.getsource(fn))},
                 "seconds": round(time.time() - start, 3),
                 "cpu_seconds": round(time.process_time() - cpu, 3),
+                "joules": None if drawn is None or now is None else round(now - drawn, 3),
                 "finished_at": round(time.time(), 3),
                 "peak_rss_mb": round(peak_megabytes()),
                 "machine": machine(),
