@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import deployments
 import httpx
 import pytest
-from served import grow_small
 from test_graph import running
 from test_openapi import LEFT_OUT
 from test_patterns import GOLDEN, client_of, done
@@ -30,21 +30,7 @@ from onsil.serving.request_log import read_lines
 # ── the doors of a deployment ───────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    return grow_small(tmp_path_factory.mktemp("deployment"))
-
-
-@pytest.fixture
-def here(home, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ONSIL_HOME", str(home))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def app(here) -> App:
-    return App()
+home, here, app = deployments.home, deployments.here, deployments.app
 
 
 @running

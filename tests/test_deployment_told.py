@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import deployments
 import jsonschema
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from served import grow_small
 from test_graph import running
 from test_openapi import FOR_PEOPLE
 from test_patterns import GOLDEN, client_of, done
@@ -18,27 +17,11 @@ from onsil.graph.forms import gives, takes
 from onsil.serving import tracing
 from onsil.serving.access import Access
 from onsil.serving.deployed import doors
-from onsil.serving.deployment import App
 from onsil.serving.operations import Operations
 from onsil.serving.request_log import observed
 from onsil.serving.settings import Settings
 
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    return grow_small(tmp_path_factory.mktemp("deployment"))
-
-
-@pytest.fixture
-def here(home, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ONSIL_HOME", str(home))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def app(here) -> App:
-    return App()
+home, here, app = deployments.home, deployments.here, deployments.app
 
 
 @running

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_distillation import LINES, PLAN, given_corpus, given_plan, given_words
+from test_distillation_stages import LINES, PLAN, given_corpus, given_plan, given_words
 
 from onsil.corpus import document_text, load_corpus
 from onsil.lineage import Artifact, Workspace, stage

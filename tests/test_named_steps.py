@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 from test_grow import OFFICE, PLAN
 from test_judging import JUDGING, Bench
+from test_online import run as rewarded
 from test_preference import make_decoder, make_tokenizer, preferences
-from test_preference import run as rewarded
 
 from onsil.corpus import curate, load_corpus
 from onsil.documents import read

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import deployments
 import httpx
 import pytest
-from served import grow_small
 
 from onsil.graph.failures import KINDS
 from onsil.lineage import Workspace
@@ -36,17 +36,7 @@ GOLDEN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    return grow_small(tmp_path_factory.mktemp("patterns"))
-
-
-@pytest.fixture
-def here(home, tmp_path, monkeypatch) -> Path:
-    """The examples find the workspace, and a folder of their own to read and write in."""
-    monkeypatch.setenv("ONSIL_HOME", str(home))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+home, here = deployments.home, deployments.here
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,6 @@
 """Preferences: the losses against slow direct sums and known limits, a planted preference found,
-GRPO's arithmetic, and a killed run that continues to the same bits."""
+and the stages."""
 
-import copy
 import json
 import math
 import random
@@ -28,12 +27,8 @@ from onsil.tokenizer.train import train as train_words
 from onsil.training.loop import train
 from onsil.training.objectives import token_loss
 from onsil.training.online import (
-    GRPO,
     SILENT,
-    advantages,
-    policy_loss,
     reinforce,
-    reinforced,
 )
 from onsil.training.plan import adopt_plan
 from onsil.training.policy import answer_batch, answer_logps, divergence, k3, sampled
@@ -238,132 +233,6 @@ def test_padding_and_neighbours_do_not_change_a_reward():
         together = torch.cat(reward_scores(stack, head, some))
         alone = torch.cat([reward_scores(stack, head, [r])[0] for r in some])
     assert torch.allclose(together, alone, atol=1e-5) and together.std() > 0
-
-
-# -- GRPO ----------------------------------------------------------------------------------------
-
-
-def test_advantages_are_standard_scores_and_nothing_where_a_group_agrees():
-    found = advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.3] * 4, [3.0, 1.0, 1.0, 1.0]]))
-    assert torch.allclose(found[0], torch.tensor([0.866, -0.866, -0.866, 0.866]), atol=1e-3)
-    assert found[1].tolist() == [0.0] * 4
-    assert float(found.sum(1).abs().max()) < 1e-5
-    # Seven times 0.7 has, rounded, another mean than 0.7.
-    assert advantages(torch.full((1, 7), 0.7)).tolist() == [[0.0] * 7]
-
-
-def test_the_policy_loss_is_the_published_formula():
-    torch.manual_seed(0)
-    now = [torch.randn(n) / 3 - 2 for n in (3, 1, 4)]
-    then = [t + torch.randn(len(t)) / 3 for t in now]
-    ref = [t + torch.randn(len(t)) / 3 for t in now]
-    weight, clip, beta, direct = [1.2, -0.7, -1.0], 0.2, 0.04, 0.0
-    for a, p, q, r in zip(weight, now, then, ref, strict=True):
-        terms = []
-        for x, y, z in zip(p.tolist(), q.tolist(), r.tolist(), strict=True):
-            ratio = math.exp(x - y)
-            gain = min(ratio * a, max(0.8, min(1.2, ratio)) * a)
-            terms.append(-(gain - beta * (math.exp(z - x) - (z - x) - 1)))
-        direct += sum(terms) / len(terms)
-    found = policy_loss(now, then, weight, clip, ref, beta)
-    assert float(found) == pytest.approx(direct, abs=1e-5)
-
-
-def test_the_clip_stops_the_gradient_only_on_the_side_that_was_rewarded():
-    for ahead, weight, moves in ((0.5, 1.0, False), (0.5, -1.0, True), (-0.5, -1.0, False)):
-        now = torch.tensor([ahead], requires_grad=True)
-        policy_loss([now], [torch.zeros(1)], [weight], 0.2).backward()
-        assert (float(now.grad.abs()) > 0) == moves
-
-
-def says_sixty(asked: list[int], answers: list[list[int]]) -> list[float]:
-    return [answer.count(60) / len(answer) for answer in answers]
-
-
-HOW = GRPO(rounds=12, prompts=3, group=6, updates=2, limit=6, rate=1e-3)
-
-
-def run(scratch: Path, stop_after: int = 10**9, how: GRPO = HOW, rewards=says_sixty, start=None):
-    """A model after some rounds, or killed in the middle of one."""
-    scratch.mkdir(exist_ok=True)
-    model = copy.deepcopy(start or tiny())
-    prompts = [r.prompt for r in rankings(7)]
-    seen = []
-    loop = reinforced(model, dict(model.named_parameters()), prompts, rewards, how, END, scratch)
-    for step in loop:
-        seen.append(step)
-        if len(seen) == stop_after:
-            break
-    return model, seen
-
-
-def test_a_rewarded_token_is_said_more_often(tmp_path):
-    _, seen = run(tmp_path, how=GRPO(rounds=40, prompts=4, group=8, limit=6, rate=1e-3))
-    assert sum(r.reward for r in seen[-5:]) > sum(r.reward for r in seen[:5]) + 1.0
-
-
-@pytest.mark.parametrize("killed_at", [1, 5, 8])
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, killed_at, monkeypatch):
-    whole, seen = run(tmp_path / "whole")
-    run(tmp_path / "killed", killed_at)
-    assert json.loads((tmp_path / "killed" / "latest.json").read_text())["step"] > 0
-    model, _ = run(tmp_path / "killed")
-    for name, p in whole.named_parameters():
-        assert torch.equal(p, model.get_parameter(name)), name
-    curves = [json.loads((tmp_path / x / "curve.json").read_text()) for x in ("whole", "killed")]
-    assert curves[0] == curves[1] == [list(r) for r in seen]
-
-
-def test_a_run_killed_between_the_steps_of_a_round_continues_to_the_same_bits(tmp_path):
-    """The answers of a round are found again, not drawn anew from weights that have moved."""
-
-    class Killed(Exception):
-        pass
-
-    from onsil.training import online
-
-    whole, _ = run(tmp_path / "whole")
-    calls = 0
-    real = online.policy_loss
-
-    def dies(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == 8:  # the second step of the fourth round
-            raise Killed
-        return real(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(online, "policy_loss", dies)
-        with pytest.raises(Killed):
-            run(tmp_path / "killed")
-    assert json.loads((tmp_path / "killed" / "latest.json").read_text())["step"] == 7
-    model, _ = run(tmp_path / "killed")
-    for name, p in whole.named_parameters():
-        assert torch.equal(p, model.get_parameter(name)), name
-
-
-def test_no_signal_for_a_long_time_ends_the_run_and_leaves_the_model(tmp_path):
-    start = tiny()
-    long = GRPO(rounds=SILENT + 30, prompts=2, group=2, updates=1, limit=3, rate=1e-4)
-    flat = lambda asked, answers: [0.0] * len(asked)  # noqa: E731
-    model, seen = run(tmp_path, how=long, rewards=flat, start=start)
-    assert len(seen) == SILENT and not any(r.signal for r in seen)
-    for name, p in start.named_parameters():
-        assert torch.allclose(p, model.get_parameter(name), rtol=1e-3), name
-
-
-def test_holding_on_to_the_reference_keeps_the_policy_nearer(tmp_path):
-    start, prompts, gone = tiny(), [r.prompt for r in rankings(7)], []
-    for beta in (0.0, 1.0):
-        model, scratch = copy.deepcopy(start), tmp_path / str(beta)
-        scratch.mkdir()
-        how = GRPO(rounds=20, prompts=3, group=6, limit=6, rate=1e-3, beta=beta)
-        parameters, held = dict(model.named_parameters()), start if beta else None
-        for _ in reinforced(model, parameters, prompts, says_sixty, how, END, scratch, held):
-            pass
-        gone.append(divergence(model, start, prompts, END))
-    assert gone[1] < 0.75 * gone[0]
 
 
 # -- stages --------------------------------------------------------------------------------------
