@@ -57,16 +57,16 @@ def serve(
     from onsil.serving.tls import tls_files
 
     settings = Settings(
-        host,
-        port,
-        tuple(hostname or ()),
-        tls_files(tls_cert, tls_key),
-        drain_seconds,
-        AIMark(ai_notice),
-        log_predictions,
-        jobs,
-        tuple(called.lower() for called in webhook_host or ()),
-        keep_days,
+        host=host,
+        port=port,
+        hostnames=tuple(hostname or ()),
+        tls=tls_files(tls_cert, tls_key),
+        drain_seconds=drain_seconds,
+        mark=AIMark(ai_notice),
+        log_predictions=log_predictions,
+        jobs=jobs,
+        webhook_hosts=tuple(called.lower() for called in webhook_host or ()),
+        keep_days=keep_days,
     )
     if name.endswith(".py"):
         return _serve_file(Path(name), settings, placement, check)
