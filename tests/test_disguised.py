@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from onsil.documents.office import disguised
+from onsil.documents.kinds import kind_of
 from onsil.documents.read import read_folder, scan
 
 TABLE = "<table><tr><td>품목</td><td>금액</td></tr><tr><td>연필</td><td>100</td></tr></table>"
@@ -41,8 +41,8 @@ def test_exports_called_xls_are_read_as_what_they_are(tmp_path: Path, text, form
     ],
 )
 def test_what_is_neither_stays_what_it_says(data: bytes):
-    assert disguised(".xls", data) == ".xls"
+    assert kind_of(".xls", data) == ".xls"
 
 
 def test_delimited_text_is_looked_for_under_xls_alone():
-    assert disguised(".doc", "가,나\n다,라\n".encode()) == ".doc"
+    assert kind_of(".doc", "가,나\n다,라\n".encode()) == ".doc"

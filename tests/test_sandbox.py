@@ -16,7 +16,8 @@ from hwp_files import hwp_file, paragraph
 from office_files import hwpx_file, p, pdf_file, t, word_file, workbook
 
 from onsil.documents import read_folder, scan
-from onsil.documents.office import convert, disguised
+from onsil.documents.kinds import kind_of
+from onsil.documents.office import convert
 from onsil.documents.packages import check_size
 from onsil.documents.sandbox import Limits, Sandbox, sandbox
 from onsil.documents.types import Document
@@ -395,7 +396,7 @@ def test_old_suffixes_on_other_formats_need_no_libreoffice(tmp_path: Path):
         "c.doc": "rtf",
     }
     assert documents["a.xls"].blocks[0].rows == (("부서", "전화"),)
-    assert disguised(".ppt", bytes.fromhex("d0cf11e0a1b11ae1")) == ".ppt"
+    assert kind_of(".ppt", bytes.fromhex("d0cf11e0a1b11ae1")) == ".ppt"
 
 
 def test_without_libreoffice_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The table of formats: a suffix says which reader, a reader turns bytes into blocks.
+"""The table of formats: a suffix (see `kinds`) says which reader, a reader turns bytes into blocks.
 
 Readers are imported when the first file of their kind is met, so that a folder of Markdown wakes
 up no Word library. A reader sees one file and returns its title and blocks. Some files hold other
@@ -87,6 +87,8 @@ def suffix_of(path: str) -> str:
 
 def parse(suffix: str, data: bytes) -> tuple[str, list[Block], list[Member]]:
     """Title, blocks and members of one file; raises what the reader raises."""
+    if suffix not in READERS:
+        raise unknown(suffix)
     try:
         if suffix in ZIPPED:
             check_size(data, suffix)

@@ -29,7 +29,7 @@ from onsil.documents.hwp_records import (
     Record,
     open_hwp,
 )
-from onsil.documents.hwpx import LONGEST_HEADING, read_hwpx, stated_title
+from onsil.documents.hwpx import LONGEST_HEADING, stated_title
 from onsil.documents.tables import Cell, grid
 from onsil.documents.types import Block
 
@@ -43,8 +43,6 @@ SPAN = 16  # bytes of a mark of eight units
 
 def read_hwp(data: bytes) -> tuple[str, list[Block]]:
     """The title of the properties (if the text says it) and the blocks of all sections."""
-    if data.startswith(b"PK"):  # 한글 opens an HWPX called .hwp without a word, so people have them
-        return read_hwpx(data)
     file = open_hwp(data)
     walk = _Walk(_levels(file.info))
     blocks = [block for section in file.sections for block in walk.inside(section)]

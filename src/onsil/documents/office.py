@@ -6,8 +6,7 @@ its own, a bound on time, and macros stay off (LibreOffice runs none of an untru
 without asking, and headless there is nobody to ask). Left alone, LibreOffice fetches a linked
 picture from the network, so the profile blocks links and sends what remains to a proxy where nobody
 listens. A workbook is opened by its own filter, because a damaged one would otherwise come back as
-a sheet of letters. Many a .xls or .doc is something else under that name, a web page, a modern
-file or delimited text, as web systems export them; those need no LibreOffice. A workbook in XML
+a sheet of letters. What only is called so (see `kinds`) needs no LibreOffice. A workbook in XML
 (Excel 2003) does; it is rewritten as UTF-8 first, and one with a document type, which could name
 other files, is refused.
 """
@@ -20,12 +19,12 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from onsil.documents.delimited import is_delimited
 from onsil.documents.formats import LEGACY
+from onsil.documents.kinds import is_xml_book, start_of
+from onsil.documents.packages import OLE
 from onsil.documents.text import decode
 from onsil.errors import OnsilError
 
-OLE = bytes.fromhex("d0cf11e0a1b11ae1")
 SECONDS = 180
 BOOKS = (  # the stream that holds a workbook, its name in UTF-16, and the filter that reads it
     (re.compile(rb"w\0o\0r\0k\0b\0o\0o\0k\0\0\0", re.I), "MS Excel 97"),
@@ -49,33 +48,7 @@ PROFILE = f"""<?xml version="1.0" encoding="UTF-8"?>
 </item>
 </oor:items>
 """
-PAGE = re.compile(rb"<(?:!doctype html|html|head|body|meta|table)\b")
-XML_BOOK = re.compile(rb"<(?:\w+:)?workbook\b")  # of Excel 2003; it has tables too
 XML_READER = "MS Excel 2003 XML Orcus"
-LOOKED_AT = 64 * 2**10  # bytes; a page may have its style before its table
-
-
-def disguised(suffix: str, data: bytes) -> str:
-    """The suffix a file with an old name should have had, or its own if it is what it says."""
-    if data.startswith(OLE):
-        return suffix
-    if data.startswith(b"PK\x03\x04"):
-        return LEGACY[suffix]
-    start = _start(data)
-    if start.startswith(b"{\\rtf"):
-        return ".rtf"
-    if start.startswith(b"<"):
-        return ".html" if PAGE.search(start) and not _is_xml_book(suffix, start) else suffix
-    return ".csv" if suffix == ".xls" and is_delimited(data) else suffix
-
-
-def _start(data: bytes) -> bytes:
-    """The first of a text in small letters, without marks; UTF-16 loses its zeros."""
-    return data[:LOOKED_AT].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").lower()
-
-
-def _is_xml_book(suffix: str, start: bytes) -> bool:
-    return suffix == ".xls" and start.startswith(b"<") and XML_BOOK.search(start) is not None
 
 
 def convert(suffix: str, data: bytes) -> bytes:
@@ -84,7 +57,7 @@ def convert(suffix: str, data: bytes) -> bytes:
     if program is None:
         raise _no_libreoffice(suffix)
     reader = []
-    if _is_xml_book(suffix, _start(data)):
+    if is_xml_book(suffix, start_of(data)):
         data, reader = _xml_book(data), [f"--infilter={XML_READER}"]
     elif not data.startswith(OLE):
         raise _not_converted(suffix, "it does not begin like one")

@@ -27,10 +27,9 @@ from onsil.documents.formats import (
     Reader,
     known_suffixes,
     suffix_of,
-    unknown,
 )
 from onsil.documents.members import Member, free_path
-from onsil.documents.office import convert, disguised
+from onsil.documents.office import convert
 from onsil.documents.sandbox import Parsed, Sandbox, sandbox
 from onsil.documents.structure import promote_headings, title_of
 from onsil.documents.tables import titles_apart
@@ -52,7 +51,7 @@ def read(ws: Workspace, folder: Path) -> Artifact:
     return read_files(ws, files=scan(folder), run={"source": folder})
 
 
-@stage(version=9)
+@stage(version=10)
 def read_files(*, files: list[FileRef], out: Path, run: Run) -> dict:
     """Read the listed files; `documents.jsonl` holds what was read, `skipped.jsonl` the rest."""
     documents, skipped = read_folder(run.source, files)
@@ -148,9 +147,12 @@ class _Reading:
 
     def file(self, ref: FileRef, data: bytes, depth: int = 0) -> None:
         try:
-            suffix, form, data = _kind(ref.path, data)
-            parsed = self.box.parse(suffix, data)
-            if suffix not in MEMBERS or parsed.blocks or not parsed.members:
+            parsed = self.box.parse(suffix_of(ref.path), data)
+            form = READERS[parsed.suffix][0] if parsed.suffix in READERS else parsed.suffix[1:]
+            if parsed.suffix in LEGACY:
+                modern = convert(parsed.suffix, data)
+                parsed = self.box.parse(LEGACY[parsed.suffix], modern)
+            if parsed.suffix not in MEMBERS or parsed.blocks or not parsed.members:
                 self.documents.append(_document(ref, form, parsed))
         except OnsilError as error:
             self.skipped.append(_row(ref, error))
@@ -171,19 +173,6 @@ class _Reading:
             self.skipped.append(_row(ref, error))
         else:
             self.file(ref, member.data, depth)
-
-
-def _kind(path: str, data: bytes) -> tuple[str, str, bytes]:
-    """The suffix whose reader is to be used, the name of the format, and the bytes to read."""
-    suffix = suffix_of(path)
-    if suffix in LEGACY:
-        actual = disguised(suffix, data)
-        if actual != suffix:
-            return actual, READERS[actual][0], data
-        return LEGACY[suffix], suffix.lstrip("."), convert(suffix, data)
-    if suffix not in READERS:
-        raise unknown(suffix)
-    return suffix, READERS[suffix][0], data
 
 
 def _files(folder: Path) -> dict[str, Path]:

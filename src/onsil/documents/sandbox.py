@@ -6,7 +6,7 @@ and processor time, set by the operating system, and one on the clock, kept by t
 dies or overruns, the parent writes down why and starts another for the next file. One child reads
 many files, for starting Python costs more than reading most of them.
 
-    parent ── suffix, bytes ──▶ child ── title, blocks, members | error ──▶ parent
+    parent ── suffix, bytes ──▶ child ── kind, title, blocks, members | error ──▶ parent
 
 A message is a length and JSON, then raw bytes; nothing is unpickled. A file that runs out of
 memory, or kills a child that has read others, is tried once more in a fresh one, so that the
@@ -46,6 +46,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Parsed:
+    """What one file holds; of one that LibreOffice must convert first, its suffix alone."""
+
+    suffix: str
     title: str
     blocks: list[Block]
     members: list[Member]
@@ -167,16 +170,19 @@ def _unpacked(reply: dict[str, Any], read: Reader) -> Parsed:
         Block(row["kind"], row["text"], row["level"], tuple(map(tuple, row["rows"])))
         for row in reply.get("blocks", [])
     ]
-    return Parsed(reply.get("title", ""), blocks, members)
+    return Parsed(reply.get("suffix", ""), reply.get("title", ""), blocks, members)
 
 
-def packed(title: str, blocks: list[Block], members: list[Member]) -> tuple[dict, list[bytes]]:
+def packed(
+    suffix: str, title: str, blocks: list[Block], members: list[Member]
+) -> tuple[dict, list[bytes]]:
     """The reply that `_unpacked` reads: JSON, and the bytes of the members."""
     rows = [
         {"name": m.name} | ({"size": len(m.data)} if m.error is None else refusal(m.error))
         for m in members
     ]
-    reply = {"title": title, "blocks": [asdict(block) for block in blocks], "members": rows}
+    said = [asdict(block) for block in blocks]
+    reply = {"suffix": suffix, "title": title, "blocks": said, "members": rows}
     return reply, [m.data for m in members if m.error is None]
 
 

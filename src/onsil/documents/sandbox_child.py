@@ -12,7 +12,8 @@ import sys
 import warnings
 from typing import Any
 
-from onsil.documents.formats import parse
+from onsil.documents.formats import LEGACY, parse
+from onsil.documents.kinds import kind_of
 from onsil.documents.sandbox import packed, receive, refusal, send
 from onsil.errors import OnsilError
 
@@ -40,7 +41,8 @@ def main() -> None:
 def answer(suffix: str, data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """The reply to one request; whatever a reader raises is a reply too."""
     try:
-        return packed(*parse(suffix, data))
+        kind = kind_of(suffix, data)
+        return packed(kind, *(("", [], []) if kind in LEGACY else parse(kind, data)))
     except OnsilError as error:
         return refusal(error), []
     except MemoryError:
