@@ -11,6 +11,7 @@ from office_files import hwpx_file, p, pdf_file, slides, t, word_file, workbook
 from onsil.documents import read_folder, scan
 from onsil.documents.kinds import kind_of
 
+OPEN = b"openxmlformats-officedocument."
 RTF = b"{\\rtf1\\ansi\\ansicpg949 hello\\par}"
 SAMPLES = {
     "hwp": hwp_file(paragraph("연차는 15일이다.")),
@@ -81,3 +82,36 @@ def test_a_spreadsheet_nobody_reads_is_named_whatever_it_is_called(tmp_path: Pat
     (tmp_path / "a.xlsx").write_bytes(data)
     _, (row,) = read_folder(tmp_path, scan(tmp_path))
     assert ".ods" in row["reason_en"] and ".xlsx로 저장" in row["reason_ko"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "plain", "macros"),
+    [
+        (
+            "a.docm",
+            word_file(),
+            OPEN + b"wordprocessingml.document",
+            b"ms-word.document.macroEnabled",
+        ),
+        ("a.dotx", word_file(), b"wordprocessingml.document", b"wordprocessingml.template"),
+        ("a.xlsm", workbook(), OPEN + b"spreadsheetml.sheet", b"ms-excel.sheet.macroEnabled"),
+        (
+            "a.pptm",
+            slides(),
+            OPEN + b"presentationml.presentation",
+            b"ms-powerpoint.presentation.macroEnabled",
+        ),
+    ],
+)
+def test_templates_and_files_with_macros_are_read(tmp_path: Path, name, data, plain, macros):
+    held = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(held, "w") as package:
+        for part in before.namelist():
+            content = before.read(part)
+            if part == "[Content_Types].xml":
+                content = content.replace(plain + b".main", macros + b".main")
+                assert macros in content
+            package.writestr(part, content)
+    (tmp_path / name).write_bytes(held.getvalue())
+    (document,), skipped = read_folder(tmp_path, scan(tmp_path))
+    assert skipped == [] and document.format == {"d": "docx", "x": "xlsx", "p": "pptx"}[name[2]]

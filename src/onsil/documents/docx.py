@@ -29,17 +29,28 @@ TITLES = frozenset(("title", "제목"))
 BREAKS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n", f"{W}noBreakHyphen": "-"}
 SKIPPED = frozenset((f"{W}del", f"{W}moveFrom", f"{W}txbxContent", FALLBACK, f"{W}pPr", f"{W}rPr"))
 LONGEST_HEADING = 200
+KINDRED = (  # templates and what has macros, which python-docx leaves out
+    "application/vnd.ms-word.document.macroEnabled.main+xml",
+    "application/vnd.ms-word.template.macroEnabledTemplate.main+xml",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.template.main+xml",
+)
 
 
 def read_docx(data: bytes) -> tuple[str, list[Block]]:
     """The title of the properties, and the blocks of the body."""
-    import docx
+    from docx.opc.part import PartFactory
+    from docx.package import Package
+    from docx.parts.document import DocumentPart
 
     if data.startswith(OLE):
         raise _not_a_package(encrypted="EncryptedPackage".encode("utf-16-le") in data)
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise _not_a_package(encrypted=False)
-    document = docx.Document(io.BytesIO(data))
+    PartFactory.part_type_for.update(dict.fromkeys(KINDRED, DocumentPart))
+    part = Package.open(io.BytesIO(data)).main_document_part
+    if not isinstance(part, DocumentPart):
+        raise _not_a_package(encrypted=False)
+    document = part.document
     title = (document.core_properties.title or "").strip()
     return title, list(_blocks(document.element.body, _levels(document)))
 
