@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onsil.corpus import curate
 from onsil.corpus.curate import review_documents
 from onsil.corpus.pii import Found, digits_of, find, fold, mask, scan, shape
-from onsil.corpus.pii_patterns import LABELS, business_checksum, corporation_checksum, luhn
+from onsil.corpus.pii_checks import business_checksum, corporation_checksum, luhn
+from onsil.corpus.pii_patterns import LABELS
 from onsil.documents.types import Block, Document, write_documents
 from onsil.lineage import Artifact, Workspace
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 
+from onsil.corpus.pii_checks import digits_of
 from onsil.corpus.pii_patterns import (
     AFTER,
     END,
@@ -29,7 +30,6 @@ from onsil.corpus.pii_patterns import (
     WORDS,
     WORDY,
     Rule,
-    digits_of,
     spoken_kind,
 )
 from onsil.documents.types import Block, Document
