@@ -18,7 +18,7 @@ import numpy as np
 from onsil.models.subwords import WORD
 from onsil.retrieval import asked_english
 from onsil.retrieval.asked import HANGUL
-from onsil.retrieval.concepts import concepts, concepts_at
+from onsil.retrieval.concepts import concepts, concepts_at, other_side, ties, ties_at
 from onsil.retrieval.passages import Passage
 from onsil.retrieval.stems import stem
 
@@ -106,8 +106,8 @@ def _pairs(word: str) -> list[str]:
 
 
 def marks(text: str) -> frozenset[str]:
-    """Terms and concepts of a text: what a question's words can be met by."""
-    return frozenset(terms(text)) | concepts(text)
+    """Terms, concepts and ties of a text: what a question's words can be met by."""
+    return frozenset(terms(text)) | concepts(text) | ties(text)
 
 
 def _whole(passage: Passage) -> str:
@@ -147,7 +147,7 @@ class BM25:
             for term, tf in count.items():
                 places.setdefault(term, []).append(i)
                 times.setdefault(term, []).append(tf)
-            for name in sorted(concepts(_whole(passage))):
+            for name in sorted(concepts(_whole(passage)) | ties(_whole(passage))):
                 places.setdefault(name, []).append(i)
         self.places = {term: np.array(found, dtype=np.int64) for term, found in places.items()}
         # What each occurrence of a term counts, before its idf; a concept counts once.
@@ -192,7 +192,7 @@ class BM25:
             if term in self.saturated:
                 weight = self.idf(term) * (ASKING_FOUND if term in quiet else 1)
                 scores[self.places[term]] += weight * self.saturated[term]
-        for name in sorted(concepts(question)):
+        for name in sorted(concepts(question) | frozenset(map(other_side, ties(question)))):
             if name in self.places:
                 scores[self.places[name]] += CONCEPT_FOUND * self.idf(name)
         scores *= self.factor
@@ -216,7 +216,7 @@ class BM25:
     def words(self, question: str) -> list[Word]:
         """The words of a question that say something about its subject."""
         low, found, quiet = question.lower(), [], silent(question)
-        spans = concepts_at(low)
+        spans = concepts_at(low) + [(a, b, other_side(tie)) for a, b, tie in ties_at(low)]
         for match in WORD.finditer(low):
             if ASKS.match(match.group()):
                 continue
