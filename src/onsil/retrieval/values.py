@@ -4,7 +4,9 @@
 A quantity is a number with its unit, in one base unit for each kind (money in 원, time in days or
 hours …). A range is a quantity with a bound word after it, or two with a ~ between; two that follow
 each other are one range. Ranks (급) count downwards: 4급 이하 are 4급, 5급, 6급. What stands in a
-date is no quantity, and what is not understood is left alone: nothing here guesses.
+date is no quantity, and what is not understood is left alone: nothing here guesses. In English a
+bound stands before («over $5,000», «up to 20 kg») or after («5 years or more»); units are the same,
+so «12kg» lies in «up to 20 kg» whoever asks.
 """
 
 import math
@@ -23,6 +25,20 @@ UNITS = {
     "그램": ("kg", 0.001), "리터": ("리터", 1), "달러": ("달러", 1),
     "도": ("도", 1), "층": ("층", 1), "권": ("권", 1), "건": ("건", 1), "개": ("개", 1),
 }  # fmt: skip
+ENGLISH_UNITS = {
+    "dollar": ("달러", 1), "usd": ("달러", 1), "euro": ("유로", 1), "eur": ("유로", 1),
+    "pound": ("파운드", 1), "gbp": ("파운드", 1), "won": ("원", 1), "krw": ("원", 1),
+    "day": ("일", 1), "calendar day": ("일", 1), "business day": ("영업일", 1),
+    "working day": ("영업일", 1), "week": ("일", 7), "month": ("개월", 1), "year": ("년", 1),
+    "hour": ("분", 60), "minute": ("분", 1), "people": ("명", 1), "person": ("명", 1),
+    "percent": ("%", 1), "per cent": ("%", 1), "kilo": ("kg", 1), "kilogram": ("kg", 1),
+    "gram": ("kg", 0.001), "tonne": ("kg", 1000), "kilometre": ("m", 1000),
+    "kilometer": ("m", 1000), "metre": ("m", 1), "meter": ("m", 1), "mile": ("마일", 1),
+    "litre": ("리터", 1), "liter": ("리터", 1), "page": ("쪽", 1), "degree": ("도", 1),
+}  # fmt: skip
+SIGNS = {"$": "usd", "€": "eur", "£": "gbp", "₩": "krw"}
+SPOKEN = "one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+THOUSANDS = {"thousand": 10**3, "k": 10**3, "million": 10**6}
 SMALL = {"십": 10, "백": 100, "천": 1000}
 LARGE = {"만": 10**4, "억": 10**8, "조": 10**12}
 FIGURE = r"\d[\d,]*(?:\.\d+)?"
@@ -33,15 +49,46 @@ UNIT = "|".join(sorted(UNITS, key=len, reverse=True))
 QUANTITY = re.compile(
     rf"(?<![\d.,])(?P<number>{NUMBER}|{SPELLED})(?P<unit>{UNIT})(?!의\s*\d)", re.IGNORECASE
 )
+ENGLISH_UNIT = "|".join(sorted(ENGLISH_UNITS, key=len, reverse=True))
+ENGLISH_NUMBER = (
+    rf"(?P<figure>\d+(?:,\d{{3}})*(?:\.\d+)?|\b(?:{'|'.join(SPOKEN)})\b)"
+    rf"(?: ?(?P<times>{'|'.join(THOUSANDS)})\b)?"
+)
+ENGLISH = re.compile(
+    rf"(?<![\w.,])(?P<sign>[$€£₩]|(?:usd|eur|gbp|krw)(?= ))?(?(sign) ?){ENGLISH_NUMBER}"
+    rf"(?(sign)|[ -](?P<unit>{ENGLISH_UNIT})s?\b)",
+    re.IGNORECASE,
+)
 PART = re.compile(rf"({FIGURE})\s?([십백천]*)\s?([만억조]?)")
 TO = re.compile(rf"(?<![\d.,])(?P<number>{NUMBER})(?P<unit>{UNIT})?\s*[~∼〜～]\s*", re.IGNORECASE)
 CALENDAR = re.compile(
     r"\d{4}\s*[.년/-]\s*\d{1,2}\s*[.월/-]\s*\d{1,2}(?:\s*일|\.|(?!\d))|"
     r"\d{4}년(?:\s*\d{1,2}월)?|\d{1,2}월\s*\d{1,2}일"
 )
+APART = 5  # characters between two bounds of one range: « and »
+LONGEST_BOUND = 40  # characters before a quantity that can bound it in English
 FALLING = ("급",)
 NUMERIC = "0123456789,. 십백천만억조"
 BOUND = re.compile(r"\s*(?:짜리|어치)?\s*(이상|이하|초과|미만|이내|까지|부터|넘|을 넘|를 넘)")
+ABOVE, FROM = "over|above|more than|exceeding|exceeds?|beyond", "at least|from|minimum(?: of)?"
+BELOW, UPTO = (
+    "under|below|less than|fewer than",
+    "up to|within|at most|maximum(?: of)?|not? more than",
+)
+BEFORE = re.compile(
+    rf"\b(?:(?P<upto>{UPTO})|(?P<above>{ABOVE})|(?P<low>{FROM})|(?P<below>{BELOW}))\s*$",
+    re.IGNORECASE,
+)
+AFTER = re.compile(
+    r"\s*(?:(?P<low>(?:or|and) (?:more|over|above|longer))|"
+    r"(?P<upto>(?:or|and) (?:less|fewer|under|below|shorter)))\b",
+    re.IGNORECASE,
+)
+BETWEEN = re.compile(
+    rf"(?:\bbetween (?P<and>)|(?<![\w.,$€£₩]))[$€£₩]?{ENGLISH_NUMBER}"
+    rf"(?:[ -](?:{ENGLISH_UNIT})s?)? ?(?(and)and|(?:to|-|–)) ?$",
+    re.IGNORECASE,
+)
 DATE = re.compile(r"(?:(\d{4})\s*[.년/-]\s*)?(\d{1,2})\s*[.월/-]\s*(\d{1,2})(?:\s*일|(?=[^\d]|$))")
 
 
@@ -90,7 +137,21 @@ def quantities(text: str) -> list[Quantity]:
     for match in QUANTITY.finditer(text):
         unit, factor = UNITS[match["unit"].lower()]
         found.append(Quantity(number(match["number"]) * factor, unit, match.start(), match.end()))
-    return found
+    taken = [(q.start, q.end) for q in found]
+    for match in ENGLISH.finditer(text):
+        if not any(start < match.end() and match.start() < end for start, end in taken):
+            sign = (match["sign"] or "").lower()
+            unit, factor = ENGLISH_UNITS[SIGNS.get(sign, sign) or match["unit"].lower()]
+            found.append(
+                Quantity(_english_number(match) * factor, unit, match.start(), match.end())
+            )
+    return sorted(found, key=lambda q: q.start)
+
+
+def _english_number(match: re.Match[str]) -> float:
+    figure = match["figure"].lower()
+    value = SPOKEN.index(figure) + 1 if figure in SPOKEN else float(figure.replace(",", ""))
+    return value * THOUSANDS[(match["times"] or "").lower()] if match["times"] else value
 
 
 def undated(text: str) -> str:
@@ -108,22 +169,43 @@ def ranges(text: str) -> list[Range]:
             continue
         bound = BOUND.match(text, q.end)
         if bound is None:
-            continue
-        one = _bounded(q, bound.group(1))
-        if found and found[-1][0].unit == q.unit and q.start - found[-1][2] <= 3:
+            if (english := _in_english(text, q)) is None:
+                continue
+            one, start, end = english
+        else:
+            one, start, end = _bounded(q, bound.group(1)), q.start, bound.end()
+        if found and found[-1][0].unit == q.unit and start - found[-1][2] <= APART:
             low, high = sorted((found[-1][0], one), key=lambda r: r.high < math.inf)
             if (low.high, high.low) == (math.inf, -math.inf) and low.low <= high.high:
                 one = Range(low.low, high.high, q.unit, low.open_low, high.open_high)
                 found.pop()
-        found.append((one, q.start, bound.end()))
+        found.append((one, start, end))
     return [one for one, _, _ in found]
 
 
+def _in_english(text: str, q: Quantity) -> tuple[Range, int, int] | None:
+    """The range that English words before or after a quantity make of it, and where it stands."""
+    if bound := BEFORE.search(text, max(0, q.start - LONGEST_BOUND), q.start):
+        start, end = bound.start(), q.end
+    elif bound := AFTER.match(text, q.end):
+        start, end = q.start, bound.end()
+    else:
+        return None
+    said = bound.lastgroup
+    low, high = (q.value, math.inf) if said in ("above", "low") else (-math.inf, q.value)
+    return Range(low, high, q.unit, said == "above", said == "below"), start, end
+
+
 def _from(text: str, to: Quantity) -> float | None:
-    """Of «1~3급» or «1급~3급», whose end `to` is, where it begins."""
+    """Of «1~3급», «1급~3급» or «2 to 5 years», whose end `to` is, where it begins."""
     before = [m for m in TO.finditer(text, 0, to.start) if m.end() == to.start]
     if not before:
-        return None
+        english = BETWEEN.search(text, max(0, to.start - LONGEST_BOUND), to.start)
+        unit = ENGLISH.fullmatch(text, to.start, to.end)
+        if english is None or unit is None:
+            return None
+        low = _english_number(english) * (to.value / _english_number(unit))
+        return low if low <= to.value else None
     unit, factor = UNITS[(before[-1]["unit"] or text[to.start : to.end].lstrip(NUMERIC)).lower()]
     low = number(before[-1]["number"]) * factor
     return low if unit == to.unit and low <= to.value else None
@@ -149,7 +231,9 @@ def _said(text: str) -> tuple[list[tuple], str]:
     dates = [("date", *map(int, (y or 0, m, d))) for y, m, d in DATE.findall(text)]
     rest = DATE.sub(" ", text)
     found = [("quantity", q.unit, q.value) for q in quantities(rest)]
-    return sorted(dates) + sorted(found), re.sub(r"[\W_]+", "", QUANTITY.sub(" ", rest))
+    return sorted(dates) + sorted(found), re.sub(
+        r"[\W_]+", "", ENGLISH.sub(" ", QUANTITY.sub(" ", rest))
+    )
 
 
 def fits(question: str, label: str) -> float:

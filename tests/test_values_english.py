@@ -1,0 +1,79 @@
+"""Amounts and times in English as values, and the conditions that are made of them."""
+
+import math
+
+import pytest
+
+from onsil.retrieval.values import Range, fits, quantities, ranges, same_values
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("$5,000", 5000, "달러"),
+        ("5 thousand dollars", 5000, "달러"),
+        ("USD 1.5 million", 1_500_000, "달러"),
+        ("£45 a head", 45, "파운드"),
+        ("€2k", 2000, "유로"),
+        ("three business days", 3, "영업일"),
+        ("5 working days", 5, "영업일"),
+        ("two weeks", 14, "일"),
+        ("20 kg", 20, "kg"),
+        ("2 tonnes", 2000, "kg"),
+        ("1.5 hours", 90, "분"),
+        ("a six-month contract", 6, "개월"),
+        ("15 per cent", 15, "%"),
+    ],
+)
+def test_an_english_amount_is_a_value(text: str, value: float, unit: str):
+    (one,) = quantities(text)
+    assert (one.value, one.unit) == (pytest.approx(value), unit)
+
+
+@pytest.mark.parametrize(
+    "text", ["Room 2.07", "in 2025", "the second day", "bays 20 to 31", "form FN-12", "one of them"]
+)
+def test_a_number_without_a_unit_is_none(text: str):
+    assert quantities(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("over $5,000", Range(5000, math.inf, "달러", open_low=True)),
+        ("more than 5 thousand dollars", Range(5000, math.inf, "달러", open_low=True)),
+        ("up to 20 kg", Range(-math.inf, 20, "kg")),
+        ("within 3 business days", Range(-math.inf, 3, "영업일")),
+        ("less than two weeks", Range(-math.inf, 14, "일", open_high=True)),
+        ("at least 6 months", Range(6, math.inf, "개월")),
+        ("$500 or more", Range(500, math.inf, "달러")),
+        ("5 years or less", Range(-math.inf, 5, "년")),
+        ("2 to 5 years", Range(2, 5, "년")),
+        ("between $100 and $500", Range(100, 500, "달러")),
+        ("over $1,000 and up to $5,000", Range(1000, 5000, "달러", open_low=True)),
+        ("20 kg 이하", Range(-math.inf, 20, "kg")),
+    ],
+)
+def test_an_english_condition_is_a_range(text: str, expected: Range):
+    assert ranges(text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("question", "label", "fit"),
+    [
+        ("Who signs for $6,000?", "over $5,000", 1.0),
+        ("Who signs for 4 thousand dollars?", "over $5,000", -1.0),
+        ("Who signs for $5,000?", "over $5,000", -1.0),
+        ("My parcel is 12 kg", "up to 20 kg", 1.0),
+        ("I have been here for 3 years", "2 to 5 years", 1.0),
+        ("I have been here for 3 years", "over $5,000", 0.0),
+        ("12kg 소포는요?", "up to 20 kg", 1.0),
+    ],
+)
+def test_an_english_row_fits_the_amount_asked_about(question: str, label: str, fit: float):
+    assert fits(question, label) == fit
+
+
+def test_two_spellings_of_an_english_amount_are_one_answer():
+    assert same_values("$5,000", "5 thousand dollars")
+    assert not same_values("$5,000", "$6,000")
