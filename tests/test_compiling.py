@@ -25,7 +25,7 @@ from onsil.training.objectives import Batch, token_loss
 from onsil.training.plan import Plan, adopt_plan
 from onsil.training.plan_words import described
 from onsil.training.pretraining import pretrain
-from onsil.training.speed import COMPILED_FROM, faster
+from onsil.training.speed import COMPILED_FROM, compiling, faster
 from tests.planted import PLANTED
 
 needs_compiler = pytest.mark.skipif(not compiler(), reason="needs a C++ compiler")
@@ -166,7 +166,7 @@ def test_nothing_is_compiled_for_a_short_run():
     def never(_):
         raise AssertionError("measured for nothing")
 
-    assert faster(PLAN, COMPILED_FROM - 1, never) is None
+    assert faster(PLAN, COMPILED_FROM - 1, never, print) is None
 
 
 def refuse(_):
@@ -177,10 +177,11 @@ def refuse(_):
 @pytest.mark.parametrize(
     ("measure", "pays"), [(lambda _: 1_300, True), (lambda _: 990, False), (refuse, False)]
 )
-def test_compiling_has_to_pay(measure, pays):
-    found = faster(PLAN, COMPILED_FROM, measure)
+def test_compiling_has_to_pay(measure, pays, capsys):
+    found = faster(PLAN, COMPILED_FROM, measure, print)
     assert (found is not None) == pays
     assert found is None or (found[0] == 1_300 and found[1] < 1)
+    assert capsys.readouterr().out.strip() == compiling()
 
 
 def test_compiling_that_takes_longer_than_it_saves_is_left_out(monkeypatch):
@@ -189,12 +190,12 @@ def test_compiling_that_takes_longer_than_it_saves_is_left_out(monkeypatch):
     for took, pays in ((2.0, True), (7.0, False)):
         clock = iter((0.0, took))
         monkeypatch.setattr("onsil.training.speed.time.monotonic", lambda c=clock: next(c))
-        assert (faster(PLAN, 120, lambda _: 1_053) is not None) == pays
+        assert (faster(PLAN, 120, lambda _: 1_053, print) is not None) == pays
 
 
 def test_where_no_compiler_is_none_is_asked(monkeypatch):
     monkeypatch.setattr("onsil.models.compiling.compiler", lambda: "")
-    assert faster(PLAN, 10_000, lambda _: 1_000_000) is None
+    assert faster(PLAN, 10_000, lambda _: 1_000_000, print) is None
 
 
 @needs_compiler

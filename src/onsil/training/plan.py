@@ -368,7 +368,7 @@ def make_plan(
     figures = (text_tokens, len(reading), sum(reading))
     plan = plan_for(*figures, minutes, seed, speed_of, sizes, most, passes)
     decoding = plan.decoder_epochs * once / (plan.tokens_per_second * RELATIVE_SPEED["decoder"])
-    if (found := faster(plan, decoding, writing)) is not None:
+    if (found := faster(plan, decoding, writing, run.say)) is not None:
         speeds, pinned = (
             (found[0], reads[plan.width, plan.depth]),
             ((10**12, plan.width, plan.depth),),

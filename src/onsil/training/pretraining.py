@@ -34,7 +34,7 @@ from onsil.training.objectives import (
 )
 from onsil.training.optim import RECIPES, Recipe
 from onsil.training.plan import Plan, load_plan, rate_of
-from onsil.training.speed import stepping
+from onsil.training.speed import compiling, stepping
 
 CURVE_POINTS, CURVE_BYTES = 8, 200_000
 
@@ -110,6 +110,7 @@ def pretrain(
     owners = owners_of(held.train, ids["train"], context)
     if settings.compiled and kind == "decoder":
         notes["compiler"] = compiler()
+        run.say(compiling())
     # An encoder's steps gain nothing (docs/log.md, "Compiled stretches").
     with stepping(model, settings) if kind == "decoder" else nullcontext():
         loop = train(

@@ -5,11 +5,12 @@ the bytes. `plan` is a `plan.Plan`, of which the steps' size, compute and thread
 """
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 from onsil.models.shape import Shape, hybrid_shape
 
 COMPILED_FROM = 120  # seconds of the decoder's training; compiling takes about 30
@@ -50,7 +51,17 @@ def stepping(model: Any, plan: Any) -> AbstractContextManager[None]:
     return compiled(model, plan.batch_tokens) if plan.compiled else nullcontext()
 
 
-def faster(plan: Any, decoding: float, speed_of: Any) -> tuple[int, float] | None:
+def compiling() -> str:
+    """What is said before there is nothing to be seen for half a minute."""
+    return say(
+        "Compiling the training steps, about half a minute …",
+        "학습 단계를 컴파일하는 중, 30초쯤 걸립니다 …",
+    )
+
+
+def faster(
+    plan: Any, decoding: float, speed_of: Any, tell: Callable[[str], None]
+) -> tuple[int, float] | None:
     """Tokens/s of compiled steps and the seconds that finding out took, most of them compiling;
     None where that is not possible or does not pay in `decoding` seconds of uncompiled steps.
     `speed_of(plan)` measures."""
@@ -58,6 +69,7 @@ def faster(plan: Any, decoding: float, speed_of: Any) -> tuple[int, float] | Non
 
     if decoding < COMPILED_FROM or not compiler():
         return None
+    tell(compiling())
     start = time.monotonic()
     try:
         speed = speed_of(replace(plan, compiled=True))
