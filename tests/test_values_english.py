@@ -59,6 +59,27 @@ def test_an_english_condition_is_a_range(text: str, expected: Range):
 
 
 @pytest.mark.parametrize(
+    ("text", "low", "high", "unit"),
+    [
+        ("no more than 10 days", -math.inf, 10, "일"),
+        ("must not exceed $5,000", -math.inf, 5000, "달러"),
+        ("not exceeding 20 kg", -math.inf, 20, "kg"),
+        ("cannot be over 30 minutes", -math.inf, 30, "분"),
+        ("doesn’t exceed 20 kg", -math.inf, 20, "kg"),
+        ("not less than 5 days", 5, math.inf, "일"),
+        ("no fewer than 3 people", 3, math.inf, "명"),
+    ],
+)
+def test_a_bound_that_is_denied_is_the_other_one(text: str, low: float, high: float, unit: str):
+    assert ranges(text) == [Range(low, high, unit)]
+
+
+def test_what_is_denied_from_afar_is_left_alone():
+    assert ranges("leave not taken within 3 months") == ranges("do not carry more than 5 kg") == []
+    assert ranges("no fee under 5 days") == ranges("under 5 days")
+
+
+@pytest.mark.parametrize(
     ("question", "label", "fit"),
     [
         ("Who signs for $6,000?", "over $5,000", 1.0),

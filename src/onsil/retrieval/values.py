@@ -71,14 +71,16 @@ FALLING = ("급",)
 NUMERIC = "0123456789,. 십백천만억조"
 BOUND = re.compile(r"\s*(?:짜리|어치)?\s*(이상|이하|초과|미만|이내|까지|부터|넘|을 넘|를 넘)")
 ABOVE, FROM = "over|above|more than|exceeding|exceeds?|beyond", "at least|from|minimum(?: of)?"
-BELOW, UPTO = (
-    "under|below|less than|fewer than",
-    "up to|within|at most|maximum(?: of)?|not? more than",
-)
+BELOW, UPTO = "under|below|less than|fewer than", "up to|within|at most|maximum(?: of)?"
 BEFORE = re.compile(
     rf"\b(?:(?P<upto>{UPTO})|(?P<above>{ABOVE})|(?P<low>{FROM})|(?P<below>{BELOW}))\s*$",
     re.IGNORECASE,
 )
+NOT = re.compile(
+    r"(?:\bno\s+|(?:\b(?:not|never|cannot)|n['’]t)\s+(?:(?:be|to)\s+)?(?P<far>\w+\s+){0,2})$",
+    re.IGNORECASE,
+)
+DENIED = {"above": "upto", "below": "low"}  # what must not exceed 20 kg has up to 20
 AFTER = re.compile(
     r"\s*(?:(?P<low>(?:or|and) (?:more|over|above|longer))|"
     r"(?P<upto>(?:or|and) (?:less|fewer|under|below|shorter)))\b",
@@ -192,6 +194,10 @@ def _in_english(text: str, q: Quantity) -> tuple[Range, int, int] | None:
     else:
         return None
     said = bound.lastgroup
+    if no := NOT.search(text, max(0, start - LONGEST_BOUND), start):
+        if no["far"] or said not in DENIED:  # «not paid within 3 days»: who knows
+            return None
+        said = DENIED[said]
     low, high = (q.value, math.inf) if said in ("above", "low") else (-math.inf, q.value)
     return Range(low, high, q.unit, said == "above", said == "below"), start, end
 
