@@ -65,6 +65,11 @@ def test_what_is_embedded_in_a_document_does_not_name_it():
         (".jar", archive(META__MANIFEST_MF="x"), ".jar"),
         (".epub", archive(mimetype="application/epub+zip"), ".epub"),
         (".txt", b"PDF files begin with %PDF-", ".txt"),
+        (".txt", b"%PDF-1.7 is how a PDF begins.", ".txt"),
+        (".txt", b"HWP Document File is how a file of HWP begins.", ".txt"),
+        (".md", b"{\\rtf1 is how RTF begins}", ".md"),
+        (".zip", archive(Contents__header_xml="<a/>", rules_txt="x"), ".zip"),
+        (".hwp", archive(mimetype="x", Contents__section0_xml="<a/>"), ".hwpx"),
         (".txt", "한글 문서입니다.".encode("cp949"), ".txt"),
         (".md", b"<html><table>", ".md"),  # text has no mark that cannot be mistaken
         (".hwp", b"PK\3\4 cut off", ".hwp"),

@@ -2,7 +2,7 @@
 
 People rename files, mail systems drop suffixes, and web systems export pages and text called .xls.
 A PDF, an RTF, a compound file (hwp, doc, xls, ppt) and an Office package begin with marks that no
-text has, and inside a container the name of its main part says whose it is. Text has no such mark:
+text has but one about them, which goes on as text does, and inside a container the name of its main part says whose it is. Text has no such mark:
 of that only what is called .doc, .xls or .ppt, and is not, is told apart. The answer is the suffix
 whose reader is to be used.
 """
@@ -15,7 +15,10 @@ from onsil.documents.delimited import is_delimited
 from onsil.documents.formats import LEGACY
 from onsil.documents.packages import OLE
 
-PDF, RTF, ZIP, HWP = b"%PDF-", b"{\\rtf", b"PK\x03\x04", b"HWP Document File"
+PDF, ZIP, HWP = b"%PDF-", b"PK\x03\x04", b"HWP Document File"
+PDF_OBJECT = re.compile(rb"\d\s+\d+\s+obj\b")
+RTF = re.compile(rb"\{\\rtf\d?\s*[\\{]")
+OLD_HWP = re.compile(re.escape(HWP) + rb" V\d\.\d\d \x1a")  # version 3 and older
 STREAMS = {  # at the top of a compound file; what is embedded in a document lies deeper
     "WordDocument": ".doc",
     "Workbook": ".xls",
@@ -30,6 +33,7 @@ MIMETYPES = {
     b"application/vnd.oasis.opendocument.presentation": ".odp",
 }
 LONGEST_MIMETYPE = 100
+HWPX_BODY = "Contents/section0.xml"
 PAGE = re.compile(rb"<(?:!doctype html|html|head|body|meta|table)\b")
 XML_BOOK = re.compile(rb"<(?:\w+:)?workbook\b")  # of Excel 2003; it has tables too
 LOOKED_AT = 64 * 2**10  # bytes; a page may have its style before its table
@@ -37,16 +41,16 @@ LOOKED_AT = 64 * 2**10  # bytes; a page may have its style before its table
 
 def kind_of(suffix: str, data: bytes) -> str:
     """The suffix a file called `suffix` should have had, or its own where its bytes do not tell."""
-    if data.startswith(PDF):
+    if data.startswith(PDF) and PDF_OBJECT.search(data):
         return ".pdf"
-    if data.startswith(HWP):  # version 3 and older
+    if OLD_HWP.match(data):
         return ".hwp"
     if data.startswith(OLE):
         return _in_compound(suffix, data)
     if data.startswith(ZIP):
         return _in_package(data) or LEGACY.get(suffix, suffix)
     start = start_of(data)
-    if start.startswith(RTF):
+    if RTF.match(start):
         return ".rtf"
     if suffix not in LEGACY:
         return suffix
@@ -77,10 +81,11 @@ def _in_package(data: bytes) -> str | None:
             names = set(package.namelist())
             if "mimetype" in names:
                 with package.open("mimetype") as part:
-                    return MIMETYPES.get(part.read(LONGEST_MIMETYPE).strip())
+                    if kind := MIMETYPES.get(part.read(LONGEST_MIMETYPE).strip()):
+                        return kind
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, ValueError):
         return None  # damaged, or its first part under a password: the reader of its name says how
-    if "Contents/header.xml" in names:
+    if HWPX_BODY in names:
         return ".hwpx"
     if "[Content_Types].xml" not in names:
         return None
