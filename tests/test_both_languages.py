@@ -65,6 +65,14 @@ def test_where_question_and_papers_share_a_language_nothing_is_looked_up_twice()
     assert {other_side(other_side(tie)) for tie in said} == said
 
 
+def test_words_tied_to_one_word_of_another_language_are_not_one_in_their_own():
+    """«cold store» is 냉동 and 저온: a question about the one is none about the other."""
+    heads = ("제1조(저온)", "제2조(차량)")
+    index = BM25([Passage("a.md", h, f"규정 > {h}", "냉동은 3일이다.") for h in heads])
+    one, other = find(index, "냉동은 며칠인가요?")
+    assert one.fit == pytest.approx(other.fit)
+
+
 def test_words_that_share_a_stem_keep_their_own_meaning():
     assert ties("customs") != ties("customer") and ties("training") != ties("train")
     assert ties("customs duties") >= ties("customs")

@@ -2,9 +2,9 @@
 
 People rename files, mail systems drop suffixes, and web systems export pages and text called .xls.
 A PDF, an RTF, a compound file (hwp, doc, xls, ppt) and an Office package begin with marks that no
-text has but one about them, which goes on as text does, and inside a container the name of its main part says whose it is. Text has no such mark:
-of that only what is called .doc, .xls or .ppt, and is not, is told apart. The answer is the suffix
-whose reader is to be used.
+text has but one about them, which goes on as text does, and inside a container the name of its main
+part says whose it is. Text has no such mark: of that only what is called .doc, .xls or .ppt, and is
+not, is told apart. The answer is the suffix whose reader is to be used.
 """
 
 import io

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from onsil.retrieval import asked_english
 from onsil.retrieval.asked import asks_before, kinds_asked, says_before
 from onsil.retrieval.bm25 import BM25, Word, asks_meaning, coverage, defined_in, marks, names, terms
-from onsil.retrieval.concepts import ties
+from onsil.retrieval.concepts import concepts, ties
 from onsil.retrieval.passages import LONGEST, Passage, sentences
 from onsil.retrieval.values import fits
 
@@ -59,8 +59,8 @@ def find(index: BM25, question: str, limit: int = READ, without: str | None = No
         return []
     words, kind = index.words(question), "|".join(kinds_asked(question))
     defined, before = index.defined(question), asks_before(question)
-    asked = frozenset(terms(question)) | ties(question)
-    asked |= frozenset(c for word in words for c in word.concepts)
+    asked = frozenset(terms(question)) | ties(question)  # as a heading asks for them in turn
+    asked |= concepts(question) & frozenset(c for word in words for c in word.concepts)
     hits = []
     for score, i in found:
         passage, at = index.passages[i], marks(index.passages[i].heading)
