@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_distillation import decoder
 from onsil.corpus import document_text, load_corpus
 from onsil.documents.types import Block, Document, write_documents
 from onsil.errors import OnsilError
-from onsil.lineage import Run, Workspace, stage
+from onsil.lineage import Artifact, Run, Workspace, stage
 from onsil.lineage.spelling import file_digest
 from onsil.models.checkpoint import load, save
 from onsil.models.shape import Shape
@@ -24,6 +25,7 @@ from onsil.training.objectives import causal_batch
 from onsil.training.permission import check_teacher, teacher_licence
 from onsil.training.plan import Plan
 from onsil.training.pretraining import pretrain
+from onsil.training.prompted import PROMPT
 from onsil.training.soft_targets import (
     kept_loss,
     kept_of,
@@ -334,6 +336,28 @@ def test_the_stages_refuse_and_the_permission_is_in_the_lineage(grown):
     of_kept = distill(ws, **run, teacher=kept)  # asked when it was written
     nodes = ws.record(of_kept.key)["ancestry"]["nodes"]
     assert "the authors" in {n["arguments"].get("permission") for n in nodes.values()}
+
+
+@stage(version=1)
+def prompted(*, decoder: Artifact, out: Path, run) -> dict:
+    shutil.copytree(decoder.path, out, dirs_exist_ok=True)
+    (out / PROMPT).mkdir()
+    (out / PROMPT / "rows").write_bytes(b"1")
+    return {}
+
+
+def test_a_learnt_prompt_is_not_left_out(grown):
+    ws, run, teachers = grown
+    teacher = prompted(ws, decoder=teachers["decoder"])
+    texts = {name: run[name] for name in ("corpus", "tokenizer")}
+    for stage_of, given in (
+        (distill, run | {"teacher": teacher}),
+        (distill, run | {"teacher": teachers["decoder"], "student": teacher}),
+        (teach, texts | {"teacher": teacher}),
+        (compose, texts | {"teacher": teacher, "texts": 1}),
+    ):
+        with pytest.raises(OnsilError, match="has a learnt prompt"):
+            stage_of(ws, **given)
 
 
 def test_a_model_tuned_from_a_stranger_is_none_of_ours(grown, tmp_path):

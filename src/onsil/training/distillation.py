@@ -41,6 +41,7 @@ from onsil.training.objectives import causal_batch, masked_batch, pieces_of, sch
 from onsil.training.permission import check_teacher
 from onsil.training.plan import Plan, load_plan, rate_of
 from onsil.training.pretraining import bits_per_byte, kept_curve, owners_of
+from onsil.training.prompted import refuse_prompted
 from onsil.training.soft_targets import Kept, kept_loss, kept_of, soft_loss
 
 Level = Literal["token", "span"]
@@ -79,11 +80,13 @@ def distill(
     else one of the plan's size from noise. Notes: licence of the teacher, parameters, steps and,
     of a decoder, held-out bits per byte.
 
-    Raises OnsilError when the teacher may not teach, or when level is "token" and the two do not
-    have the same words.
+    Raises OnsilError when the teacher may not teach, when one of the two has a learnt prompt before
+    it, or when level is "token" and they do not have the same words.
     """
     settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
     torch.set_num_threads(settings.threads)
+    for given in filter(None, (teacher, student)):
+        refuse_prompted(given.path)
     told: Any = read_json(teacher / TAUGHT) if (teacher / TAUGHT).is_file() else None
     allowed = told["teacher"] if told else check_teacher(teacher.path, permission)
     theirs: Any = None if told else load(teacher.path, settings.compute)[0].eval()
@@ -330,6 +333,7 @@ def teach(
     taught.json and tokenizer.json. Raises OnsilError as `distill` does, and for an encoder: what it
     says depends on what is hidden, which changes with every step."""
     words = load_tokenizer(tokenizer.path)
+    refuse_prompted(teacher.path)
     allowed = check_teacher(teacher.path, permission)
     model = load(teacher.path)[0].eval()
     check_words(words, words_of_teacher(teacher, None), model.shape.vocabulary)
@@ -409,6 +413,7 @@ def compose(
     temperature (0: the likeliest). The held-out documents stay what they are."""
     from onsil.inference.generation import Sampling, load_writer, written
 
+    refuse_prompted(teacher.path)
     allowed = check_teacher(teacher.path, permission)
     writer = load_writer(teacher.path, tokenizer.path, load)
     held = load_corpus(corpus)
