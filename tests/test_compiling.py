@@ -93,6 +93,15 @@ def test_compiled_steps_are_as_near_to_float32_as_plain_ones(name):
         ).norm() / size + 2e-3
 
 
+def test_a_stretch_is_given_the_table_of_its_own_layer():
+    shape = replace(decoder_shape(VOCABULARY, 64, 2, 64), positions="relative")
+    model, seen = new_model(replace(shape, relative_layers=True)), []
+    for block in model.blocks:
+        block.stretches = lambda block, x, views, table: seen.append(table) or x
+    model.encode(batch_of([7]).ids)
+    assert seen == [block.relative for block in model.blocks] and None not in seen
+
+
 def steps_of(folder, until: int, many: int = 6, stretches: bool = True) -> Transformer:
     """A model after `until` of `many` steps of two threads, going on from what the folder holds."""
     model = new_model(shapes()["hybrid"])

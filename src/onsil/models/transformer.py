@@ -146,10 +146,10 @@ class Block(nn.Module):
         self.relative = nn.Embedding(shape.buckets, shape.heads) if own else None
 
     def forward(self, x, views: Views, table, source, source_views, cache) -> Tensor:
+        table = table if self.relative is None else self.relative
         if self.stretches is not None and cache is None:
             return self.stretches(self, x, views, table)
         own, other = (None, None) if cache is None else cache
-        table = table if self.relative is None else self.relative
         mix: Any = self.convolution if self.attention is None else self.attention
         attend = lambda h: mix(h, h, views, table, own)  # noqa: E731
         if self.shape.wiring in ("parallel", "shared"):
