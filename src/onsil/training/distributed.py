@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from onsil.corpus import document_text, load_corpus
-from onsil.errors import OnsilError
+from onsil.errors import OnsilError, say
 from onsil.lineage import Artifact, Run, Workspace, history, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.attention import Norm
@@ -152,7 +152,7 @@ def compiled_on(model: Transformer, device: torch.device) -> Transformer:
 
 
 def learn(
-    study: Study, at: Worker, say: Callable[[str], None]
+    study: Study, at: Worker, tell: Callable[[str], None]
 ) -> Iterator[tuple[Step, dict[str, Tensor]]]:
     """Train this worker's part of a study. Yields the steps the curve is made of, the last one
     among them, each with the weights brought together; all workers must take all of them."""
@@ -161,6 +161,13 @@ def learn(
     if study.job.sharded:
         shard(model, at.device)
     compiled_on(model, at.device)
+    if study.settings.compiled and at.device.type == "cpu":
+        tell(
+            say(
+                "The plan's steps are compiled; those of several workers are not.",
+                "계획과 달리 나누어 학습할 때는 단계를 컴파일하지 않습니다.",
+            )
+        )
     steps = len(study.steps)
     parameters, scratch = dict(model.named_parameters()), Path(study.job.scratch)
     loop = train_parallel(
@@ -173,7 +180,7 @@ def learn(
         names_of=study.names_of,
         data=study.job.data,
     )
-    for step in report_progress(loop, steps, say, pretraining(study.job.kind), study.tokens):
+    for step in report_progress(loop, steps, tell, pretraining(study.job.kind), study.tokens):
         if step.number % max(1, steps // CURVE_POINTS) == 0 or step.number == steps:
             yield step, whole(model)
 
