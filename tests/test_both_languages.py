@@ -6,6 +6,7 @@ from onsil.retrieval.bm25 import BM25
 from onsil.retrieval.concepts import BOTH, HANGUL, concepts_at, groups, other_side, ties
 from onsil.retrieval.passages import Passage
 from onsil.retrieval.ranking import find
+from onsil.retrieval.readers import typed_sentence
 
 KOREAN = {
     "제12조(연차의 이월)": "쓰지 못한 연차는 10일까지 다음 해로 이월할 수 있다.",
@@ -55,6 +56,19 @@ def test_an_english_question_finds_the_korean_rule(question: str, heading: str):
 )
 def test_a_korean_question_finds_the_english_rule(question: str, heading: str):
     assert first(question, ENGLISH) == heading
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("How many copies of the proposal?", "가. 제출서류 1) 제안서 12부 2) 서약서 1부"),
+        ("제안서는 몇 부 제출하나요?", "1) Hand in 12 copies of the proposal within 3 days"),
+    ],
+)
+def test_an_answer_in_the_other_language_is_the_sentence_and_no_stray_number(question, text):
+    index = BM25([Passage("a.md", "3. 제안서 제출", "공고 > 3. 제안서 제출", text)])
+    reading = typed_sentence(index, question, find(index, question))
+    assert reading is not None and reading.answer == text
 
 
 def test_where_question_and_papers_share_a_language_nothing_is_looked_up_twice():

@@ -149,7 +149,7 @@ def best_on_dev(cards: dict, names: Sequence[str]) -> str:
     return max(names, key=lambda n: (cards[n]["dev"]["f1"] or [0.0])[0])
 
 
-@stage(version=18)
+@stage(version=19)
 def evaluate(
     *,
     corpus: Artifact,

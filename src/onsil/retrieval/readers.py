@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from onsil.retrieval import asked_english
-from onsil.retrieval.asked import DATE, NUMBER, WHO, kinds_asked
+from onsil.retrieval.asked import DATE, HANGUL, NUMBER, WHO, kinds_asked
 from onsil.retrieval.bm25 import BM25, EXPLAINED, Word, asks_meaning, coverage, marks, names
 from onsil.retrieval.passages import Passage, cells_of, excepted, is_row
 from onsil.retrieval.ranking import Hit, evidence
@@ -57,6 +57,8 @@ def typed_sentence(index: BM25, question: str, hits: list[Hit]) -> Reading | Non
     if reading is None:
         return None
     words, kinds = index.words(question), kinds_asked(question)
+    if bool(HANGUL.search(question)) != bool(HANGUL.search(reading.passage.text)):
+        kinds = ()  # one language's patterns find any number in the other
     line = hits[0].line
     text = meaning_asked(question, line) or cell_asked(words, "|".join(kinds), line, question)
     for kind in kinds:
