@@ -50,8 +50,8 @@ def kind_of(suffix: str, data: bytes) -> str:
     if data.startswith(ZIP):
         return _in_package(data) or LEGACY.get(suffix, suffix)
     start = start_of(data)
-    if RTF.match(start):
-        return ".rtf"
+    if RTF.match(start) or (suffix in LEGACY and start.startswith(b"{\\rtf")):
+        return ".rtf"  # what is called .doc is no text about RTF
     if suffix not in LEGACY:
         return suffix
     if start.startswith(b"<"):
