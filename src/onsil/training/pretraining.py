@@ -17,7 +17,7 @@ from onsil.documents.types import Document
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.checkpoint import load, save
-from onsil.models.compiling import compiler
+from onsil.models.compiling import compiled, compiler
 from onsil.models.ngram import NGram
 from onsil.models.shape import encoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
@@ -34,7 +34,7 @@ from onsil.training.objectives import (
 )
 from onsil.training.optim import RECIPES, Recipe
 from onsil.training.plan import Plan, load_plan, rate_of
-from onsil.training.speed import compiling, stepping
+from onsil.training.speed import compiling
 
 CURVE_POINTS, CURVE_BYTES = 8, 200_000
 
@@ -108,11 +108,11 @@ def pretrain(
     recipe, rate = recipe_of(settings, kind, model.shape.width)
     parameters = dict(model.named_parameters())
     owners = owners_of(held.train, ids["train"], context)
-    if settings.compiled and kind == "decoder":
+    # An encoder's steps gain nothing (docs/log.md, "Compiled stretches").
+    if stretches := settings.compiled and kind == "decoder":
         notes["compiler"] = compiler()
         run.say(compiling())
-    # An encoder's steps gain nothing (docs/log.md, "Compiled stretches").
-    with stepping(model, settings) if kind == "decoder" else nullcontext():
+    with compiled(model, settings.batch_tokens) if stretches else nullcontext():
         loop = train(
             parameters,
             loss_of,

@@ -6,7 +6,7 @@ the bytes. `plan` is a `plan.Plan`, of which the steps' size, compute and thread
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ def measure_speed(
     now, in steps no larger than the text."""
     import torch
 
+    from onsil.models.compiling import compiled
     from onsil.models.transformer import Transformer
     from onsil.training.objectives import causal_batch, token_loss
 
@@ -32,7 +33,7 @@ def measure_speed(
     step = min(plan.batch_tokens, text_tokens)
     long = min(256, shape.context)
     batch = causal_batch([list(range(5, 5 + long)) for _ in range(max(1, step // long))])
-    with stepping(model, plan):
+    with compiled(model, plan.batch_tokens) if plan.compiled else nullcontext():
         done, start = -1, time.monotonic()
         while time.monotonic() - start < seconds or done < 1:
             loss, _ = token_loss(model, batch)
@@ -41,14 +42,6 @@ def measure_speed(
             if done == 0:  # the first step warms up
                 start = time.monotonic()
     return round(done * sum(batch.lengths) / (time.monotonic() - start))
-
-
-def stepping(model: Any, plan: Any) -> AbstractContextManager[None]:
-    """Inside, the decoder's steps are computed as the plan says: in compiled stretches, or not.
-    Raises OnsilError where it says so and nothing can be compiled."""
-    from onsil.models.compiling import compiled
-
-    return compiled(model, plan.batch_tokens) if plan.compiled else nullcontext()
 
 
 def compiling() -> str:
