@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -105,6 +105,7 @@ def _pairs(word: str) -> list[str]:
     return [stem(word) if "a" <= word[0] <= "z" else word]
 
 
+@lru_cache(maxsize=1 << 12)  # the lines of what is found come again from question to question
 def marks(text: str) -> frozenset[str]:
     """Terms, concepts and ties of a text: what a question's words can be met by."""
     return frozenset(terms(text)) | concepts(text) | ties(text)
