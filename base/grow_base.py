@@ -5,9 +5,9 @@
 Text with permissive licences only, named in base/README.md with their attribution: statutes in
 force (public domain; those whose definitions serve as a benchmark are left out), technical
 documentation (CC BY 4.0, MIT, Apache-2.0), Python's documentation in Korean (CC0), English novels
-(public domain). The encoder reads hidden words first and then the
-rule teacher's lessons on the same text, so that it starts with a head that points at answers. Every
-step is a stage: a killed run goes on, and the exported files carry their
+(public domain). The encoder begins as the decoder that is shipped, looking both ways, reads hidden
+words and then the rule teacher's lessons on the same text, so that it starts with a head that
+points at answers. Every step is a stage: a killed run goes on, and the exported files carry their
 lineage. The plan is written here, not measured, so that the run can be repeated to the bit.
 """
 
@@ -26,20 +26,22 @@ import zstandard
 from onsil.corpus import curate
 from onsil.documents import read
 from onsil.instruction import write_lessons
-from onsil.lineage import Workspace
+from onsil.lineage import Artifact, Workspace
 from onsil.tokenizer import train_tokenizer
-from onsil.training.base import shrink
+from onsil.training.base import adopt, adopt_tokenizer, shrink
 from onsil.training.finetuning import finetune
 from onsil.training.plan import adopt_plan
 from onsil.training.pretraining import pretrain
 
 PLAN = {
-    "width": 192,
-    "depth": 4,
-    "context": 384,
+    "width": 256,
+    "depth": 8,
+    "context": 512,
     "batch_tokens": 4096,
     "learning_rate": 0.001,
     "decoder_epochs": 1,
+    "decoder_recipe": "muon",
+    "decoder_rate": 0.01,
     "encoder_epochs": 1,
     "reader_epochs": 1,
     "reader_lessons": 60_000,
@@ -48,13 +50,10 @@ PLAN = {
     "threads": 2,
     "compiled": False,
     "seed": 0,
-    "minutes": 60.0,
+    "minutes": 120.0,
     "tokens_per_second": 0,
     "predicted_seconds": 0,
 }
-# The decoder is the larger of the two: a grow reads few lines with it, and many with the encoder.
-DECODER = PLAN | {"width": 256, "depth": 8, "context": 512}
-DECODER |= {"decoder_recipe": "muon", "decoder_rate": 0.01}
 VOCABULARY, LESSONS = 8_000, 60_000
 # (file, megabytes taken); order and choice of documents are seeded.
 SOURCES = (
@@ -104,23 +103,31 @@ def main() -> None:
         draft.rename(folder)
     ws = Workspace(given.home / "ws", say=print)
     corpus = curate(ws, documents=read(ws, folder))
-    tokenizer = train_tokenizer(ws, corpus=corpus, vocabulary=VOCABULARY)
+    plan = adopt_plan(ws, text=json.dumps(PLAN))
+    begun = given.home / "begun"  # tokenizer.json and decoder/, as they are shipped
+    if not begun.is_dir():
+        tokenizer = train_tokenizer(ws, corpus=corpus, vocabulary=VOCABULARY)
+        words = {"corpus": corpus, "tokenizer": tokenizer, "plan": plan}
+        decoder = shrink(ws, model=told(ws, pretrain(ws, **words, kind="decoder")))
+        draft = given.home / "begun.draft"
+        shutil.copytree(decoder.path, draft / "decoder", dirs_exist_ok=True)
+        shutil.copyfile(tokenizer / "tokenizer.json", draft / "tokenizer.json")
+        draft.rename(begun)
+    base = adopt(ws, begun)
+    tokenizer = adopt_tokenizer(ws, base=base)
+    words = {"tokenizer": tokenizer, "plan": plan}
+    encoder = told(ws, pretrain(ws, **words, corpus=corpus, base=base, kind="encoder"))
     lessons = write_lessons(ws, corpus=corpus, rounds=2, most=LESSONS)
-    plans = {"decoder": DECODER, "encoder": PLAN}
-    plans = {kind: adopt_plan(ws, text=json.dumps(plan)) for kind, plan in plans.items()}
-    made = {
-        kind: pretrain(ws, corpus=corpus, tokenizer=tokenizer, plan=plan, kind=kind)
-        for kind, plan in plans.items()
-    }
-    made["encoder"] = finetune(
-        ws, encoder=made["encoder"], tokenizer=tokenizer, lessons=lessons, plan=plans["encoder"]
-    )
-    for kind, model in made.items():
-        print(kind, model.path, json.dumps((ws.record(model.key) or {})["notes"]))
-        if given.export:
-            shutil.copytree(shrink(ws, model=model).path, given.export / kind, dirs_exist_ok=True)
+    reader = shrink(ws, model=told(ws, finetune(ws, **words, encoder=encoder, lessons=lessons)))
     if given.export:
-        shutil.copyfile(tokenizer / "tokenizer.json", given.export / "tokenizer.json")
+        shutil.copytree(begun, given.export, dirs_exist_ok=True)
+        shutil.copytree(reader.path, given.export / "encoder", dirs_exist_ok=True)
+
+
+def told(ws: Workspace, model: Artifact) -> Artifact:
+    """The model, after its notes were printed."""
+    print(model.path, json.dumps((ws.record(model.key) or {})["notes"]))
+    return model
 
 
 if __name__ == "__main__":

@@ -240,6 +240,20 @@ ENCODERS: dict[str, Case] = {
         SMALL | {"type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66},
         "RobertaForMaskedLM",
     ),
+    # Decoders that look both ways: `is_causal`, said in the config.
+    "llama both ways": causal("Llama", WIDE | {"is_causal": False}),
+    "qwen3 both ways": causal("Qwen3", WIDE | {"is_causal": False}),
+    "lfm2 both ways": causal(
+        "Lfm2",
+        GROUPED | {"full_attn_idxs": [1, 3], "conv_L_cache": 4, "is_causal": False},
+    ),
+    "gpt2 both ways": Case("GPT2Config", GPT | {"is_causal": False}, "GPT2LMHeadModel"),
+    "gemma2 both ways": causal(
+        "Gemma2",
+        WIDE | {"query_pre_attn_scalar": 20, "sliding_window": 8, "is_causal": False},
+        sharpened=True,
+    ),
+    "phi3 both ways": causal("Phi3", GROUPED | {"sliding_window": 8, "is_causal": False}),
 }
 
 T5 = {

@@ -78,7 +78,6 @@ def test_every_field_has_two_values():
         ({"pattern": "GX"}, "pattern='GX'"),
         ({"pattern": "CG", "taps": 0}, "taps=0"),
         ({"pattern": "CG", "taps": 2**20}, "taps=1048576"),
-        ({"pattern": "CG", "causal": False}, "causal=False"),
         ({"pattern": "LG"}, "window=0, pattern='LG'"),
         ({"pattern": "LG", "window": -1}, "window=-1, pattern='LG'"),
         ({"pattern": ""}, "window=0, pattern=''"),

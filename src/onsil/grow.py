@@ -155,7 +155,7 @@ def train(ws: Workspace, material: Material, plan: Artifact) -> dict[str, Artifa
     common = {"tokenizer": material.tokenizer, "plan": plan}
     words = common | {"corpus": material.corpus, "base": material.base}
     decoder = pretrain(ws, **words, kind="decoder")
-    encoder = pretrain(ws, **words, kind="encoder")
+    encoder = pretrain(ws, **words, kind="encoder", decoder=decoder)
     taught = common | {"lessons": material.lessons}
     reader = finetune(ws, encoder=encoder, **taught)
     generator = instruct(ws, decoder=decoder, **taught)

@@ -278,9 +278,15 @@ def sizes(c: Config) -> dict[str, Any]:
 
 def stack_sizes(c: Config) -> dict[str, Any]:
     """The sizes, and what the stack writes: the published class tells whether there is a
-    vocabulary head."""
+    vocabulary head. A decoder family's `is_causal: false` is how transformers (5.23,
+    masking_utils.py) says that it looks both ways; segments are ours then."""
     bare = WITHOUT_WORDS.search(c.published_class)
-    return sizes(c) | {"writes": "vectors" if bare else "tokens"}
+    told: dict[str, Any] = {"writes": "vectors" if bare else "tokens"}
+    if not c.switch("is_causal", default=True):
+        told |= {"causal": False}
+        if c.get("type_vocab_size"):
+            told |= {"segments": c.number("type_vocab_size")}
+    return sizes(c) | told
 
 
 def rope(c: Config, kind: str = "", base: float = 10_000.0, share: float = 1.0) -> Rotary:

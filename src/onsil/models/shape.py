@@ -49,7 +49,8 @@ class Shape:
     causal: bool = True
     cross: bool = False  # looks at the states of an encoder between attention and MLP
     # A letter a layer, repeated to the depth: G sees all, L the last `window`, N all without
-    # rotary, S all by their sums (linear attention), C the last `taps` (LFM2's short convolution)
+    # rotary, S all by their sums (linear attention), C the last `taps` (LFM2's short convolution,
+    # which looks back whether the stack is causal or not)
     pattern: str = "G"
     window: int = 0
     taps: int = 3
@@ -170,11 +171,11 @@ class Shape:
                 "a layer is G, L, N, S or C",
                 "층은 G, L, N, S, C 중 하나입니다",
             )
-        if "C" in self.pattern and not (self.causal and 1 <= self.taps <= 2**10):
+        if "C" in self.pattern and not 1 <= self.taps <= 2**10:
             raise _impossible(
-                f"pattern={self.pattern!r}, taps={self.taps}, causal={self.causal}",
-                "a convolution has 1 to 1024 taps and looks back only",
-                "합성곱 층은 탭이 1개에서 1024개까지이고 앞쪽만 봅니다",
+                f"pattern={self.pattern!r}, taps={self.taps}",
+                "a convolution has 1 to 1024 taps",
+                "합성곱 층은 탭이 1개에서 1024개까지입니다",
             )
         if "S" in self.pattern and (self.positions in ("relative", "alibi") or self.score_cap):
             raise _impossible(

@@ -29,7 +29,6 @@ from onsil.documents.types import Block, Document, write_documents
 from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, stage
 from onsil.models.checkpoint import load, save
-from onsil.models.shape import encoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.models.weights import read_json, stable_bytes
 from onsil.tokenizer import load_tokenizer
@@ -40,7 +39,7 @@ from onsil.training.loop import digest_of, report_progress, train
 from onsil.training.objectives import causal_batch, masked_batch, pieces_of, schedule
 from onsil.training.permission import check_teacher
 from onsil.training.plan import Plan, load_plan, rate_of
-from onsil.training.pretraining import bits_per_byte, kept_curve, owners_of
+from onsil.training.pretraining import beginning, bits_per_byte, kept_curve, owners_of
 from onsil.training.prompted import refuse_prompted
 from onsil.training.soft_targets import Kept, kept_loss, kept_of, soft_loss
 
@@ -150,9 +149,8 @@ def student_for(
     """The model that learns, and tensors of its task head. Raises OnsilError when it is not of the
     teacher's kind."""
     if student is None:
-        make = hybrid_shape if causal else encoder_shape
-        shape = make(words.get_vocab_size(), settings.width, settings.depth, settings.context)
-        return Transformer(shape, settings.compute).initialise(settings.seed), {}
+        kind = "decoder" if causal else "encoder"
+        return beginning(None, kind, settings, words.get_vocab_size(), settings.compute)
     model, extra = load(student.path, settings.compute)
     if model.shape.causal != causal:
         kinds = ("encoder", "decoder")

@@ -30,8 +30,7 @@ from onsil.errors import OnsilError, say
 from onsil.lineage import Artifact, Run, Workspace, history, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.attention import Norm
-from onsil.models.checkpoint import load, save
-from onsil.models.shape import encoder_shape, hybrid_shape
+from onsil.models.checkpoint import save
 from onsil.models.transformer import MLP, Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
@@ -49,12 +48,14 @@ from onsil.training.parallel import (
 from onsil.training.plan import adopt_plan, load_plan, parse_plan, spelling_of
 from onsil.training.pretraining import (
     CURVE_POINTS,
+    beginning,
     bits_per_byte,
     kept_curve,
     ngram_bits,
     owners_of,
     recipe_of,
     sample_of,
+    start_of,
 )
 from onsil.training.request import read_plan
 from onsil.training.sharded import shard, whole
@@ -90,6 +91,7 @@ class Study:
         self.vocabulary, self.special = words.get_vocab_size(), specials_of(words)
         self.base = Artifact("", Path(job.base)) if job.base else None
         shape, settings = shape_in(self.base, job.kind), self.settings
+        shape = shape or shape_in(self.base, "decoder")  # what an encoder begins as
         self.context = min(settings.context, shape.context) if shape else settings.context
         self.pieces = {k: pieces_of(v, self.context, self.special.end) for k, v in self.ids.items()}
         sizes = [len(piece) for piece in self.pieces["train"]]
@@ -103,11 +105,8 @@ class Study:
 
     def new_model(self, compute: str) -> tuple[Transformer, dict[str, Tensor]]:
         """The weights a run starts from, and a base's task head."""
-        if self.base is not None and (self.base / self.job.kind).is_dir():
-            return load(self.base / self.job.kind, compute)
-        make = hybrid_shape if self.job.kind == "decoder" else encoder_shape
-        shape = make(self.vocabulary, self.settings.width, self.settings.depth, self.context)
-        return Transformer(shape, compute).initialise(self.settings.seed), {}
+        start = start_of(self.base, self.job.kind)
+        return beginning(start, self.job.kind, self.settings, self.vocabulary, compute)
 
     def batch(self, k: int) -> Batch:
         """All of step k, whoever computes which part of it."""

@@ -401,7 +401,7 @@ def expected(plan: Plan, text: Text, base: Artifact | None, drawn: float | None)
     epochs = {"decoder": plan.decoder_epochs, "encoder": plan.encoder_epochs}
     steps, tokens = {}, {}
     for part, passes in epochs.items():
-        kept = shape_in(base, part)
+        kept = shape_in(base, part) or own  # an encoder begins as the decoder
         context = min(plan.context, kept.context) if kept else plan.context
         sizes = [len(p) for p in pieces_of(text.train, context, text.end)]
         steps[f"{part}_steps"] = len(schedule(sizes, plan.batch_tokens, passes, plan.seed))

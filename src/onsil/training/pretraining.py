@@ -11,19 +11,20 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from onsil.corpus import document_text, load_corpus
 from onsil.documents.types import Document
 from onsil.lineage import Artifact, Run, stage
 from onsil.lineage.spelling import write_atomically
+from onsil.models.both_ways import both_ways
 from onsil.models.checkpoint import load, save
 from onsil.models.compiling import compiled, compiler
 from onsil.models.ngram import NGram
-from onsil.models.shape import encoder_shape, hybrid_shape
+from onsil.models.shape import hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
-from onsil.training.base import shape_in
 from onsil.training.loop import digest_of, pretraining, report_progress, train
 from onsil.training.objectives import (
     causal_batch,
@@ -48,7 +49,7 @@ def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> flo
     return round(nats / math.log(2) / size, 4)
 
 
-@stage(version=10)
+@stage(version=11)
 def pretrain(
     *,
     corpus: Artifact,
@@ -56,11 +57,13 @@ def pretrain(
     plan: Artifact,
     kind: str,
     base: Artifact | None = None,
+    decoder: Artifact | None = None,
     out: Path,
     run: Run,
 ) -> dict:
     """A model folder and curve.json; `kind` is "decoder" or "encoder". With a base that has this
-    kind the model goes on from there, in the base's shape; else it starts from noise."""
+    kind the model goes on from there, in the base's shape; else an encoder begins as the `decoder`
+    given, or the base's, looking both ways; else the model starts from noise."""
     settings, words = load_plan(plan), load_tokenizer(tokenizer.path)
     torch.set_num_threads(settings.threads)
     held = load_corpus(corpus)
@@ -71,19 +74,13 @@ def pretrain(
         rendered = [document_text(d) for d in documents]
         sizes[split] = sum(len(t.encode()) for t in rendered)
         ids[split] = [e.ids for e in words.encode_batch(rendered)]
-    shape, vocabulary = shape_in(base, kind), words.get_vocab_size()
-    context = min(settings.context, shape.context) if shape else settings.context
+    start, vocabulary = start_of(base, kind, decoder), words.get_vocab_size()
+    model, extra = beginning(start, kind, settings, vocabulary, settings.compute)
+    context = min(settings.context, model.shape.context)
     special = specials_of(words)
     pieces = pieces_of(ids["train"], context, special.end)
     heldout = pieces_of(ids["heldout"], context, special.end)
     sample = pieces_of(ids["sample"], context, special.end)
-    make = hybrid_shape if kind == "decoder" else encoder_shape
-    if base is not None and shape is not None:
-        model, extra = load(base / kind, settings.compute)
-    else:
-        extra = {}
-        shape = make(vocabulary, settings.width, settings.depth, context)
-        model = Transformer(shape, settings.compute).initialise(settings.seed)
     epochs = settings.decoder_epochs if kind == "decoder" else settings.encoder_epochs
     steps = schedule([len(p) for p in pieces], settings.batch_tokens, epochs, settings.seed)
 
@@ -141,13 +138,34 @@ def pretrain(
     return notes
 
 
+def start_of(base: Artifact | None, kind: str, decoder: Artifact | None = None) -> Path | None:
+    """The folder of the weights to go on from: the base's part of this kind; for an encoder also
+    the `decoder`, or the base's; None for noise."""
+    if base is not None and (base / kind).is_dir():
+        return base / kind
+    if decoder is not None and kind == "encoder":
+        return decoder.path
+    return start_of(base, "decoder") if kind == "encoder" else None
+
+
+def beginning(
+    start: Path | None, kind: str, settings: Plan, vocabulary: int, compute: str
+) -> tuple[Transformer, dict[str, Tensor]]:
+    """The weights before the first step, and a base's task head. From noise a model has the plan's
+    size; an encoder is a decoder that looks both ways."""
+    if start is not None:
+        model, extra = load(start, compute)
+    else:
+        shape = hybrid_shape(vocabulary, settings.width, settings.depth, settings.context)
+        model, extra = Transformer(shape, compute).initialise(settings.seed), {}
+    return (both_ways(model) if kind == "encoder" else model), extra
+
+
 def recipe_of(settings: Plan, kind: str, width: int) -> tuple[Recipe, float]:
-    """How to step, and the peak rate, as the plan says, of a model so wide."""
-    if kind == "decoder":
-        rate = settings.decoder_rate or rate_of(settings, width)
-        return RECIPES[settings.decoder_recipe], rate
-    # Hidden words at the decoder's rate stay on the plateau of word frequencies (docs/log.md).
-    return RECIPES["adamw"], rate_of(settings, width) / 3
+    """How to step, and the peak rate, as the plan says, of a model so wide. Hidden words are learnt
+    by the decoder's recipe at a third of its rate (docs/log.md)."""
+    rate = settings.decoder_rate or rate_of(settings, width)
+    return RECIPES[settings.decoder_recipe], rate if kind == "decoder" else rate / 3
 
 
 def owners_of(documents: Sequence[Document], ids: Sequence[list[int]], context: int) -> list[str]:

@@ -5,6 +5,7 @@ to add another. A family's facts are those of its config and model file in trans
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from onsil.models.config import LIMITS, Config, is_whole, rope, sizes, stack_sizes, windows
@@ -22,7 +23,14 @@ def llama_like(c: Config) -> Shape:
         "rotary": rope(c),
         "bias": ("qkvo" if c.get("attention_bias") else "") + ("ud" if c.get("mlp_bias") else ""),
     }
-    return Shape(**(stack_sizes(c) | common | LLAMA_LIKE[c.family](c)))
+    shape = Shape(**(stack_sizes(c) | common | LLAMA_LIKE[c.family](c)))
+    return shape if shape.causal else replace(shape, window=window_both_ways(shape.window))
+
+
+def window_both_ways(window: int) -> int:
+    """A window counts the token itself in a causal stack, and not in one that looks both ways
+    (transformers 5.23, `sliding_window_bidirectional_overlay`)."""
+    return window + 1 if window else 0
 
 
 def window_everywhere(c: Config, default: int | None = None) -> dict[str, Any]:
@@ -227,6 +235,7 @@ def openai_gpt(c: Config) -> dict[str, Any]:
 
 def gpt_neo(c: Config) -> dict[str, Any]:
     """No 1/√d in its scores; layers alternate between all and a window."""
+    c.only("is_causal", True)  # transformers looks back whatever it says
     types = c.get("attention_layers") or [
         kind for kinds, times in c.get("attention_types", default=[]) for kind in kinds * times
     ]

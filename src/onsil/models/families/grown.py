@@ -1,5 +1,5 @@
-"""The config.json of what grew here: qwen3 for decoders, lfm2 for those with convolutions, bert for
-encoders."""
+"""The config.json of what grew here: qwen3, or lfm2 where there are convolutions, of decoders and
+of encoders that began as one (`both_ways`); bert of the other encoders."""
 
 from typing import Any
 
@@ -19,6 +19,9 @@ def config_of(shape: Shape) -> dict[str, Any]:
         "dtype": "float32",
     }
     rotary = {"rope_type": "default", "rope_theta": shape.rotary.base}
+    if not shape.causal and shape.positions == "rotary":
+        common |= {"is_causal": False}
+        common |= {"type_vocab_size": shape.segments} if shape.segments else {}
     if "C" in shape.pattern:
         kinds = [shape.kind(layer) for layer in range(shape.depth)]
         return common | {
@@ -32,7 +35,7 @@ def config_of(shape: Shape) -> dict[str, Any]:
             "block_auto_adjust_ff_dim": False,
             "rope_parameters": rotary,
         }
-    if shape.causal:
+    if shape.positions == "rotary":
         return common | {
             "model_type": "qwen3",
             "architectures": ["Qwen3ForCausalLM"],
