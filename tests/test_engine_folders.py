@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engines import SENTENCE, WORDS, V, engines, ids_of, small, told
-from family_cases import PAIRS, make
+from family_cases import ENCODERS, PAIRS, make
 from test_base import published
 from torch.nn import functional as F
 
@@ -72,7 +72,7 @@ def test_a_grown_folder_writes_with_its_decoder_and_reads_with_its_encoder(compu
         served.close()
 
 
-@pytest.mark.parametrize("name", ["gpt_neox", "bert", "t5"])
+@pytest.mark.parametrize("name", ["gpt_neox", "bert", "llama both ways", "t5"])
 def test_published_folders_do_what_they_can(name, tmp_path):
     if name == "t5":
         make(PAIRS[name]).save_pretrained(tmp_path)
@@ -82,7 +82,7 @@ def test_published_folders_do_what_they_can(name, tmp_path):
         published(name, tmp_path)
     served = load_engine(tmp_path, 2)
     try:
-        if name == "bert":
+        if name in ENCODERS:
             assert served.kind == "encoder"
             with pytest.raises(OnsilError):
                 served.engine.submit(Request((5,), 5))

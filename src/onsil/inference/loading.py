@@ -78,8 +78,10 @@ def _dtype(compute: str) -> torch.dtype:
 
 
 def _only_reads(folder: Path) -> bool:
-    """Whether a folder holds an encoder."""
-    return read_json(folder / "config.json").get("model_type") in ("bert", "roberta")
+    """Whether a folder holds an encoder: of a family of encoders, or a decoder's that looks both
+    ways."""
+    config = read_json(folder / "config.json")
+    return config.get("model_type") in ("bert", "roberta") or config.get("is_causal") is False
 
 
 def _reading(folder: Path, words: Path, model: Transformer) -> ServedModel:
