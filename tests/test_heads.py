@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from onsil.errors import OnsilError
+from onsil.models.both_ways import both_ways
 from onsil.models.checkpoint import load, save
-from onsil.models.heads import apart, load_head, new_head, save_head
-from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.heads import apart, layout_of, load_head, new_head, save_head
+from onsil.models.shape import decoder_shape, encoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.train import CLS, SEP
 from onsil.tokenizer.train import train as train_words
@@ -40,6 +41,10 @@ CASES = {
     "roberta token": Case("RobertaConfig", ROBERTA | TOPICS, "RobertaForTokenClassification"),
     "roberta span": Case("RobertaConfig", ROBERTA, "RobertaForQuestionAnswering"),
     "llama sequence": Case("LlamaConfig", GROUPED | TOPICS, "LlamaForSequenceClassification"),
+    "llama token": Case("LlamaConfig", GROUPED | TOPICS, "LlamaForTokenClassification"),
+    "qwen3 token": Case(
+        "Qwen3Config", GROUPED | TOPICS | {"is_causal": False}, "Qwen3ForTokenClassification"
+    ),
     "gpt2 sequence": Case(
         "GPT2Config", GPT | TOPICS | {"pad_token_id": 0}, "GPT2ForSequenceClassification"
     ),
@@ -277,20 +282,21 @@ def test_a_stack_alone_writes_its_hidden_states(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "names"),
+    ("make_shape", "task", "names"),
     [
-        ("sequence", ("부정", "긍정")),
-        ("sequence", ("닮음",)),
-        ("token", ("O", "B-LC", "I-LC")),
-        ("span", ()),
-        ("next_sentence", ()),
+        (encoder_shape, "sequence", ("부정", "긍정")),
+        (encoder_shape, "sequence", ("닮음",)),
+        (encoder_shape, "token", ("O", "B-LC", "I-LC")),
+        (encoder_shape, "span", ()),
+        (encoder_shape, "next_sentence", ()),
+        (decoder_shape, "token", ("O", "B-LC", "I-LC")),
     ],
 )
 @torch.no_grad()
-def test_a_fresh_head_on_a_grown_encoder_is_a_published_class(task, names, tmp_path):
+def test_a_fresh_head_on_a_grown_encoder_is_a_published_class(make_shape, task, names, tmp_path):
     import transformers
 
-    grown = Transformer(encoder_shape(97, 64, 2, context=64)).initialise(1).eval()
+    grown = both_ways(Transformer(make_shape(97, 64, 2, context=64)).initialise(1)).eval()
     encoder, head = new_head(grown, task, names, seed=3)
     assert torch.equal(encoder.encode(TOKENS), grown.encode(TOKENS))
     save_head(encoder, head, tmp_path, {})
@@ -298,7 +304,8 @@ def test_a_fresh_head_on_a_grown_encoder_is_a_published_class(task, names, tmp_p
     oracle, info = getattr(transformers, kind).from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
     )
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ours = {"model.token_type_embeddings.weight"}  # segments, which its class does not have
+    assert not info["missing_keys"] and not set(info["unexpected_keys"]) - ours
     wanted = scores_of(oracle.eval()(TOKENS))
     again, other = load_head(tmp_path)
     assert (other(again.encode(TOKENS)) - wanted).abs().max() < bound(wanted)
@@ -341,8 +348,9 @@ def test_scores_in_half_precision_are_float32_and_near(checkpoints):
     assert new_head(encoder, "span")[0].encode(TOKENS).dtype == torch.bfloat16
 
 
-def test_the_span_head_of_a_grown_reader_is_found(tmp_path):
-    reader = Transformer(encoder_shape(97, 64, 2, context=64)).initialise(1)
+@pytest.mark.parametrize("make_shape", [encoder_shape, hybrid_shape])
+def test_the_span_head_of_a_grown_reader_is_found(make_shape, tmp_path):
+    reader = both_ways(Transformer(make_shape(97, 64, 2, context=64)).initialise(1))
     kept = {"qa_outputs.weight": torch.randn(2, 64), "qa_outputs.bias": torch.randn(2)}
     save(reader, tmp_path, {}, kept)
     encoder, head = load_head(tmp_path)
@@ -387,8 +395,10 @@ def test_a_head_with_a_tensor_missing_is_refused(checkpoints, tmp_path):
 
 def test_a_head_that_a_family_does_not_have_is_refused():
     grown = Transformer(decoder_shape(97, 64, 2, context=64))
-    with pytest.raises(OnsilError, match=r"qwen3 .* 'token' .* sequence"):
-        new_head(grown, "token", ("O", "B"))
+    with pytest.raises(OnsilError, match=r"qwen3 .* 'span' .* sequence, token"):
+        new_head(grown, "span")
+    with pytest.raises(OnsilError, match=r"gpt2 .* 'token' .* sequence"):
+        layout_of("gpt2", "token")
 
 
 # -- the page, and whether it learns ------------------------------------------------------------

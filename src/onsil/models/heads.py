@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from onsil.errors import OnsilError
 from onsil.models.attention import UNSEEN
 from onsil.models.checkpoint import Origin, load, save
+from onsil.models.families import decoders
 from onsil.models.families.grown import config_of
 from onsil.models.speech_encoder import SpeechEncoder
 from onsil.models.transformer import Transformer
@@ -70,6 +71,8 @@ LAYOUTS: dict[str, dict[Task, Layout]] = {
     },
 }
 DECODER: dict[Task, Layout] = {"sequence": Layout("score", "last", bias=False)}
+LLAMA_LIKE = DECODER | {"token": Layout("score")}  # an encoder that began as one judges its tokens
+LAYOUTS["lfm2"] = LLAMA_LIKE | {"span": EACH_TOKEN["span"]}  # a reader grown here; no class has it
 
 
 class Head(nn.Module):
@@ -263,7 +266,7 @@ def new_symbols(model: SpeechEncoder, symbols: int, seed: int = 0) -> SpeechEnco
 
 def layout_of(family: str, task: Task) -> Layout:
     """The layout of a task's head. Raises OnsilError where the family has none here."""
-    known = LAYOUTS.get(family, DECODER)
+    known = LAYOUTS.get(family, LLAMA_LIKE if family in decoders.LLAMA_LIKE else DECODER)
     if task not in known:
         have = ", ".join(known)
         raise OnsilError(
