@@ -44,12 +44,14 @@ from torch import Tensor
 
 from onsil.lineage import Artifact, Run, Workspace, stage
 from onsil.lineage.spelling import canonical, file_digest, write_atomically
+from onsil.models.checkpoint import load
 from onsil.models.heads import FIXED, LAYOUTS, Head, new_head
 from onsil.models.shape import encoder_shape
 from onsil.models.transformer import Transformer
 from onsil.models.weights import stable_bytes
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import train as train_words
+from onsil.training.base import adopt
 from onsil.training.judging import (
     Judging,
     cases_of,
@@ -251,7 +253,9 @@ JUDGING = {
 
 
 def stack_of(folder: Path) -> Transformer:
-    """The encoder that `pretrain_reviews` left."""
+    """The encoder that `pretrain_reviews` left, or that of a base."""
+    if (folder / "encoder").is_dir():
+        return load(folder / "encoder", "bf16")[0]
     model = noise(0)
     state = load_file(folder / "model.safetensors")
     model.load_state_dict(state | {"head.weight": state["embedding.weight"]})
@@ -285,7 +289,7 @@ def said_of(
     encoder: Path, made: Sequence[Path], held: list[dict], names: tuple[str, ...]
 ) -> Tensor:
     """What a tuned judge says of rows; of several, the one whose weights are their mean."""
-    stack, head = new_head(noise(0), "token", names)
+    stack, head = new_head(stack_of(encoder), "token", names)
     parts = [load_file(folder / "judge.safetensors") for folder in made]
     state = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
     for part, module in (("stack.", stack), ("head.", head)):
@@ -326,11 +330,13 @@ def figures(task: str, scores: Tensor, held: list[dict], names: tuple[str, ...])
 
 CHEAP = {"commonest": commonest, "linear": linear}
 AVERAGED = "pretrained, two tunings averaged"  # in two orders; Wortsman et al. 2022
+BASE, BASE_RATE = "the base's encoder", 3e-4  # base/, which has read no review
 ENCODERS = {"pretrained": 1.0, AVERAGED: 1.0, "never pretrained": 1.0}
 ENCODERS |= {"pretrained, a tenth of the rows": 0.1, "never pretrained, a tenth of the rows": 0.1}
 TASKS = {task: [*CHEAP, *ENCODERS] for task in ("nsmc", "nsmc-test")}
+ENCODERS[BASE] = 1.0
 TASKS |= {
-    task: [*CHEAP, "pretrained", "never pretrained"]
+    task: [*CHEAP, "pretrained", "never pretrained", BASE]
     for task in ("3i4k", "korsts", "klue-nli", "klue-sts")
 }
 
@@ -351,25 +357,35 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
             continue
         say = {"run": {"say": lambda t: print(t, flush=True)}}
         source = task.removesuffix("-test")
-        many = steps if what.startswith("pretrained") else 0
-        encoder = pretrain_reviews(ws, data=digest(*REVIEWS), steps=many, seed=0, **say)
+        if what == BASE:
+            encoder = adopt(ws, ROOT / "base")
+        else:
+            many = steps if what.startswith("pretrained") else 0
+            encoder = pretrain_reviews(ws, data=digest(*REVIEWS), steps=many, seed=0, **say)
         made = [
             tuned(
                 ws, encoder=encoder, task=source, fold=fold, inner=inner, share=ENCODERS[what],
-                judging=replace(JUDGING[task], seed=order), data=digest(FILES[task][0]), **say,
+                judging=judging_of(task, what, order), data=digest(FILES[task][0]), **say,
             )
             for order in range(2 if what == AVERAGED else 1)
         ]  # fmt: skip
-        spent["pretraining"] = notes_of(ws, encoder)["core_s"]
+        spent["pretraining"] = notes_of(ws, encoder).get("core_s", 0)
         spent["tuning"] += sum(notes_of(ws, one)["core_s"] for one in made)
         scores.append(said_of(encoder.path, [one.path for one in made], out, names))
         tuning_rows += notes_of(ws, made[0])["rows"]
     row: dict = {"task": task, "cell": what, "held out": "inner" if inner else "outer"}
     row |= figures(task, torch.cat(scores), held, names_of(task, held))
     if what in ENCODERS:
-        row |= {"steps": steps, "judging": asdict(JUDGING[task])}
+        row |= {"steps": steps, "judging": asdict(judging_of(task, what))}
     row |= {"rows": tuning_rows // folds, "folds": folds, "items": len(held), "seed": 0}
     return row | {"core_s": dict(spent), "threads": 1} | circumstances()
+
+
+def judging_of(task: str, what: str, order: int = 0) -> Judging:
+    """How a judge is tuned: one that begins as the base takes smaller steps, a rate chosen on
+    KorSTS's inner split."""
+    judging = replace(JUDGING[task], seed=order)
+    return replace(judging, rate=BASE_RATE) if what == BASE else judging
 
 
 def notes_of(ws: Workspace, made: Artifact) -> dict:

@@ -253,6 +253,13 @@ ENCODERS: dict[str, Case] = {
         WIDE | {"query_pre_attn_scalar": 20, "sliding_window": 8, "is_causal": False},
         sharpened=True,
     ),
+    "gptj both ways": causal("GPTJ", GPT | {"rotary_dim": 8, "is_causal": False}),
+    "gpt_neox both ways": causal("GPTNeoX", SMALL | {"is_causal": False}),
+    "opt both ways": causal("OPT", SMALL | {"ffn_dim": 112, "is_causal": False}),
+    "bloom both ways": causal(
+        "Bloom",
+        {"vocab_size": 97, "hidden_size": 64, "n_layer": 3, "n_head": 4, "is_causal": False},
+    ),
     "phi3 both ways": causal("Phi3", GROUPED | {"sliding_window": 8, "is_causal": False}),
 }
 

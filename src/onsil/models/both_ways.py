@@ -5,12 +5,12 @@ thousands of steps on nothing but how often each of them occurs (docs/log.md, "A
 decoder"). So an encoder begins as a decoder whose attention sees what comes after, too, and which
 then guesses hidden words instead of next ones (BehnamGhader et al. 2024, "LLM2Vec"). Short
 convolutions go on looking back. On disk it is the decoder's family with `is_causal: false`, which
-transformers reads the same way.
+transformers reads the same way (GPT-Neo apart, whose class looks back whatever it says).
 """
 
 from dataclasses import replace
 
-from onsil.models.families.decoders import window_both_ways
+from onsil.models.families.decoders import one_way_or_both
 from onsil.models.transformer import Transformer
 from onsil.models.vocabulary import widened
 
@@ -23,8 +23,7 @@ def both_ways(decoder: Transformer) -> Transformer:
     if not decoder.shape.causal:
         return decoder
     told = widened(decoder, decoder.shape.vocabulary, SEGMENTS)
-    window = window_both_ways(told.shape.window)
-    encoder = Transformer(replace(told.shape, causal=False, window=window))
+    encoder = Transformer(one_way_or_both(replace(told.shape, causal=False)))
     encoder.dtype = decoder.dtype
     encoder.load_state_dict(told.state_dict(), assign=True)
     encoder.tie()

@@ -23,14 +23,15 @@ def llama_like(c: Config) -> Shape:
         "rotary": rope(c),
         "bias": ("qkvo" if c.get("attention_bias") else "") + ("ud" if c.get("mlp_bias") else ""),
     }
-    shape = Shape(**(stack_sizes(c) | common | LLAMA_LIKE[c.family](c)))
-    return shape if shape.causal else replace(shape, window=window_both_ways(shape.window))
+    return one_way_or_both(Shape(**(stack_sizes(c) | common | LLAMA_LIKE[c.family](c))))
 
 
-def window_both_ways(window: int) -> int:
-    """A window counts the token itself in a causal stack, and not in one that looks both ways
-    (transformers 5.23, `sliding_window_bidirectional_overlay`)."""
-    return window + 1 if window else 0
+def one_way_or_both(shape: Shape) -> Shape:
+    """A config's window counts the token itself in a causal stack, and not in one that looks both
+    ways (transformers 5.23, `sliding_window_bidirectional_overlay`); ours always does."""
+    if shape.causal or not shape.window:
+        return shape
+    return replace(shape, window=shape.window + 1)
 
 
 def window_everywhere(c: Config, default: int | None = None) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def gpt_like(c: Config) -> Shape:
         "bias": "qkvoud",
         "tied": c.switch("tie_word_embeddings", default=True),
     }
-    return Shape(**(stack_sizes(c) | common | GPT_LIKE[c.family](c)))
+    return one_way_or_both(Shape(**(stack_sizes(c) | common | GPT_LIKE[c.family](c))))
 
 
 def gpt2(c: Config) -> dict[str, Any]:
@@ -235,7 +236,6 @@ def openai_gpt(c: Config) -> dict[str, Any]:
 
 def gpt_neo(c: Config) -> dict[str, Any]:
     """No 1/√d in its scores; layers alternate between all and a window."""
-    c.only("is_causal", True)  # transformers looks back whatever it says
     types = c.get("attention_layers") or [
         kind for kinds, times in c.get("attention_types", default=[]) for kind in kinds * times
     ]
