@@ -1,6 +1,6 @@
 """An English decoder is taught Korean law, with new tokens and without.
 
-    python recipes/vocabulary_expansion.py [words | replay]
+    python recipes/vocabulary_expansion.py [words | replay | english | english-replay]
 
 The base is grown here from English novels and, as the published English bases know some Korean,
 Korean documentation (600 kB for the first proof, 60 for the second): a byte-level BPE of 4,096
@@ -14,6 +14,9 @@ per byte of held-out pieces of statutes, each scored from its beginning.
 
 The second proof is about forgetting: −bits per byte of held-out English, with a quarter of each
 batch English again and without; the same tokens in all.
+
+The last two are of a base that has read English alone: what new tokens are worth there, beside none
+and beside the base as it was, and what is forgotten.
 """
 
 import math
@@ -59,6 +62,7 @@ class Sizes(NamedTuple):
 
 
 KNOWS_MORE = Sizes(known=600_000)  # with 60,000 how rows begin made no difference (docs/log.md)
+ENGLISH = Sizes(known=0)
 
 
 def texts_of(name: str, size: int, skip: int = 0, every: int = 1) -> Iterator[str]:
@@ -238,11 +242,31 @@ def prove_words(sizes: Sizes = KNOWS_MORE, seeds: tuple[int, ...] = (0, 1, 2)) -
     )
 
 
-def prove_replay(sizes: Sizes = Sizes(), seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
+def prove_english(sizes: Sizes = ENGLISH, seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
     for seed in seeds:
         expansion(sizes, seed)
     return prove(
-        "replay",
+        "expansion of an English base",
+        "a decoder that has read English alone learns Korean better with new tokens than without",
+        {
+            "new tokens": lambda seed: korean(sizes, seed),
+            "no new tokens": lambda seed: korean(sizes, seed, rows="none"),
+            "before": lambda seed: scored(*grown(sizes, seed), materials(sizes)["held korean"]),
+            "new tokens, random rows": lambda seed: korean(sizes, seed, rows="random"),
+        },
+        [("new tokens", other) for other in ("no new tokens", "before")],
+        seeds,
+        settings(sizes),
+    )
+
+
+def prove_replay(
+    sizes: Sizes = Sizes(), seeds: tuple[int, ...] = (0, 1, 2), name: str = "replay"
+) -> dict:
+    for seed in seeds:
+        expansion(sizes, seed)
+    return prove(
+        name,
         "a quarter of general text in each batch forgets less English than none",
         {
             "base": lambda seed: scored(*grown(sizes, seed), materials(sizes)["held english"]),
@@ -257,6 +281,12 @@ def prove_replay(sizes: Sizes = Sizes(), seeds: tuple[int, ...] = (0, 1, 2)) -> 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, run in {"words": prove_words, "replay": prove_replay}.items():
+    proofs = {
+        "words": prove_words,
+        "replay": prove_replay,
+        "english": prove_english,
+        "english-replay": lambda: prove_replay(ENGLISH, name="replay, English base"),
+    }
+    for name, run in proofs.items():
         if sys.argv[1:] in ([], [name]):
             run()
