@@ -7,7 +7,15 @@ import pytest
 
 from onsil.corpus import curate, load_corpus
 from onsil.documents import read
-from onsil.evaluation.examination import ENOUGH, enough, examine, questions_from_lessons
+from onsil.evaluation.examination import (
+    ENOUGH,
+    NEURAL,
+    NON_NEURAL,
+    answering,
+    enough,
+    examine,
+    questions_from_lessons,
+)
 from onsil.evaluation.questions import Question, ask_all, load_gold
 from onsil.instruction import write_lessons
 from onsil.lineage import Artifact, Workspace
@@ -107,6 +115,29 @@ def test_enough_is_a_hundred_of_people_on_dev():
     assert enough(asked(ENOUGH, "dev"), by_people=True)
     assert not enough(asked(ENOUGH, "dev"), by_people=False)
     assert not enough(asked(ENOUGH - 1, "dev") + asked(ENOUGH, "test"), by_people=True)
+
+
+def scored(values: list[float]) -> tuple[dict, dict]:
+    """A reader's card and rows, of these F1."""
+    rows = {"dev": [{"f1": value, "answerable": True} for value in values]}
+    return {"dev": {"f1": [sum(values) / len(values)]}}, rows
+
+
+@pytest.mark.parametrize(
+    ("trained", "by_people", "answers"),
+    [
+        ([0.6, 0.5] * 30, True, "verified_sentence"),  # better on every question
+        ([1.0, 0.05] * 30, True, "typed_sentence"),  # on average only
+        ([0.6, 0.5] * 30, False, "typed_sentence"),
+        ([0.3, 0.2] * 30, True, "typed_sentence"),
+    ],
+)
+def test_a_trained_reader_answers_where_it_is_clear_of_those_without(trained, by_people, answers):
+    f1 = {name: [0.1] * 60 for name in (*NON_NEURAL, *NEURAL)}
+    f1 |= {"typed_sentence": [0.5, 0.4] * 30, "verified_sentence": trained}
+    made = {name: scored(values) for name, values in f1.items()}
+    cards, rows = ({name: one[n] for name, one in made.items()} for n in range(2))
+    assert answering(cards, rows, by_people) == answers
 
 
 def test_the_evidence_is_that_of_the_code_as_it_stands(tmp_path):

@@ -121,9 +121,9 @@ def _baselines(card: dict) -> Markup:
     elif card.get("chosen") in NON_NEURAL:
         parts.append(
             both(
-                "개발용 질문에서 학습한 모델이 더 낫지 않아 신경망이 아닌 방식을 골랐습니다.",
-                "On dev questions the trained reader was no better, so a non-neural one was "
-                "chosen.",
+                "개발용 질문에서 학습한 모델이 뚜렷하게 낫지 않아 신경망이 아닌 방식을 골랐습니다.",
+                "On dev questions the trained reader was not clearly better, so a non-neural one "
+                "was chosen.",
             )
         )
     return join(parts)
