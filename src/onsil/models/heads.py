@@ -71,8 +71,9 @@ LAYOUTS: dict[str, dict[Task, Layout]] = {
     },
 }
 DECODER: dict[Task, Layout] = {"sequence": Layout("score", "last", bias=False)}
-LLAMA_LIKE = DECODER | {"token": Layout("score")}  # an encoder that began as one judges its tokens
-LAYOUTS["lfm2"] = LLAMA_LIKE | {"span": EACH_TOKEN["span"]}  # a reader grown here; no class has it
+# An encoder that began as one judges its tokens; spans are those of a reader grown here.
+LLAMA_LIKE: dict[Task, Layout] = {**DECODER, "token": Layout("score")}
+LAYOUTS["lfm2"] = {**LLAMA_LIKE, "span": EACH_TOKEN["span"]}
 
 
 class Head(nn.Module):
