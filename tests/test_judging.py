@@ -295,4 +295,4 @@ def test_the_page_runs(monkeypatch, tmp_path):
     known: dict[str, Any] = {"__name__": "example", "print": lambda told: said.append(str(told))}
     exec(compile(example, str(tmp_path / "example.py"), "exec"), known)
     assert known["answers"] == ["긍정", "부정"]
-    assert said == re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE) and len(said) == 3
+    assert said == re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE) and len(said) == 6

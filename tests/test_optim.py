@@ -211,7 +211,8 @@ def test_one_pass_from_noise_is_fast_and_many_passes_are_careful():
     assert (once.decoder_recipe, once.decoder_rate) == ("muon", FAST_PEAK)
     assert recipe_of(once, "decoder", 192) == (FAST, FAST_PEAK)
     assert recipe_of(plan, "decoder", plan.width) == (Recipe(), plan.learning_rate)
-    assert recipe_of(once, "encoder", plan.width) == (Recipe(), plan.learning_rate / 3)
+    assert recipe_of(once, "encoder", plan.width) == (FAST, FAST_PEAK / 3)
+    assert recipe_of(plan, "encoder", plan.width) == (Recipe(), plan.learning_rate / 3)
     # A base's decoder may be wider than the plan, which then is twice too fast for it.
     own = hybrid_shape(400, 256, 2)
     from_base = with_recipe(replace(bare, decoder_epochs=1), own)

@@ -67,6 +67,11 @@ class SeeingShape:
     def stacks(self) -> tuple[Shape, ...]:
         return self.vision.stack, self.decoder
 
+    @property
+    def segments(self) -> int:
+        """The decoder's, whose tensors are named by a table that asks (names.txt)."""
+        return self.decoder.segments
+
 
 def initialise_front(front: nn.Module, seed: int) -> None:
     """What stands beside a stack, as `Transformer.initialise` does: matrices normal(0, 0.02), norms
