@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_grow import OFFICE, PLAN, onsil
 
-from onsil.corpus import curate
+from onsil.corpus import curate, load_corpus
 from onsil.documents import read
 from onsil.errors import OnsilError
 from onsil.evaluation.report import render
@@ -18,11 +18,13 @@ from onsil.evaluation.report_words import PLAN as PLAN_WORDS
 from onsil.grow import energy_taken
 from onsil.instruction import write_lessons
 from onsil.lineage import Artifact, Workspace, stage
+from onsil.models.checkpoint import load, save
 from onsil.models.shape import decoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
-from onsil.tokenizer import train_tokenizer
+from onsil.tokenizer import load_tokenizer, train_tokenizer
 from onsil.tokenizer.train import END
 from onsil.training import memory
+from onsil.training.base import adopt
 from onsil.training.loop import train
 from onsil.training.memory import (
     Machine,
@@ -41,6 +43,8 @@ from onsil.training.plan import (
     measure_speed,
     parse_plan,
     plan_for,
+    spelling_of,
+    text_of,
 )
 from onsil.training.plan_words import WHY_NOT, described
 from onsil.training.pretraining import pretrain
@@ -224,6 +228,22 @@ def test_steps_tokens_weights_and_the_trigram_come_true(small):
     assert plan.trigram_bits_per_byte == decoder["ngram_bits_per_byte"]
     encoder = ws.record(pretrain(ws, **given, kind="encoder").key)["notes"]
     assert plan.encoder_steps == encoder["steps"]
+
+
+def test_an_encoder_that_begins_as_the_bases_decoder_has_its_context(small, tmp_path):
+    ws, parts = small["ws"], small["parts"]
+    size = load_tokenizer(parts["tokenizer"].path).get_vocab_size()
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "tokenizer.json").write_bytes((parts["tokenizer"] / "tokenizer.json").read_bytes())
+    save(Transformer(decoder_shape(size, 64, 1, 40)).initialise(0), tmp_path / "decoder", {})
+    trained = {name: parts[name] for name in ("corpus", "tokenizer")}
+    trained["base"] = base = adopt(ws, tmp_path)
+    plan = replace(load_plan(small["plan"]), batch_tokens=64, encoder_epochs=1)
+    text = text_of(load_corpus(parts["corpus"]), load_tokenizer(parts["tokenizer"].path))
+    told = expected(plan, text, base, 1.0)
+    encoder = pretrain(ws, **trained, plan=adopt_plan(ws, text=spelling_of(plan)), kind="encoder")
+    assert told.encoder_steps == ws.record(encoder.key)["notes"]["steps"]
+    assert load(encoder.path)[0].shape.context == 40
 
 
 def test_tokens_become_whole_passes_and_less_than_one_is_refused(small):
