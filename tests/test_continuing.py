@@ -21,6 +21,7 @@ from onsil.lineage import Artifact, Run, Workspace, stage
 from onsil.models.adapters import new_prompt, save_prompt
 from onsil.models.checkpoint import load, save
 from onsil.models.new_rows import tables_of, with_new_rows
+from onsil.models.prompted import PROMPT
 from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
@@ -40,7 +41,6 @@ from onsil.training.continuing import (
 )
 from onsil.training.loop import Step
 from onsil.training.objectives import NO_TARGET, causal_batch, token_loss
-from onsil.training.prompted import PROMPT
 from onsil.training.samplers import TAGS
 
 # Heads that are the embedding, that are not, and that have a bias (gptj, phi).

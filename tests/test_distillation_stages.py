@@ -15,6 +15,7 @@ from onsil.errors import OnsilError
 from onsil.lineage import Artifact, Run, Workspace, stage
 from onsil.lineage.spelling import file_digest
 from onsil.models.checkpoint import load, save
+from onsil.models.prompted import PROMPT
 from onsil.models.shape import Shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.train import load_tokenizer, train
@@ -25,7 +26,6 @@ from onsil.training.objectives import causal_batch
 from onsil.training.permission import check_teacher, teacher_licence
 from onsil.training.plan import Plan
 from onsil.training.pretraining import pretrain
-from onsil.training.prompted import PROMPT
 from onsil.training.soft_targets import (
     kept_loss,
     kept_of,

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.inference import Sampling, load_writer, written
+from onsil.models.adapters import new_prompt, save_prompt
 from onsil.models.checkpoint import load
+from onsil.models.prompted import PROMPT as LEARNT
 
 PROMPT = [5, 17, 9, 40, 3, 22]
 
@@ -83,6 +85,25 @@ def test_pieces_are_whole_characters_and_add_up(tmp_path):
     bounded = published("gpt2", tmp_path / "two")
     with pytest.raises(OnsilError, match="the model holds 64"):
         list(load_writer(bounded, bounded, load).write("연차는 이월" * 40, 5))
+
+
+def test_a_learnt_prompt_is_read_before_the_text(tmp_path):
+    folder = published("gpt_neox", tmp_path / "published")
+    plain = load_writer(folder, folder, load)
+    model = load(folder)[0].eval()
+    rows = new_prompt(model, 5, 0)
+    rows.rows_PD.data.normal_(0, 1, generator=torch.Generator().manual_seed(0))
+    (folder / LEARNT).mkdir()
+    save_prompt(rows, model, folder / LEARNT, "base", {})
+    writer = load_writer(folder, folder, load)
+    said = "".join(writer.write("연차는", 12))
+    assert said != "".join(plain.write("연차는", 12))
+    ids, made = writer.tokenizer.encode("연차는").ids, []
+    with torch.no_grad():
+        while len(made) < 12:
+            x = torch.cat([rows.rows_PD[None], model.embedding(torch.tensor([ids + made]))], 1)
+            made.append(int(model.logits(model.encode(vectors_BTD=x)[0, -1]).argmax()))
+    assert said == writer.tokenizer.decode(made)
 
 
 @pytest.mark.parametrize("what", ["reader", "no tokenizer", "speech"])

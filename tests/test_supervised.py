@@ -16,6 +16,7 @@ from onsil.lineage import Artifact, Run, Workspace, stage
 from onsil.lineage.spelling import file_digest
 from onsil.models.adapters import load_adapter
 from onsil.models.checkpoint import load, save
+from onsil.models.prompted import PROMPT
 from onsil.models.shape import decoder_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
@@ -25,7 +26,6 @@ from onsil.tokenizer.train import END, PAD, train
 from onsil.tokenizer.turns import Message, load_template, prompt_ids, render
 from onsil.training import supervised
 from onsil.training.objectives import token_loss
-from onsil.training.prompted import PROMPT
 from onsil.training.supervised import (
     ADAPTER,
     Tuning,

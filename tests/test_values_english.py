@@ -98,3 +98,19 @@ def test_an_english_row_fits_the_amount_asked_about(question: str, label: str, f
 def test_two_spellings_of_an_english_amount_are_one_answer():
     assert same_values("$5,000", "5 thousand dollars")
     assert not same_values("$5,000", "$6,000")
+
+
+def test_a_bound_inside_of_an_amount_bounds_it():
+    assert ranges("absent for 3 or more days") == [Range(3, math.inf, "일")]
+    assert ranges("2 or fewer weeks") == [Range(-math.inf, 14, "일")]
+    assert ranges("not 3 or more days") == []
+
+
+def test_the_ends_of_a_range_have_units_of_their_own():
+    assert ranges("between 3 days and 2 weeks") == [Range(3, 14, "일")]
+    assert ranges("3 months to 2 weeks") == []
+
+
+def test_the_number_of_a_grade_begins_no_range():
+    assert ranges("Grade 3 - 10 days") == []
+    assert ranges("Upgrade 3 - 10 days") == ranges("3 - 10 days") == [Range(3, 10, "일")]

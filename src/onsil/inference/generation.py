@@ -16,7 +16,9 @@ from onsil.errors import OnsilError
 from onsil.inference.refusals import TooLong
 from onsil.inference.sampling import Sampler, Sampling
 from onsil.inference.streaming import Characters
+from onsil.models.adapters import SoftPrompt, load_prompt
 from onsil.models.encoder_decoder import EncoderDecoder
+from onsil.models.prompted import PROMPT, Prompted
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 
@@ -25,7 +27,7 @@ Model = Transformer | EncoderDecoder
 
 @torch.no_grad()
 def written(
-    model: Model,
+    model: Model | Prompted,
     prompt: list[int],
     stop: frozenset[int] = frozenset(),
     limit: int = 100,
@@ -51,28 +53,33 @@ def written(
 
 
 class Writer(NamedTuple):
-    """A checkpoint that can write, with its tokenizer and the tokens it stops at."""
+    """A checkpoint that can write, with its tokenizer, the tokens it stops at, and the prompt that
+    was learnt before it."""
 
     model: Model
     tokenizer: Any
     stop: frozenset[int]
     start: int
+    soft: SoftPrompt | None = None
 
     def write(self, text: str, limit: int, how: Sampling = Sampling()) -> Iterator[str]:
         """What it writes after `text`, in pieces that are whole characters. Raises TooLong when
         the text is empty or leaves no room."""
         prompt = self.tokenizer.encode(text).ids
-        context = min(stack.context for stack in stacks_of(self.model))
-        learned = any(s.positions == "learned" for s in stacks_of(self.model))
+        model = self.model
+        if self.soft is not None and isinstance(model, Transformer):
+            model = Prompted(model, self.soft)
+        context = min(stack.context for stack in stacks_of(model))
+        learned = any(s.positions == "learned" for s in stacks_of(model))
         if not prompt or (learned and len(prompt) >= context):
             raise TooLong(len(prompt), context)
         characters = Characters(self.tokenizer.decode)
-        for token in written(self.model, prompt, self.stop, limit, how, self.start):
+        for token in written(model, prompt, self.stop, limit, how, self.start):
             if shown := characters.add(token):
                 yield shown
 
 
-def stacks_of(model: Model) -> list:
+def stacks_of(model: Model | Prompted) -> list:
     return list(model.shape.stacks) if isinstance(model, EncoderDecoder) else [model.shape]
 
 
@@ -96,7 +103,10 @@ def load_writer(folder: Path, tokenizer: Path, load: Callable[[Path], Any]) -> W
     stop |= {i for i in [words.token_to_id("<|end|>")] if i is not None}
     start = told.get("decoder_start_token_id")
     start = told.get("pad_token_id") or 0 if start is None else start
-    return Writer(model, words, stop, start)
+    soft = None
+    if isinstance(model, Transformer) and (folder / PROMPT).is_dir():
+        soft = load_prompt(model, folder / PROMPT)
+    return Writer(model, words, stop, start, soft)
 
 
 def _cannot(folder: Path, en: str, ko: str) -> OnsilError:

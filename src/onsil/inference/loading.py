@@ -19,14 +19,11 @@ from onsil.inference.grammar import Grammars
 from onsil.inference.prompts import Prompts, load_prompts
 from onsil.inference.reading import Reader
 from onsil.inference.slots import Pairs, Slots
-from onsil.models.adapters import load_prompt
 from onsil.models.checkpoint import load
 from onsil.models.encoder_decoder import EncoderDecoder
 from onsil.models.transformer import Transformer
 from onsil.models.weights import read_json
 from onsil.tokenizer import load_tokenizer
-
-PROMPT = "prompt"  # a learnt prompt, as training.supervised keeps it
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,7 @@ def load_engine(
     if pair := isinstance(writer.model, EncoderDecoder):
         runner = Pairs(writer.model, slots, writer.start)
     else:
-        soft = (weights / PROMPT).is_dir()
-        soft = load_prompt(writer.model, weights / PROMPT) if soft else None
-        runner = Slots(writer.model, slots, soft=soft)
+        runner = Slots(writer.model, slots, soft=writer.soft)
     prompts = load_prompts(weights, writer.tokenizer, runner.context, writer.stop)
     prompts.open_ended = not pair
     engine = Engine(runner, writer.tokenizer, cache_bytes=cache_bytes, reader=reader)

@@ -56,7 +56,7 @@ ENGLISH_NUMBER = (
 )
 ENGLISH = re.compile(
     rf"(?<![\w.,])(?P<sign>[$€£₩]|(?:usd|eur|gbp|krw)(?= ))?(?(sign) ?){ENGLISH_NUMBER}"
-    rf"(?(sign)|[ -](?P<unit>{ENGLISH_UNIT})s?\b)",
+    rf"(?(sign)|(?: (?:or|and) (?:more|over|less|fewer|under))?[ -](?P<unit>{ENGLISH_UNIT})s?\b)",
     re.IGNORECASE,
 )
 PART = re.compile(rf"({FIGURE})\s?([십백천]*)\s?([만억조]?)")
@@ -88,7 +88,13 @@ AFTER = re.compile(
 )
 BETWEEN = re.compile(
     rf"(?:\bbetween (?P<and>)|(?<![\w.,$€£₩]))[$€£₩]?{ENGLISH_NUMBER}"
-    rf"(?:[ -](?:{ENGLISH_UNIT})s?)? ?(?(and)and|(?:to|-|–)) ?$",
+    rf"(?:[ -](?P<unit>{ENGLISH_UNIT})s?)? ?(?(and)and|(?:to|-|–)) ?$",
+    re.IGNORECASE,
+)
+# «Grade 3 - 10 days»: a name with a number, then what it gets.
+NUMBERED = re.compile(
+    r"\b(?:grade|level|class|category|band|step|stage|group|type|article|section|rule|room|floor|"
+    r"zone|bay|no\.?|number) $",
     re.IGNORECASE,
 )
 DATE = re.compile(r"(?:(\d{4})\s*[.년/-]\s*)?(\d{1,2})\s*[.월/-]\s*(\d{1,2})(?:\s*일|(?=[^\d]|$))")
@@ -191,6 +197,8 @@ def _in_english(text: str, q: Quantity) -> tuple[Range, int, int] | None:
         start, end = bound.start(), q.end
     elif bound := AFTER.match(text, q.end):
         start, end = q.start, bound.end()
+    elif bound := AFTER.search(text, q.start, q.end):  # «3 or more days»
+        start, end = q.start, q.end
     else:
         return None
     said = bound.lastgroup
@@ -208,10 +216,13 @@ def _from(text: str, to: Quantity) -> float | None:
     if not before:
         english = BETWEEN.search(text, max(0, to.start - LONGEST_BOUND), to.start)
         unit = ENGLISH.fullmatch(text, to.start, to.end)
-        if english is None or unit is None:
+        if english is None or unit is None or NUMBERED.search(text, 0, english.start()):
             return None
-        low = _english_number(english) * (to.value / _english_number(unit))
-        return low if low <= to.value else None
+        base, factor = to.unit, to.value / _english_number(unit)
+        if english["unit"]:  # «between 3 days and 2 weeks»
+            base, factor = ENGLISH_UNITS[english["unit"].lower()]
+        low = _english_number(english) * factor
+        return low if base == to.unit and low <= to.value else None
     unit, factor = UNITS[(before[-1]["unit"] or text[to.start : to.end].lstrip(NUMERIC)).lower()]
     low = number(before[-1]["number"]) * factor
     return low if unit == to.unit and low <= to.value else None

@@ -30,6 +30,7 @@ from onsil.inference.generation import Sampling, written
 from onsil.lineage import Artifact, Run, stage
 from onsil.models import adapters
 from onsil.models.checkpoint import load, save
+from onsil.models.prompted import PROMPT, Prompted
 from onsil.models.quantization import quantize, restore
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
@@ -47,7 +48,7 @@ from onsil.training.finetuning import note_point
 from onsil.training.loop import digest_of, report_progress, train
 from onsil.training.objectives import Batch, schedule, token_loss
 from onsil.training.pretraining import kept_curve
-from onsil.training.prompted import PROMPT, Prompted, refuse_prompted
+from onsil.training.prompted import refuse_prompted
 
 CHATS, ADAPTER = "chats.jsonl", "adapter"
 LEAST, MOST = 0.01, 0.99  # share of targets
