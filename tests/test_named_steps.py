@@ -114,7 +114,7 @@ def stopped(ws: Workspace, run: Callable[[], None]) -> tuple[str, list[str]]:
 def test_a_run_that_fails_names_its_documents_and_its_data(desk, name):
     said, data = stopped(desk["ws"], lambda: RUNS[name](desk))
     documents = {d.path for d in load_corpus(desk["corpus"]).train}
-    named = re.search(r"targets \((.*)\)\.$", said)
+    named = re.search(r"(?:targets|finite) \((.*)\)\.$", said)
     assert named and set(named[1].removesuffix(" …").split(", ")) <= documents
     assert data and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in data)
 

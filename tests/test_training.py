@@ -246,6 +246,15 @@ def test_the_loop_stops_on_a_bad_step_and_keeps_the_weights(tmp_path, total, tar
     assert torch.equal(weight.data, torch.ones(2, 2))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path, steps):
+    weight = torch.nn.Parameter(torch.full((2,), 3e38))
+    loss_of = lambda k: ((weight * -1e-3).sum(), 1)  # noqa: E731
+    with pytest.raises(OnsilError, match="step 1: weights are not finite"):
+        list(train_loop({"w": weight}, loss_of, steps, 3e38, tmp_path, **PLANTED))
+    assert not list(tmp_path.iterdir())
+
+
 # -- the n-gram floor ---------------------------------------------------------------------------
 
 

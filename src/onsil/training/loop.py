@@ -60,7 +60,7 @@ def train(
     too large for the memory: the gradient is that of the whole. `names_of(k)` tells what was in
     step k, for the message when it fails; `data` is a digest of what is trained on (`digest_of`).
     Raises OnsilError at the first step whose loss or gradient is not finite or that has no target,
-    and when `scratch` holds a run on other data.
+    before weights that are not finite are kept, and when `scratch` holds a run on other data.
     """
     optimizer = Optimizer(parameters, peak, steps, recipe)
     every = max(1, steps // checkpoints)
@@ -79,9 +79,12 @@ def train(
         if not math.isfinite(norm):
             raise cannot_step(step, loss, norm, targets, names_of(step))
         optimizer.step(step)
+        saves = (step + 1) % every == 0 and step + 1 < steps
+        if (saves or step + 1 == steps) and not finite(parameters):
+            raise spoilt_by(step, names_of(step))
         yield Step(step + 1, loss, targets, norm)
         # After the yield: whatever the caller wrote down about this step is on disk by now.
-        if (step + 1) % every == 0 and step + 1 < steps:
+        if saves:
             _save(parameters, optimizer, scratch, step + 1, data)
 
 
@@ -97,6 +100,17 @@ def cannot_step(step: int, loss: float, norm: float, targets: int, names: list[s
         f"loss {loss}, gradient norm {norm}, {targets} targets",
         f"손실 {loss}, 기울기 크기 {norm}, 정답 토큰 {targets}개",
     )
+
+
+def finite(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether every weight is a number. A step of finite gradients can leave some that are not:
+    the next loss would show it, but by then they would be kept, and after the last step none is."""
+    return all(bool(torch.isfinite(p).all()) for p in parameters.values())
+
+
+def spoilt_by(step: int, names: list[str]) -> OnsilError:
+    """What is raised at a step whose weights are no longer finite."""
+    return stopped(step, names, "weights are not finite", "가중치가 유한하지 않음")
 
 
 def stopped(step: int, names: list[str], en: str, ko: str) -> OnsilError:

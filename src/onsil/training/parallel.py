@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET
-from onsil.training.loop import Step, cannot_step
+from onsil.training.loop import Step, cannot_step, finite, spoilt_by
 from onsil.training.objectives import Batch, token_loss
 from onsil.training.optim import Optimizer, Recipe
 from onsil.training.sharded import load_shards, save_shards
@@ -217,8 +217,11 @@ def train_parallel(
         if not math.isfinite(norm):
             raise cannot_step(step, loss, norm, targets, names_of(step))
         optimizer.step(step)
+        saves = (step + 1) % every == 0 and step + 1 < steps
+        if (saves or step + 1 == steps) and not _finite(parameters, total):
+            raise spoilt_by(step, names_of(step))
         yield Step(step + 1, loss, targets, norm)
-        if (step + 1) % every == 0 and step + 1 < steps:
+        if saves:
             save_shards(parameters, optimizer, scratch, step + 1, data)
 
 
@@ -227,6 +230,14 @@ def _summed(total: Tensor, count: int) -> tuple[float, int]:
     both = torch.stack([total.detach().double(), total.new_tensor(count, dtype=torch.float64)])
     dist.all_reduce(both)
     return float(both[0]), int(both[1])
+
+
+def _finite(parameters: Mapping[str, Tensor], like: Tensor) -> bool:
+    """Whether every weight is a number on all workers; `like` is a tensor where they are."""
+    here = {n: p.to_local() if isinstance(p, DTensor) else p for n, p in parameters.items()}
+    every = like.new_tensor(float(finite(here)))
+    dist.all_reduce(every, dist.ReduceOp.MIN)
+    return bool(every)
 
 
 def _clipped(weights: Sequence[Tensor], most: float) -> float:
