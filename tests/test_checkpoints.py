@@ -16,14 +16,18 @@ import pytest
 import torch
 from family_cases import DECODERS, ENCODERS, SMALL, Case, make
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_grow import OFFICE, PLAN, onsil
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from onsil.cli import app
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
+from onsil.models.checkpoint import load, save
 from onsil.models.licence import licence_of, named_in_card, told
+from onsil.models.vocabulary import widened
 from onsil.release import described, export_model, inspect_model, load_checkpoint, name_of
 from onsil.release.inspection import inspect_folder
 
@@ -479,3 +483,39 @@ def test_a_loaded_checkpoint_is_a_base_to_grow_from_as_told(made, ws):
     assert (adopt(ws, loaded.path) / "decoder" / "config.json").is_file()
     with pytest.raises(OnsilError):
         adopt(ws, load_checkpoint(ws, made["experts"]).path)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+@torch.no_grad()
+def test_the_bias_of_a_tied_head_that_is_written_twice_is_one(name, tmp_path):
+    oracle = make(ENCODERS[name]).eval()
+    oracle.save_pretrained(tmp_path / "there")
+    weights = tmp_path / "there" / "model.safetensors"
+    whole = {n: t.clone() for n, t in oracle.state_dict().items() if "position_ids" not in n}
+    twice = next(n for n in whole if n.endswith("decoder.bias"))
+    save_file(whole, weights, {"format": "pt"})
+    model, extra = load(tmp_path / "there")
+    assert twice not in extra
+    dict(model.named_parameters())["head.bias"].add_(torch.linspace(-1, 1, 97))
+    for changed in (model, widened(model, 103, 0)):
+        folder = tmp_path / str(changed.shape.vocabulary)
+        folder.mkdir()
+        save(changed, folder, {}, extra)
+        stored = load_file(folder / "model.safetensors")
+        assert torch.equal(stored[twice], dict(changed.named_parameters())["head.bias"])
+
+
+@torch.no_grad()
+def test_a_head_of_its_own_keeps_the_scale_of_its_config(tmp_path):
+    make(DECODERS["hyperclovax"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"tie_word_embeddings": True, "logits_scaling": 0.125}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = torch.randn(97, 64, generator=torch.Generator().manual_seed(3))
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load(tmp_path)[0].eval()
+    assert (model.shape.tied, model.shape.logit_scale) == (False, 0.125)
+    oracle = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(5, 17)[None]
+    assert (model(ids) - oracle(ids).logits).abs().max() < 1e-4

@@ -96,3 +96,20 @@ def test_what_lfm2_has_no_place_for_is_refused(tmp_path):
     with pytest.raises(OnsilError, match="lfm2 checkpoint has no place for"):
         save(model, tmp_path, {})
     assert not [*tmp_path.iterdir()]
+
+
+@torch.no_grad()
+def test_a_cache_goes_on_from_the_last_token_and_not_from_padding():
+    model = Transformer(hybrid_shape(50, 64, 4, 64)).initialise(0).eval()
+    for p in model.parameters():
+        p.add_(torch.randn(p.shape, generator=DRAW) * 0.1)
+    alone = model(torch.tensor([[5, 6, 9]]))[0, -1]
+    left, cache = torch.tensor([[0, 0, 5, 6], [5, 6, 7, 8]]), model.new_cache()
+    model(left, keep_BT=left > 0, cache=cache)
+    next_BT = torch.tensor([[9], [9]])
+    went_on = model(next_BT, keep_BT=next_BT > 0, cache=cache)
+    assert (went_on[0, -1] - alone).abs().max() < 1e-4
+    right = torch.tensor([[5, 6, 0, 0], [5, 6, 7, 8]])
+    with pytest.raises(ValueError, match="pad on the left"):
+        model(right, keep_BT=right > 0, cache=model.new_cache())
+    assert (model(right, keep_BT=right > 0)[0, 1] - model(right[:1, :2])[0, 1]).abs().max() < 1e-4

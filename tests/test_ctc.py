@@ -192,6 +192,14 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path):
         assert torch.equal(p, models[1].get_parameter(name)), name
 
 
+def test_a_run_with_other_settings_does_not_go_on(tmp_path):
+    told = planted(4, 40)
+    for _ in itertools.islice(tune(listener(), told, HOW, tmp_path)[0], 7):
+        pass
+    with pytest.raises(OnsilError, match="a run on other data"):
+        next(tune(listener(), told, replace(HOW, seed=HOW.seed + 1), tmp_path)[0])
+
+
 def test_another_blank_is_another_task(tmp_path):
     """The last score may be the blank; then 0 is a symbol."""
     told = [r._replace(symbols=[s - 1 for s in r.symbols]) for r in planted(5, 100)]

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_distillation_stages import LINES, PLAN, given_corpus, given_plan, given_words
 
 from onsil.corpus import document_text, load_corpus
@@ -14,7 +15,7 @@ from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.training.distillation import by_what_was_written, distill, teach
 from onsil.training.objectives import causal_batch
-from onsil.training.soft_targets import Kept, kept_loss, kept_of
+from onsil.training.soft_targets import Kept, kept_loss, kept_of, soft_loss
 
 LONG = [" ".join(LINES[i : i + 8]) for i in range(0, len(LINES), 8)]
 
@@ -74,3 +75,16 @@ def test_the_stage_reads_nothing_beyond_the_context_of_the_plan(written, monkeyp
     plan = given_plan(ws, plan=replace(PLAN, context=16, decoder_epochs=1))
     made = distill(ws, teacher=kept, **run, plan=plan)
     assert load(made.path)[0].shape.context == 16 and max(read) == 15
+
+
+def test_rows_beyond_the_words_of_a_padded_teacher_are_not_kept():
+    teacher = Transformer(decoder_shape(64, 32, 1, 64)).initialise(0)
+    student = Transformer(decoder_shape(50, 32, 1, 64)).initialise(1)
+    batch = causal_batch([list(range(5, 45))])
+    assert int(kept_of(teacher, batch, 32).ids_NK.max()) >= 50
+    kept = kept_of(teacher, batch, 50, 2.0, words=50)
+    assert int(kept.ids_NK.max()) < 50
+    assert torch.allclose(kept.logs_NK.exp().sum(-1), torch.ones(len(kept.logs_NK)), atol=1e-5)
+    told, number = kept_loss(student, batch, kept, 2.0)
+    wanted, same = soft_loss(student, teacher, batch, 2.0)
+    assert number == same and torch.allclose(told, wanted, rtol=1e-4)

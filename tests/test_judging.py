@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from onsil.documents.types import FileRef
 from onsil.errors import OnsilError
@@ -296,3 +297,19 @@ def test_the_page_runs(monkeypatch, tmp_path):
     exec(compile(example, str(tmp_path / "example.py"), "exec"), known)
     assert known["answers"] == ["긍정", "부정"]
     assert said == re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE) and len(said) == 6
+
+
+def test_pairs_are_judged_by_a_net_that_knows_one_kind_of_segment():
+    words = train([f"{a} {b}" for a in OPENINGS for b in KIND] * 3, 400)
+    rows = [{"text": a, "other": b, "label": KIND[b]} for a in OPENINGS for b in KIND]
+    shape = replace(encoder_shape(words.get_vocab_size(), 32, 1, 64), segments=1)
+    net, head = new_head(Transformer(shape).initialise(0), "sequence", NAMES)
+    cases = cases_of(rows, words, NAMES, 64)
+    loss, number = judge_loss(net, head, cases)
+    assert number == len(rows) and torch.isfinite(loss)
+
+
+def test_a_tokenizer_without_our_marks_is_refused_by_name():
+    words = Tokenizer(models.WordLevel({"참": 0, "<|pad|>": 1, "<|end|>": 2}))
+    with pytest.raises(OnsilError, match=r"no <\|cls\|>, <\|sep\|>, <\|mask\|>"):
+        cases_of([{"text": "참", "label": "긍정"}], words, NAMES, 64)

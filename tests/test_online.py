@@ -24,18 +24,20 @@ from test_preference import (
 from onsil.documents.types import FileRef
 from onsil.errors import OnsilError
 from onsil.lineage import Workspace
+from onsil.tokenizer.train import train
 from onsil.training.online import (
     GRPO,
     SILENT,
     Rounds,
     advantages,
+    exactly,
     policy_loss,
     reinforce,
     reinforced,
 )
 from onsil.training.plan import adopt_plan
 from onsil.training.policy import answer_logps, divergence, sampled
-from onsil.training.preference import adopt_preferences, align, train_reward
+from onsil.training.preference import Ranking, adopt_preferences, align, train_reward
 
 # -- the arithmetic and the run ------------------------------------------------------------------
 
@@ -267,3 +269,12 @@ def test_reinforcement_stays_nearer_with_a_larger_beta(made):
         notes_of(reinforce(ws, **parts, reward=judge, rounds=8, beta=beta)) for beta in (0.0, 5.0)
     )
     assert 0 < held["kl"] < 0.75 * free["kl"]
+
+
+def test_a_stray_special_token_is_no_right_answer():
+    words = train(["서울", "부산"], 300)
+    right, end = words.encode("서울").ids, words.token_to_id("<|end|>")
+    rewards_of = exactly(words, [Ranking([5], [[*right, end]])], end)
+    mask = words.token_to_id("<|mask|>")
+    answers = [[*right, end], [mask, *right, end], [*right, mask, end], right]
+    assert rewards_of([0] * 4, answers) == [1.0, 0.0, 0.0, 0.0]

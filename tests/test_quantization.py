@@ -1,5 +1,6 @@
 """Four bits a weight: how far off, how many bytes, and an adapter that learns beside them."""
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
@@ -19,6 +20,7 @@ from onsil.models.adapters import (
     merge,
     remove_lora,
     save_adapter,
+    unmerge,
 )
 from onsil.models.checkpoint import load, save
 from onsil.models.quantization import (
@@ -195,6 +197,33 @@ def test_the_adapter_is_merged_into_the_base_as_it_was(tmp_path):
     assert not torch.allclose(rounded, beside, atol=1e-3)  # another model: score both
     save(tuned, tmp_path, {})
     assert torch.equal(load(tmp_path)[0](IDS), tuned(IDS))
+
+
+def test_merged_over_four_bits_it_is_the_model_that_was_tuned(tmp_path):
+    base, tuned = learnt(tmp_path)
+    told, before = tuned(IDS), [w.unpacked() for w in matrices(tuned) if isinstance(w, Packed)]
+    merge(tuned)
+    assert torch.allclose(tuned(IDS), told, atol=1e-5)
+    unmerge(tuned)
+    assert torch.equal(tuned(IDS), told)
+    after = [w.unpacked() for w in matrices(tuned) if isinstance(w, Packed)]
+    assert len(after) == len(before) and all(map(torch.equal, after, before))
+    merge(tuned)
+    restore(tuned, base)
+    beside = tuned(IDS)
+    assert not torch.allclose(beside, base(IDS), atol=1e-3)
+    merge(tuned)
+    assert torch.allclose(tuned(IDS), beside, atol=1e-5)
+
+
+def test_a_packed_model_can_be_copied_and_not_be_changed_in_place():
+    packed = model()
+    quantize(packed)
+    again = copy.deepcopy(packed)
+    assert torch.equal(again(IDS), packed(IDS))
+    assert [n for n, _ in again.named_parameters()] == [n for n, _ in packed.named_parameters()]
+    with pytest.raises(RuntimeError, match="not changed in place"), torch.no_grad():
+        matrices(packed)[0].add_(1)
 
 
 def test_an_adapter_goes_to_disk_and_comes_back_over_a_packed_base(tmp_path):

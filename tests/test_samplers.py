@@ -258,3 +258,18 @@ def test_teacher_forcing_is_the_published_loss(tmp_path):
     assert abs(float((total / count).detach()) - float(wanted.detach())) < 1e-5
     ours, theirs = model.decoder.embedding.weight.grad, oracle.shared.weight.grad
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_nothing_to_read_or_to_write_is_no_pair():
+    with pytest.raises(ValueError, match="pair 1: 0 tokens to read, 1 to write"):
+        prefix_batch([Pair([7], [8]), prefix_split([5], random.Random(0))])
+    with pytest.raises(ValueError, match="pair 0: 1 tokens to read, 0 to write"):
+        written_batch([Pair([7], [])], 0)
+
+
+def test_an_empty_document_is_never_the_other_one():
+    texts = [[[1, 2], [3]], [], [[4], [5, 6]]]
+    for seed in range(20):
+        pairs = sentence_pairs(texts, 6, random.Random(seed))
+        assert pairs and all(pair.first and pair.second for pair in pairs)
+    assert sentence_pairs([[[1, 2]], []], 6, random.Random(0)) == []

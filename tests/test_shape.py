@@ -12,8 +12,10 @@ import family_cases
 import pytest
 
 from onsil.errors import OnsilError
+from onsil.models.checkpoint import load, save
 from onsil.models.families import shape_of
 from onsil.models.shape import Rotary, Shape, decoder_shape, encoder_shape, race_shape
+from onsil.models.transformer import Transformer
 
 # Fields without a case of a second value yet; each leaves the list with its case.
 WAITING: set[str] = set()
@@ -134,3 +136,12 @@ def test_a_shape_is_kept_as_plain_values():
         divisors: dict[str, Any] = {k: tuple(read[name][k]) for k in ("short", "long")}
         read[name] = Rotary(**(read[name] | divisors))
     assert Shape(**read) == shape
+
+
+@pytest.mark.parametrize("width", [64, 192, 200, 320, 448, 576])
+def test_heads_share_a_width_evenly(width, tmp_path):
+    for made in (decoder_shape(97, width, 4, 32), encoder_shape(97, width, 4, 32)):
+        assert made.heads % made.kv_heads == 0
+        (folder := tmp_path / made.wiring).mkdir()
+        save(Transformer(made).initialise(0), folder, {})
+        assert load(folder)[0].shape == made

@@ -248,16 +248,17 @@ def merge(model: Stack) -> None:
     of W. The path beside it is not computed any more; the weights as they were stay in memory."""
     for layer in adapted(model).values():
         if layer.unmerged is None:
-            weight = layer.weight.data
-            layer.unmerged = weight
-            layer.weight.data = (weight.float() + layer.delta).to(weight.dtype)
+            weight = layer.unmerged = layer.weight.detach()
+            merged = (weight.float() + layer.delta).to(weight.dtype)  # of four bits: all of them
+            layer.weight = nn.Parameter(merged, layer.weight.requires_grad)
 
 
 def unmerge(model: Stack) -> None:
     """Bring the weights back as they were before `merge`, to the same bits."""
     for layer in adapted(model).values():
         if layer.unmerged is not None:
-            layer.weight.data, layer.unmerged = layer.unmerged, None
+            layer.weight = nn.Parameter(layer.unmerged, layer.weight.requires_grad)
+            layer.unmerged = None
 
 
 def remove_lora(model: Stack) -> None:

@@ -143,9 +143,15 @@ def repeated(
     state: dict[str, Tensor],
     shared: dict[str, str],
 ) -> dict[str, str]:
-    """`{a tensor the file has twice: the one of ours it is}`: tied heads and embeddings that were
-    written out beside the one they are tied to."""
+    """`{a tensor the file has twice: the one of ours it is}`: tied heads, their biases and
+    embeddings that were written out beside the one they are tied to."""
     named = {pair.disk[0]: shared[pair.ours[0]] for pair in pairs if pair.disk[0] in stored}
+    if (bias := state.get("head.bias")) is not None:
+        named |= {
+            name: "head.bias"
+            for name, tensor in stored.items()
+            if name.endswith(".decoder.bias") and torch.equal(tensor.to(bias.dtype), bias)
+        }
     table = next((n for n in ("decoder.embedding.weight", "embedding.weight") if n in state), None)
     for name, tensor in stored.items():
         if table and name.endswith("embed_tokens.weight") and name not in named:
@@ -196,8 +202,10 @@ def untied_where_they_differ(family: Family, shape: Any, stored: dict[str, Tenso
     head, embedding = (pairing.disk[0] for pairing in names)
     if head not in stored or torch.equal(stored[head], stored.get(embedding, stored[head])):
         return shape
-    untied = replace(last, tied=False, logit_scale=1.0)
-    return untied if isinstance(shape, Shape) else replace(shape, decoder=untied)
+    if isinstance(shape, Shape):
+        return replace(last, tied=False)
+    # T5 scales what it compares with its embedding, and only that.
+    return replace(shape, decoder=replace(last, tied=False, logit_scale=1.0))
 
 
 def _misfit(folder: Path, en: str, ko: str) -> OnsilError:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onsil.errors import OnsilError
-from onsil.models.adapters import Stack, sites
+from onsil.models.adapters import LoRALinear, Stack, sites
 from onsil.models.attention import Linear
 
 Levels = Literal["nf4", "int4"]
@@ -113,6 +113,11 @@ class Packed(Tensor):
         weights = (blocks_NX * self.magnitudes.values()[:, None]).flatten()
         return weights[: self.numel()].view(self.shape).to(self.dtype)
 
+    def __deepcopy__(self, memo: dict) -> Tensor:
+        """The bytes are never changed, so a copy shares them."""
+        copy = self.typed(self.dtype)
+        return nn.Parameter(copy, requires_grad=False) if isinstance(self, nn.Parameter) else copy
+
     @property
     def packed_bytes(self) -> int:
         """What is kept of the weight, its padding left out."""
@@ -122,7 +127,8 @@ class Packed(Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is F.linear:
             return _product(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():  # what comes of it is no longer packed
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -133,6 +139,8 @@ class Packed(Tensor):
         here = kwargs.get("device") in (None, told.device)
         if func is torch.ops.aten._to_copy.default and here and not set(kwargs) - kept - {"dtype"}:
             return told.typed(kwargs.get("dtype") or told.dtype)
+        if func._schema.is_mutable and isinstance(told, Packed):
+            raise RuntimeError(f"{func}: a weight in four bits is not changed in place.")
         return func(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
 
 
@@ -211,7 +219,8 @@ def quantize(model: Stack, levels: Levels = "nf4", double: bool = False) -> None
 
 def restore(model: Stack, base: Stack) -> None:
     """Put the matrices of `base`, the model before `quantize`, back under the adapter: what
-    `merge` should add to. Raises OnsilError when its layers are others."""
+    `merge` should add to; what was merged before is forgotten. Raises OnsilError when its layers
+    are others."""
     there = _places(base)
     for name, layer in _places(model).items():
         if name not in there or there[name].weight.shape != layer.weight.shape:
@@ -228,6 +237,8 @@ def restore(model: Stack, base: Stack) -> None:
                 ),
             )
         layer.weight = nn.Parameter(there[name].weight.detach().clone(), requires_grad=False)
+        if isinstance(layer, LoRALinear):
+            layer.unmerged = None
 
 
 def bytes_per_weight(weights: Sequence[Tensor]) -> float:

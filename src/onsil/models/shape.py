@@ -227,7 +227,14 @@ def _impossible(values: str, rule: str, rule_ko: str) -> OnsilError:
 def decoder_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> Shape:
     """Qwen3's wiring at any size: RMSNorm, rotary positions, QK-norm, grouped queries, SwiGLU."""
     heads = max(2, width // 64)
-    return Shape(vocabulary, width, depth, heads, kv_heads=heads // 2, context=context)
+    return Shape(
+        vocabulary, width, depth, heads, kv_heads=_divisor(heads, heads // 2), context=context
+    )
+
+
+def _divisor(of: int, most: int) -> int:
+    """The largest divisor that is no larger than `most`."""
+    return next(n for n in range(most, 0, -1) if of % n == 0)
 
 
 def hybrid_shape(vocabulary: int, width: int, depth: int, context: int = 1024) -> Shape:
@@ -270,7 +277,7 @@ def encoder_shape(vocabulary: int, width: int, depth: int, context: int = 512) -
         vocabulary,
         width,
         depth,
-        max(2, width // 64),
+        _divisor(width, max(2, width // 64)),
         context=context,
         causal=False,
         wiring="post",

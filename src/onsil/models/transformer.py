@@ -301,8 +301,9 @@ class Transformer(nn.Module):
         `lengths` cuts T into documents that do not see each other, each with positions from 0; the
         first `prefixes[i]` tokens of document i see each other, whatever the order;
         `cache` continues from the positions already in it; `keep` is false on padding, left or
-        right; `vectors` stand in for the embedding of ids; `source` are an encoder's states;
-        `views` say what each position sees, for who keeps the cache otherwise (`inference.slots`).
+        right, but only left where a cache goes on from the last token itself (short convolutions,
+        keys that look back: ValueError); `vectors` stand in for the embedding of ids; `source` are
+        an encoder's states; `views` say what each position sees, for who keeps the cache otherwise (`inference.slots`).
         """
         more = (cache, keep_BT, vectors_BTD, source_BSD, source_keep_BS, views)
         if lengths is not None and len(lengths) > 1 and source_BSD is None:
@@ -335,6 +336,9 @@ class Transformer(nn.Module):
         views: Any = None,
     ) -> Tensor:
         s = self.shape
+        looks_back = "C" in s.pattern or s.key_shift or s.pairs
+        if cache is not None and keep_BT is not None and looks_back and not keep_BT[:, -1].all():
+            raise ValueError("The cache would go on from padding: pad on the left.")
         if vectors_BTD is not None:
             x, ids_BT = vectors_BTD, vectors_BTD[..., 0].long()
         else:

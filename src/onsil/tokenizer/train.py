@@ -29,8 +29,22 @@ class Specials(NamedTuple):
 
 
 def specials_of(tokenizer) -> Specials:
-    """Where a tokenizer has them; it must have them all."""
-    return Specials(*(tokenizer.token_to_id(token) for token in SPECIALS))
+    """Where a tokenizer has them. Raises OnsilError when it lacks one."""
+    found = {token: tokenizer.token_to_id(token) for token in SPECIALS}
+    if missing := ", ".join(token for token, i in found.items() if i is None):
+        raise OnsilError(
+            en=(
+                f"The tokenizer has no {missing}.",
+                "Texts could not be ended, joined or hidden, so nothing can be learnt with it.",
+                "Let a grow bring it in (--base), which gives it rows of its own for them.",
+            ),
+            ko=(
+                f"토크나이저에 {missing}이(가) 없습니다.",
+                "글을 끝내거나 잇거나 가릴 수 없어서 학습에 쓸 수 없습니다.",
+                "grow의 --base로 들여오면 이 표시들의 자리를 새로 만듭니다.",
+            ),
+        )
+    return Specials(*found.values())
 
 
 # Llama 3 (meta-llama/llama-models, tokenizer.py, `pat_str`): the published pattern.

@@ -108,7 +108,7 @@ def tune(
         scratch,
         recipe=listening.recipe,
         names_of=lambda k: [recordings[i].name for i in steps[k]],
-        data=digest_of([(r.name, _heard(r), r.symbols) for r in recordings]),
+        data=digest_of([(r.name, _heard(r), r.symbols) for r in recordings], listening),
     )
     return loop, len(steps)
 

@@ -356,7 +356,7 @@ def teach(
     shards = schedule_in_order(pieces, room)
     for number, shard in enumerate(shards):
         parts = [
-            kept_of(model, causal_batch(some), top, temperature)
+            kept_of(model, causal_batch(some), top, temperature, words.get_vocab_size())
             for some in schedule_in_order(shard, STEP)
         ]
         tensors = {

@@ -263,7 +263,9 @@ def case_batch(cases: Sequence[Case]) -> Batch:
 def scores_of(encoder: Transformer, head: Head, cases: Sequence[Case]) -> Tensor:
     """What the head says of each case, B N in float32; of a token head, the mean of the votes."""
     batch = case_batch(cases)
-    segments = batch.segments if encoder.segment is not None else None
+    segments = None
+    if encoder.segment is not None and batch.segments is not None:  # RoBERTa knows one kind
+        segments = batch.segments.clamp(max=len(encoder.segment.weight) - 1)
     x_BTD, keep_BT = apart(encoder.encode(batch.ids, segments, batch.lengths), batch.lengths)
     scores = head(x_BTD, keep_BT)
     if head.task != "token":

@@ -98,12 +98,19 @@ def causal_batch(pieces: list[list[int]]) -> Batch:
 
 def prefix_batch(pairs: list[Pair]) -> Batch:
     """Read the source in both directions, write the target (prefix LM, Raffel et al. 2020). Nothing
-    of the source is a target."""
+    of the source is a target. Raises ValueError when there is nothing to read or to write."""
+    _check_pairs(pairs)
     inputs = [[*source, *target[:-1]] for source, target in pairs]
     targets = [[NO_TARGET] * (len(source) - 1) + target for source, target in pairs]
     lengths = [len(ids) for ids in inputs]
     prefixes = [len(source) for source, _ in pairs]
     return Batch(_row(inputs), lengths, targets=_row(targets), prefixes=prefixes)
+
+
+def _check_pairs(pairs: list[Pair]) -> None:
+    for number, (source, target) in enumerate(pairs):
+        if not source or not target:
+            raise ValueError(f"pair {number}: {len(source)} tokens to read, {len(target)} to write")
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,9 @@ class Written:
 
 
 def written_batch(pairs: list[Pair], start: int, pad: int = PAD) -> Written:
-    """Teacher forcing: the decoder reads `start` and the target without its last token."""
+    """Teacher forcing: the decoder reads `start` and the target without its last token. Raises
+    ValueError when there is nothing to read or to write."""
+    _check_pairs(pairs)
 
     def padded(rows: list[list[int]], filler: int) -> Tensor:
         width = max(map(len, rows))

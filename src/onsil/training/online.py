@@ -268,11 +268,16 @@ def is_silent(curve: Sequence[Sequence[float]]) -> bool:
 
 
 def exactly(tokenizer, rankings: Sequence[Ranking], end: int) -> RewardOf:
-    """1 for the best answer of a prompt's ranking, finished and spelt as it is; 0 for any other."""
-    right = [tokenizer.decode(r.answers[0][:-1]).strip() for r in rankings]
+    """1 for the best answer of a prompt's ranking, finished and spelt as it is; 0 for any other,
+    one with a special token in it too."""
+
+    def spelt(answer: Ids) -> str:
+        return tokenizer.decode(answer[:-1], skip_special_tokens=False).strip()
+
+    right = [spelt(r.answers[0]) for r in rankings]
 
     def rewards_of(asked: list[int], answers: list[Ids]) -> list[float]:
-        said = [tokenizer.decode(a[:-1]).strip() if a[-1] == end else None for a in answers]
+        said = [spelt(a) if a[-1] == end else None for a in answers]
         return [float(text == right[p]) for p, text in zip(asked, said, strict=True)]
 
     return rewards_of
@@ -322,7 +327,7 @@ def likeliest_reward(
 # ── the stage ───────────────────────────────────────────────────────────────────────────────────
 
 
-@stage(version=3)
+@stage(version=4)
 def reinforce(
     *,
     decoder: Artifact,

@@ -27,7 +27,8 @@ class Pair(NamedTuple):
 
 def prefix_split(ids: Ids, draw: random.Random, written: float = 0.0) -> Pair:
     """A text cut in two: at a uniform place, or so that about the share `written` is to be written
-    (a quarter in UL2's S, uniform between none and twice that share)."""
+    (a quarter in UL2's S, uniform between none and twice that share). Of a text of one token
+    nothing is left to be read: a mark has to stand before it."""
     most = min(len(ids) - 1, max(1, round(2 * written * len(ids)))) if written else len(ids) - 1
     cut = len(ids) - draw.randint(1, max(1, most))
     return Pair(ids[:cut], ids[cut:])
@@ -155,9 +156,11 @@ def sentence_pairs(
             if i == len(document) - 1 or size >= target:
                 cut = draw.randint(1, len(chunk) - 1) if len(chunk) > 1 else 1
                 first = [t for segment in chunk[:cut] for t in segment]
-                other = len(documents) > 1 and (len(chunk) == 1 or draw.random() < 0.5)
+                others = [n for n, d in enumerate(documents) if d and n != number]
+                other = bool(others) and (len(chunk) == 1 or draw.random() < 0.5)
                 if other:
-                    second = _elsewhere(documents, number, target - len(first), draw)
+                    elsewhere = documents[draw.choice(others)]
+                    second = _elsewhere(elsewhere, target - len(first), draw)
                     i -= len(chunk) - cut
                 else:
                     second = [t for segment in chunk[cut:] for t in segment]
@@ -172,11 +175,10 @@ def _target(room: int, short: float, draw: random.Random) -> int:
     return draw.randint(2, room) if draw.random() < short else room
 
 
-def _elsewhere(documents: list[list[Ids]], number: int, room: int, draw: random.Random) -> Ids:
-    """Segments from a random place of another document, up to `room`."""
-    other = documents[draw.choice([n for n in range(len(documents)) if n != number])]
+def _elsewhere(document: list[Ids], room: int, draw: random.Random) -> Ids:
+    """Segments from a random place of a document, up to `room`."""
     found: Ids = []
-    for segment in other[draw.randint(0, len(other) - 1) :]:
+    for segment in document[draw.randint(0, len(document) - 1) :]:
         found += segment
         if len(found) >= room:
             break

@@ -136,12 +136,19 @@ class Kept(NamedTuple):
 
 
 @torch.no_grad()
-def kept_of(teacher: Transformer, batch: Batch, top: int, temperature: float = 1.0) -> Kept:
-    """What a teacher says to the targets of a batch, in their order, at a temperature."""
+def kept_of(
+    teacher: Transformer,
+    batch: Batch,
+    top: int,
+    temperature: float = 1.0,
+    words: int | None = None,
+) -> Kept:
+    """What a teacher says to the targets of a batch, in their order, at a temperature; of the first
+    `words` rows of its table, where it was padded to a round number."""
     rows_N, _ = target_rows(batch)
     ids, logs = [], []
     for x_ND in encoded(teacher, batch)[rows_N].split(LOSS_CHUNK):
-        log_NV = (teacher.logits(x_ND) / temperature).log_softmax(-1)
+        log_NV = (teacher.logits(x_ND)[:, :words] / temperature).log_softmax(-1)
         best = log_NV.topk(min(top, log_NV.size(-1)), -1)
         ids.append(best.indices)
         logs.append(best.values)
