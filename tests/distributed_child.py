@@ -197,7 +197,8 @@ def rest(folder: Path, at: Worker) -> None:
 
 def workspace_with_a_decoder(home: Path, told: dict = PLAN, start: Path | None = None) -> Workspace:
     """A workspace where `desk` is a decoder that one process pretrained on a few documents, as a
-    plan has told; from a base, if there is a folder to `start` from."""
+    plan has told; from a base, if there is a folder to `start` from. `reader` is an encoder that
+    began as it."""
     ws = Workspace(home)
     folder = home.parent / "documents"
     folder.mkdir()
@@ -208,8 +209,10 @@ def workspace_with_a_decoder(home: Path, told: dict = PLAN, start: Path | None =
     base = adopt(ws, start) if start else None
     tokenizer = base or train_tokenizer(ws, corpus=corpus)
     parts = {"corpus": corpus, "tokenizer": tokenizer, "base": base}
-    made = pretrain(ws, **parts, plan=adopt_plan(ws, text=json.dumps(told)), kind="decoder")
+    parts |= {"plan": adopt_plan(ws, text=json.dumps(told))}
+    made = pretrain(ws, **parts, kind="decoder")
     ws.register("desk", made)
+    ws.register("reader", pretrain(ws, **parts, kind="encoder", decoder=made))
     return ws
 
 

@@ -276,6 +276,14 @@ def test_pretraining_again_alone_gives_the_same_weights_and_once(home, capsys):
     assert curves[0] == curves[1]
 
 
+def test_an_encoder_begins_as_the_decoder_it_began_as(home):
+    made = work(home, "reader", "encoder", None, False)
+    assert made is not None
+    alone = Workspace(home).resolve("reader")[2].path
+    own, told = (load_file(f / "model.safetensors") for f in (made.path, alone))
+    assert own.keys() == told.keys() and all(torch.equal(own[name], told[name]) for name in own)
+
+
 FEW = {"decoder_epochs": 1, "batch_tokens": 256}
 
 

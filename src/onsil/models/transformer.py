@@ -303,7 +303,8 @@ class Transformer(nn.Module):
         `cache` continues from the positions already in it; `keep` is false on padding, left or
         right, but only left where a cache goes on from the last token itself (short convolutions,
         keys that look back: ValueError); `vectors` stand in for the embedding of ids; `source` are
-        an encoder's states; `views` say what each position sees, for who keeps the cache otherwise (`inference.slots`).
+        an encoder's states; `views` say what each position sees, for who keeps the cache otherwise
+        (`inference.slots`).
         """
         more = (cache, keep_BT, vectors_BTD, source_BSD, source_keep_BS, views)
         if lengths is not None and len(lengths) > 1 and source_BSD is None:

@@ -31,10 +31,11 @@ from onsil.lineage import Artifact, Run, Workspace, history, stage
 from onsil.lineage.spelling import write_atomically
 from onsil.models.attention import Norm
 from onsil.models.checkpoint import save
+from onsil.models.families import shape_of
 from onsil.models.transformer import MLP, Transformer
+from onsil.models.weights import read_json
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.train import specials_of
-from onsil.training.base import shape_in
 from onsil.training.loop import Step, digest_of, pretraining, report_progress
 from onsil.training.objectives import Batch, causal_batch, masked_batch, pieces_of, schedule
 from onsil.training.parallel import (
@@ -63,13 +64,13 @@ from onsil.training.sharded import shard, whole
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker has to know to do its part, as folders that all of them see; `data` is the
-    digest of what they hold."""
+    """What a worker has to know to do its part, as folders that all of them see; `start` has the
+    weights to go on from ("": noise), `data` is the digest of what they hold."""
 
     corpus: str
     tokenizer: str
     plan: str
-    base: str
+    start: str
     kind: str
     sharded: bool
     scratch: str
@@ -89,9 +90,8 @@ class Study:
             split: [e.ids for e in words.encode_batch(some)] for split, some in rendered.items()
         }
         self.vocabulary, self.special = words.get_vocab_size(), specials_of(words)
-        self.base = Artifact("", Path(job.base)) if job.base else None
-        shape, settings = shape_in(self.base, job.kind), self.settings
-        shape = shape or shape_in(self.base, "decoder")  # what an encoder begins as
+        self.start, settings = Path(job.start) if job.start else None, self.settings
+        shape = shape_of(read_json(self.start / "config.json")) if self.start else None
         self.context = min(settings.context, shape.context) if shape else settings.context
         self.pieces = {k: pieces_of(v, self.context, self.special.end) for k, v in self.ids.items()}
         sizes = [len(piece) for piece in self.pieces["train"]]
@@ -105,8 +105,7 @@ class Study:
 
     def new_model(self, compute: str) -> tuple[Transformer, dict[str, Tensor]]:
         """The weights a run starts from, and a base's task head."""
-        start = start_of(self.base, self.job.kind)
-        return beginning(start, self.job.kind, self.settings, self.vocabulary, compute)
+        return beginning(self.start, self.job.kind, self.settings, self.vocabulary, compute)
 
     def batch(self, k: int) -> Batch:
         """All of step k, whoever computes which part of it."""
@@ -184,7 +183,7 @@ def learn(
             yield step, whole(model)
 
 
-@stage(version=3)
+@stage(version=4)
 def pretrain_parallel(
     *,
     corpus: Artifact,
@@ -192,6 +191,7 @@ def pretrain_parallel(
     plan: Artifact,
     kind: str,
     base: Artifact | None = None,
+    decoder: Artifact | None = None,
     sharded: bool = False,
     out: Path,
     run: Run,
@@ -199,11 +199,12 @@ def pretrain_parallel(
     """What `pretrain` makes, by all workers: a model folder and curve.json. The first worker calls
     this while the others `help_out`. How many they are is no part of the key: a run may go on with
     more or fewer, and then differs by rounding."""
+    start = start_of(base, kind, decoder)
     job = Job(
         corpus=str(corpus.path),
         tokenizer=str(tokenizer.path),
         plan=str(plan.path),
-        base=str(base.path) if base else "",
+        start=str(start) if start else "",
         kind=kind,
         sharded=sharded,
         scratch=str(run.scratch),
@@ -253,7 +254,7 @@ def help_out(at: Worker) -> None:
 
 def again(ws: Workspace, name: str, kind: str, plan: Path | None, sharded: bool) -> Artifact:
     """Pretrain once more, with the helpers there are, what a grown model was pretrained from: its
-    corpus, tokenizer and base, under its own plan or another.
+    corpus, tokenizer, base and the decoder an encoder began as, under its own plan or another.
 
     Raises OnsilError for an unknown name, one that no such part was pretrained for, and for a plan
     that is none.
@@ -276,8 +277,8 @@ def again(ws: Workspace, name: str, kind: str, plan: Path | None, sharded: bool)
         )
     (told, *_) = found
     parts = {
-        part: told[part] and ws.artifact(told[part]["artifact"], told[part]["key"])
-        for part in ("corpus", "tokenizer", "plan", "base")
+        part: told.get(part) and ws.artifact(told[part]["artifact"], told[part]["key"])
+        for part in ("corpus", "tokenizer", "plan", "base", "decoder")
     }
     if plan:
         parts["plan"] = adopt_plan(ws, text=spelling_of(parse_plan(read_plan(plan))))
