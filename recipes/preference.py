@@ -262,7 +262,7 @@ def politeness(sizes: Sizes, seed: int, model: Transformer) -> list[float]:
 def ordinary_bits(sizes: Sizes, model: Transformer) -> float | None:
     """Bits per byte of ordinary text nobody trained on."""
     held = materials(sizes)
-    return bits_per_byte(model, held.ordinary, held.size)
+    return bits_per_byte(model, held.ordinary, held.size, 0)  # a mark stands before each
 
 
 def prove_reward(sizes: Sizes, seeds: tuple[int, ...]) -> dict:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from onsil.errors import OnsilError
 from onsil.models.ngram import NGram
-from onsil.models.shape import decoder_shape, encoder_shape
+from onsil.models.shape import decoder_shape, encoder_shape, hybrid_shape
 from onsil.models.transformer import Transformer
 from onsil.tokenizer.template import NO_TARGET, render_pair
 from onsil.tokenizer.train import CLS, END, MASK, SEP, SPECIALS, load_tokenizer, train
@@ -26,6 +26,7 @@ from onsil.training.objectives import (
     schedule,
     token_loss,
 )
+from onsil.training.pretraining import bits_per_byte
 
 TEXT = [
     "쓰지 않은 연차는 다음 해에 10일까지 이월할 수 있다.",
@@ -271,6 +272,20 @@ def test_context_helps_and_more_than_nothing_is_learned(tokenizer):
     held = tokenizer.encode("쓰지 않은 병가는 다음 해에 이월할 수 있다.").ids
     one, three = NGram(ids, 1, 600), NGram(ids, 3, 600)
     assert three.bits(held) < one.bits(held) < len(held) * math.log2(600)
+
+
+@torch.no_grad()
+def test_a_model_that_knows_nothing_pays_an_even_guess_for_every_token(tokenizer):
+    """Wherever the text is cut, and for the first token too, which nothing stands before."""
+    ids, size = [tokenizer.encode(t).ids for t in TEXT], sum(len(t.encode()) for t in TEXT)
+    model = Transformer(hybrid_shape(600, 64, 1, 128)).initialise(0)
+    for weights in model.parameters():
+        weights.zero_()
+    even = sum(len(d) + 1 for d in ids) * math.log2(600) / size  # one more: the end
+    for context in (4, 128):
+        pieces = pieces_of(ids, context)
+        assert bits_per_byte(model, pieces, size, len(ids)) == pytest.approx(even, rel=1e-3)
+    assert bits_per_byte(model, [], 0, 0) is None
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def continued(
 # ── the stage ───────────────────────────────────────────────────────────────────────────────────
 
 
-@stage(version=2)
+@stage(version=3)
 def continue_pretraining(
     *,
     model: Artifact,
@@ -306,7 +306,8 @@ def held_out_bits(
     for name, held in corpora.items():
         texts = [document_text(d) for d in held.heldout]
         size = sum(len(text.encode()) for text in texts)
-        found[name] = bits_per_byte(decoder, pieces_in(words, texts, context), size)
+        pieces = pieces_in(words, texts, context)
+        found[name] = bits_per_byte(decoder, pieces, size, len(texts))
     return found
 
 

@@ -58,7 +58,7 @@ class Course(NamedTuple):
     loss_of: Callable[[int, list[int]], tuple[Tensor, int]]
 
 
-@stage(version=4)
+@stage(version=5)
 def distill(
     *,
     teacher: Artifact,
@@ -112,7 +112,7 @@ def distill(
         ids = [e.ids for e in words.encode_batch(heldout)]
         pieces = pieces_of(ids, model.shape.context, specials_of(words).end)
         size = sum(len(text.encode()) for text in heldout)
-        notes["heldout_bits_per_byte"] = bits_per_byte(model, pieces, size)
+        notes["heldout_bits_per_byte"] = bits_per_byte(model, pieces, size, len(ids))
     return notes
 
 

@@ -122,7 +122,7 @@ class Study:
     def bits(self, model: Transformer, split: str) -> float | None:
         """Bits per byte of a split under a decoder."""
         with next(model.parameters()).device:  # where the batches are made, too
-            return bits_per_byte(model, self.pieces[split], self.sizes[split])
+            return bits_per_byte(model, self.pieces[split], self.sizes[split], len(self.ids[split]))
 
     def point(self, step: Step, model: Transformer) -> list:
         """The curve at a step, as `pretrain` writes it."""
@@ -183,7 +183,7 @@ def learn(
             yield step, whole(model)
 
 
-@stage(version=4)
+@stage(version=5)
 def pretrain_parallel(
     *,
     corpus: Artifact,

@@ -41,15 +41,22 @@ CURVE_POINTS, CURVE_BYTES = 8, 200_000
 
 
 @torch.no_grad()
-def bits_per_byte(model: Transformer, pieces: list[list[int]], size: int) -> float | None:
-    """Σ −log2 P(token) over the pieces ÷ bytes of text they stand for; None without any."""
+def bits_per_byte(
+    model: Transformer, pieces: list[list[int]], size: int, documents: int
+) -> float | None:
+    """Σ −log2 P(token) over `documents` texts, cut into pieces, ÷ their bytes; None without any.
+
+    Nothing stands before a document's first token, so no piece has it as a target: it is charged as
+    an even guess over the vocabulary, else a tokenizer of longer tokens would be given more text.
+    """
     if not size:
         return None
     nats = sum(float(token_loss(model, causal_batch([piece]))[0]) for piece in pieces)
-    return round(nats / math.log(2) / size, 4)
+    first = documents * math.log2(model.shape.vocabulary)
+    return round((nats / math.log(2) + first) / size, 4)
 
 
-@stage(version=11)
+@stage(version=12)
 def pretrain(
     *,
     corpus: Artifact,
@@ -78,9 +85,8 @@ def pretrain(
     model, extra = beginning(start, kind, settings, vocabulary, settings.compute)
     context = min(settings.context, model.shape.context)
     special = specials_of(words)
-    pieces = pieces_of(ids["train"], context, special.end)
-    heldout = pieces_of(ids["heldout"], context, special.end)
-    sample = pieces_of(ids["sample"], context, special.end)
+    cut = {split: pieces_of(some, context, special.end) for split, some in ids.items()}
+    pieces = cut["train"]
     epochs = settings.decoder_epochs if kind == "decoder" else settings.encoder_epochs
     steps = schedule([len(p) for p in pieces], settings.batch_tokens, epochs, settings.seed)
 
@@ -92,6 +98,9 @@ def pretrain(
             model, masked_batch(chosen, vocabulary, f"{settings.seed}-{k}", special.mask)
         )
 
+    def bits_of(split: str) -> float | None:
+        return bits_per_byte(model, cut[split], sizes[split], len(ids[split]))
+
     notes: dict = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": len(steps),
@@ -99,7 +108,7 @@ def pretrain(
     }
     tokens_per_byte = sum(map(len, ids["train"])) / max(1, sizes["train"])
     if kind == "decoder":
-        notes["untrained_bits_per_byte"] = bits_per_byte(model, heldout, sizes["heldout"])
+        notes["untrained_bits_per_byte"] = bits_of("heldout")
         notes["ngram_bits_per_byte"] = ngram_bits(ids, sizes["heldout"], vocabulary, special.end)
     curve = kept_curve(run.scratch)
     recipe, rate = recipe_of(settings, kind, model.shape.width)
@@ -125,7 +134,7 @@ def pretrain(
             if due and not any(point[0] == step.number for point in curve):
                 if kind == "decoder":
                     train_bits = step.loss / math.log(2) * tokens_per_byte
-                    held_bits = bits_per_byte(model, sample, sizes["sample"])
+                    held_bits = bits_of("sample")
                     curve.append([step.number, round(train_bits, 4), held_bits])
                 else:
                     curve.append([step.number, round(step.loss, 4)])
@@ -133,7 +142,7 @@ def pretrain(
     save(model, out, run.ancestry, extra)
     (out / "curve.json").write_text(json.dumps(curve) + "\n")
     if kind == "decoder":
-        notes["heldout_bits_per_byte"] = bits_per_byte(model, heldout, sizes["heldout"])
+        notes["heldout_bits_per_byte"] = bits_of("heldout")
     (out / "notes.json").write_text(json.dumps(notes, sort_keys=True) + "\n")
     return notes
 
