@@ -26,6 +26,7 @@ from onsil.graph import (
 )
 from onsil.graph import models as graph_models
 from onsil.graph.models import preparation
+from onsil.inference.engine import Engine
 from onsil.lineage import Workspace
 from onsil.models.checkpoint import load, save
 
@@ -318,7 +319,10 @@ def test_a_model_that_writes_refuses_what_is_no_chat(pen, value):
 
 
 @running
-async def test_the_slot_of_a_caller_who_has_gone_is_free(pen):
+async def test_the_slot_of_a_caller_who_has_gone_is_free(pen, monkeypatch):
+    """Steps that take 10 ms, so that no machine writes 400 tokens before the caller goes."""
+    step = Engine._step
+    monkeypatch.setattr(Engine, "_step", lambda self: (time.sleep(0.01), step(self)))
     node = model("pen", limit=400)
     with contextlib.closing(compile(node, ws=pen)) as run:
         await run.ready()
