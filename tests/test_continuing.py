@@ -207,15 +207,18 @@ def test_denoising_has_ul2r_s_shares_and_loses_nothing():
     batch = denoising_batch(pieces, marks, "0-0")
     assert batch.prefixes is None and batch.targets is not None
     modes, names = Counter(), {i: mode for mode, i in marks.tags.items()}
+    sentinels = set(marks.sentinels)
     rows = zip(
         batch.ids[0].split(batch.lengths), batch.targets[0].split(batch.lengths), strict=True
     )
     for (ids, targets), piece in zip(rows, pieces, strict=True):
         modes[names[int(ids[0])]] += 1
-        told = targets[targets != NO_TARGET].tolist()
-        assert sorted(x for x in [*ids.tolist(), told[-1]] if 10 <= x < 60) == piece
-        assert told[:-1] == ids[len(ids) - len(told) + 1 :].tolist()
-        assert len(ids) <= 64
+        whole, asked = [*ids.tolist(), int(targets[-1])], targets.tolist()
+        assert sorted(x for x in whole if 10 <= x < 60) == piece and len(ids) <= 64
+        # Everything is asked for but a mark where it is read: each but the last stands there once.
+        left_out = [x for x, y in zip(whole[1:], asked, strict=True) if y == NO_TARGET]
+        assert [y for y in asked if y != NO_TARGET and y in sentinels][:-1] == left_out
+        assert all(y in (x, NO_TARGET) for x, y in zip(whole[1:], asked, strict=True))
     # 2,000 draws: three standard deviations of the shares are under 3.4 points.
     for mode, share in {"S": 0.5, "R": 0.25, "X": 0.25}.items():
         assert abs(modes[mode] / 2000 - share) < 0.034

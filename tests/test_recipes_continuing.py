@@ -78,11 +78,11 @@ def test_forgetting_is_measured():
 
 def test_gaps_are_filled_from_both_sides():
     sizes = ul2r.Sizes(
-        context=48, tokens=1_000, batch_tokens=256, held=12, around=8, compute="fp32"
+        context=48, tokens=1_000, batch_tokens=256, held=12, before=4, behind=12, compute="fp32"
     )
     row = ul2r.main(sizes, seeds=(0,))
     assert row["items"] == 12
     assert set(row["settings"]["left_to_right"]) == {"none", "causal", "ul2r"}
     assert row["means"]["ul2r"] != row["means"]["ul2r, rest exchanged"]
     gaps = ul2r.materials(sizes)[4]
-    assert all(len(g.before) == len(g.behind) == 8 == len(g.inside) for g in gaps)
+    assert all(list(map(len, gap)) == [4, 8, 12] for gap in gaps)

@@ -35,13 +35,13 @@ from onsil.models.new_rows import tables_of, with_new_rows
 from onsil.models.transformer import Transformer
 from onsil.tokenizer import load_tokenizer
 from onsil.tokenizer.expansion import BASE, load_expansion
+from onsil.tokenizer.template import NO_TARGET
 from onsil.tokenizer.train import specials_of
 from onsil.training.loop import Step, digest_of, report_progress, train
 from onsil.training.objectives import (
     Batch,
     causal_batch,
     pieces_of,
-    prefix_batch,
     schedule,
     token_loss,
 )
@@ -113,10 +113,17 @@ def know_marks(tokenizer) -> tuple[Marks, dict[int, list[int]]]:
 
 def denoising_batch(pieces: Sequence[list[int]], marks: Marks, seed: str) -> Batch:
     """Each piece under one draw from UL2R's mixture: the mode's tag and what is left are read, in
-    order, what was taken out is written."""
-    draw = random.Random(seed)
+    order, what was taken out is written. A model that reads in order is asked for what it reads,
+    too, but for the marks, which nobody could have known."""
+    draw, hidden = random.Random(seed), {*marks.tags.values(), *marks.sentinels}
     pairs = [denoise(ids, UL2R, marks.tags, marks.sentinels, draw)[1] for ids in pieces]
-    return replace(prefix_batch(pairs), prefixes=None)
+    batch = causal_batch([[*source, *target] for source, target in pairs])
+    asked = [
+        token if at >= len(source) or token not in hidden else NO_TARGET
+        for source, target in pairs
+        for at, token in enumerate([*source, *target][1:], 1)
+    ]
+    return replace(batch, targets=torch.tensor([asked]))
 
 
 def longest_piece(context: int, objective: str) -> int:
@@ -199,7 +206,7 @@ def continued(
 # ── the stage ───────────────────────────────────────────────────────────────────────────────────
 
 
-@stage(version=3)
+@stage(version=4)
 def continue_pretraining(
     *,
     model: Artifact,
