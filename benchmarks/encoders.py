@@ -345,6 +345,7 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
     """One row of the results."""
     scores, held, spent, tuning_rows = [], [], Counter(), 0
     folds = FOLDS if task.startswith("klue") else 1
+    many = steps if what.startswith("pretrained") else 0  # of reviews
     for fold in range(folds):
         learnt, out = split_rows(task, fold, inner)
         names = names_of(task, learnt)
@@ -360,7 +361,6 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
         if what == BASE:
             encoder = adopt(ws, ROOT / "base")
         else:
-            many = steps if what.startswith("pretrained") else 0
             encoder = pretrain_reviews(ws, data=digest(*REVIEWS), steps=many, seed=0, **say)
         made = [
             tuned(
@@ -376,7 +376,7 @@ def cell(ws: Workspace, task: str, what: str, steps: int, inner: bool) -> dict:
     row: dict = {"task": task, "cell": what, "held out": "inner" if inner else "outer"}
     row |= figures(task, torch.cat(scores), held, names_of(task, held))
     if what in ENCODERS:
-        row |= {"steps": steps, "judging": asdict(judging_of(task))}
+        row |= {"steps": many, "judging": asdict(judging_of(task))}
     row |= {"rows": tuning_rows // folds, "folds": folds, "items": len(held), "seed": 0}
     return row | {"core_s": dict(spent), "threads": 1} | circumstances()
 
