@@ -1,5 +1,6 @@
 """Batches: OpenAI's own client, lines that are none, workers that die at one."""
 
+import json
 import threading
 import time
 from typing import Any
@@ -79,6 +80,21 @@ def test_a_batch_whose_file_is_not_in_order_fails_line_by_line(client, store, tm
     found = client.batches.retrieve(made.id)
     assert found.failed_at and found.output_file_id is None and found.in_progress_at is None
     assert client.batches.retrieve(empty.id).errors.data[0].code == "empty_file"
+
+
+def test_half_of_a_surrogate_pair_is_given_back_as_it_came(client, door, store, tmp_path):
+    """In metadata and as the name of a field: neither makes a batch that nobody can look at."""
+    odd = spelled(line(1)).replace(b"custom_id", b"\\ud800").rstrip()
+    file = client.files.create(file=("x.jsonl", odd + b"\n"), purpose="batch")
+    content = {"input_file_id": file.id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    content = json.dumps(content | {"metadata": {"x": "\ud800"}})
+    made = door.post("/v1/batches", content=content)
+    assert made.status_code == 200 and made.json()["metadata"] == {"x": "\ud800"}
+    with working(store, handlers(store, tmp_path / "files")):
+        until(lambda: door.get(f"/v1/batches/{made.json()['id']}").json()["status"] == "failed")
+    listed = door.get("/v1/batches").json()["data"]
+    assert [batch["id"] for batch in listed] == [made.json()["id"]]
+    error_of(door.post("/v1/batches", content='{"\\ud800": 1}'))
 
 
 def test_a_cancelled_batch_keeps_what_was_answered(client, store, tmp_path):

@@ -157,6 +157,7 @@ def test_a_field_that_cannot_be_meant_is_named(client, changed, named):
 def test_half_a_surrogate_and_numbers_that_are_none(client):
     for text in (
         '{"model": "desk", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        '{"model": "desk", "messages": [], "\\ud800": 1}',
         '{"model": "desk", "messages": [], "temperature": NaN}',
         '{"model": "desk", "messages": [], "temperature": 1e999}',
     ):

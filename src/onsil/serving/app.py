@@ -24,7 +24,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import (
     FileResponse,
-    JSONResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
@@ -37,7 +36,7 @@ from onsil.lineage import Workspace, history
 from onsil.serving import openai_chat, openai_completions, openai_embeddings, openai_responses
 from onsil.serving.access import SESSION_SECONDS, Access, cookie_of
 from onsil.serving.ai_mark import AIMark
-from onsil.serving.guard import SECONDS, Guard, Refused, busy, parse
+from onsil.serving.guard import SECONDS, Guard, JsonAnswer, Refused, busy, parse
 from onsil.serving.jobs.keeping import DAYS
 from onsil.serving.models import Models
 from onsil.serving.openapi import RESERVED, document
@@ -114,7 +113,7 @@ class Server:
         headers = self.mark.headers() | {"X-Onsil-Model": speaker.digest}
         if events is None:
             said = await unless_gone(request, gathered(pieces))
-            return JSONResponse(whole(said), headers=headers)
+            return JsonAnswer(whole(said), headers=headers)
         seen.streamed = True
         # What can be refused is refused before anything is sent.
         first = await unless_gone(request, anext(pieces))
@@ -163,16 +162,16 @@ class Server:
         seen.operation, seen.model, seen.digest = "embeddings", speaker.reference, speaker.digest
         seen.prompt_tokens = tokens
         told = openai_embeddings.embeddings(speaker, wanted, vectors, tokens)
-        return JSONResponse(told, headers={"X-Onsil-Model": speaker.digest})
+        return JsonAnswer(told, headers={"X-Onsil-Model": speaker.digest})
 
     # ── models and the page ─────────────────────────────────────────────────────────────────────
 
     async def list_models(self, request: Request) -> Response:
         listed = await run_in_threadpool(self.models.listed)
-        return JSONResponse({"object": "list", "data": listed})
+        return JsonAnswer({"object": "list", "data": listed})
 
     async def described(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(self._described))
+        return JsonAnswer(await run_in_threadpool(self._described))
 
     def _described(self) -> dict[str, Any]:
         return document([self.models.name, *(model["id"] for model in self.models.listed())])
@@ -180,11 +179,11 @@ class Server:
     async def one_model(self, request: Request) -> Response:
         found = await run_in_threadpool(self.models.named, request.path_params["id"])
         listed = await run_in_threadpool(self.models.listed)
-        return JSONResponse(next(m for m in listed if m["id"] == found.reference))
+        return JsonAnswer(next(m for m in listed if m["id"] == found.reference))
 
     async def about(self, request: Request) -> Response:
         """What the page shows of the model: card, lineage, topics, questions to begin with."""
-        return JSONResponse(await run_in_threadpool(self._about))
+        return JsonAnswer(await run_in_threadpool(self._about))
 
     def _about(self) -> dict[str, Any]:
         name, version, made = self.ws.resolve(self.models.name)
@@ -244,7 +243,7 @@ class Server:
 
 
 async def health(request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+    return JsonAnswer({"status": "ok"})
 
 
 def page_file(name: str, kind: str):

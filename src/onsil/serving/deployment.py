@@ -24,7 +24,7 @@ from threading import Thread
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from onsil.errors import OnsilError
@@ -37,6 +37,7 @@ from onsil.graph.values import Json
 from onsil.lineage import Workspace
 from onsil.serving import tracing
 from onsil.serving.ai_mark import AIMark
+from onsil.serving.guard import JsonAnswer
 from onsil.serving.jobs import (
     Cancelled,
     Claimed,
@@ -338,13 +339,13 @@ class App:
         for entry in (*self._served, *self._queued):
             if counted := self._graphs[entry.node].comparisons:
                 told[entry.path] = [comparison.told() for comparison in counted]
-        return JSONResponse(told)
+        return JsonAnswer(told)
 
     async def _described(self, request: Request) -> Response:
         doors = [graph_door(s.path, takes(s.node), gives(s.node)) for s in self._served]
         for entry in self._queued:
             doors += job_doors(entry.path, [entry.path], takes(entry.node))
-        return JSONResponse(document([], [*doors, COMPARISONS]))
+        return JsonAnswer(document([], [*doors, COMPARISONS]))
 
     # ── work that outlives its request ──────────────────────────────────────────────────────────
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsil.serving.access import Access, cookie_of
@@ -60,7 +61,7 @@ class Refused(Exception):
             "param": self.param,
             "code": self.code,
         }
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+        return spelled({"error": error})
 
 
 class Guard:
@@ -203,6 +204,21 @@ def _declared_within(scope: Scope, most: int) -> None:
 
 def _too_large(most: int) -> Refused:
     return Refused(413, f"The body is larger than {most:,} bytes.")
+
+
+def spelled(value: Any) -> bytes:
+    """As JSON. Half of a surrogate pair, which UTF-8 cannot hold, stays an escape."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+class JsonAnswer(Response):
+    """JSON, whatever a request put into it."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return spelled(content)
 
 
 def parse(body: bytes) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -31,7 +31,7 @@ from onsil.lineage import Workspace
 from onsil.serving import inprocess
 from onsil.serving.drift import FEWEST, Drift, drift, spelled, wilson
 from onsil.serving.feedback import checked, keep, read_feedback
-from onsil.serving.guard import Refused, parse
+from onsil.serving.guard import JsonAnswer, Refused, parse
 from onsil.serving.keys import OWNER
 from onsil.serving.metrics import FEEDBACK, Metrics
 from onsil.serving.request_log import JsonLines, Observation, read_lines
@@ -275,7 +275,7 @@ class Monitoring:
 
     async def data(self, request: Request) -> Response:
         _owners_only(request)
-        return JSONResponse(await run_in_threadpool(self.told))
+        return JsonAnswer(await run_in_threadpool(self.told))
 
     async def page(self, request: Request) -> Response:
         _owners_only(request)
@@ -289,7 +289,7 @@ class Monitoring:
         fields = checked(parse(request.state.body))
         said = await run_in_threadpool(keep, self.ws.root, self.name, request.state.owner, fields)
         self.metrics.count(FEEDBACK, verdict=fields["verdict"])
-        return JSONResponse({"object": "feedback", "id": said}, 201)
+        return JsonAnswer({"object": "feedback", "id": said}, 201)
 
     def routes(self) -> list[Route]:
         return [

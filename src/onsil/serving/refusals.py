@@ -4,11 +4,11 @@ import logging
 import math
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from onsil.graph import Answer, BadInput, Busy, Failure, Late, NoQuorum, NotReady, Open
 from onsil.serving.ai_mark import AIMark
-from onsil.serving.guard import Refused
+from onsil.serving.guard import JsonAnswer, Refused
 
 LONGEST_TRACE = 50  # steps told in a header
 log = logging.getLogger("onsil.serving")
@@ -49,7 +49,7 @@ def answered(made: Answer, mark: AIMark) -> Response:
     headers = mark.headers() | {"Server-Timing": timing(made.trace)}
     if models:
         headers["X-Onsil-Model"] = _ascii(models)
-    return JSONResponse(made.value, headers=headers)
+    return JsonAnswer(made.value, headers=headers)
 
 
 def timing(trace: list[dict[str, Any]]) -> str:

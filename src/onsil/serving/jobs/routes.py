@@ -15,10 +15,10 @@ from typing import Any
 import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from onsil.serving.guard import Refused, parse
+from onsil.serving.guard import JsonAnswer, Refused, parse
 from onsil.serving.jobs.batches import Batches
 from onsil.serving.jobs.files import File, FileStore
 from onsil.serving.jobs.job import Event, Job, Json, StoreError, fingerprint_of
@@ -196,30 +196,30 @@ def job_routes(
         job = await run_in_threadpool(
             accept, store, owner, key, body, kinds, webhook_hosts, attempts
         )
-        return JSONResponse(job_view(job), 202, headers={"Location": f"{path}/{job.id}"})
+        return JsonAnswer(job_view(job), 202, headers={"Location": f"{path}/{job.id}"})
 
     @told
     async def show(request: Request) -> Response:
         job = await one(request)
         sent = await run_in_threadpool(deliveries, store, job.id)
-        return JSONResponse(job_view(job) | {"deliveries": sent})
+        return JsonAnswer(job_view(job) | {"deliveries": sent})
 
     @told
     async def list_all(request: Request) -> Response:
         limit, after = page_of(request, "jobs")
         rows = await run_in_threadpool(store.listed, owner_of(request), names, limit + 1, after)
-        return JSONResponse(listing([job_view(job) for job in rows], limit))
+        return JsonAnswer(listing([job_view(job) for job in rows], limit))
 
     @told
     async def cancel(request: Request) -> Response:
         job = await one(request)
-        return JSONResponse(job_view(await run_in_threadpool(store.cancel, job.owner, job.id)))
+        return JsonAnswer(job_view(await run_in_threadpool(store.cancel, job.owner, job.id)))
 
     @told
     async def retry(request: Request) -> Response:
         job = await one(request)
         again = await run_in_threadpool(store.retry, job.owner, job.id)
-        return JSONResponse(job_view(again), 202)
+        return JsonAnswer(job_view(again), 202)
 
     @told
     async def events(request: Request) -> Response:
@@ -314,7 +314,7 @@ def file_routes(files: FileStore) -> list[Route]:
 
     @told
     async def create(request: Request) -> Response:
-        return JSONResponse(file_view(await received(request, files)))
+        return JsonAnswer(file_view(await received(request, files)))
 
     @told
     async def list_all(request: Request) -> Response:
@@ -328,12 +328,12 @@ def file_routes(files: FileStore) -> list[Route]:
         rows = await run_in_threadpool(
             files.listed, owner, limit + 1, after, purpose, order == "asc"
         )
-        return JSONResponse(listing([file_view(file) for file in rows], limit))
+        return JsonAnswer(listing([file_view(file) for file in rows], limit))
 
     @told
     async def show(request: Request) -> Response:
         found = await run_in_threadpool(files.get, owner_of(request), request.path_params["id"])
-        return JSONResponse(file_view(found))
+        return JsonAnswer(file_view(found))
 
     @told
     async def content(request: Request) -> Response:
@@ -345,7 +345,7 @@ def file_routes(files: FileStore) -> list[Route]:
     async def delete(request: Request) -> Response:
         identity = request.path_params["id"]
         await run_in_threadpool(files.delete, owner_of(request), identity)
-        return JSONResponse({"id": identity, "object": "file", "deleted": True})
+        return JsonAnswer({"id": identity, "object": "file", "deleted": True})
 
     return [
         Route("/v1/files", create, methods=["POST"]),
@@ -365,23 +365,23 @@ def batch_routes(batches: Batches) -> list[Route]:
     @told
     async def create(request: Request) -> Response:
         body, key = await body_of(request), key_of(request)
-        return JSONResponse(await run_in_threadpool(batches.create, owner_of(request), key, body))
+        return JsonAnswer(await run_in_threadpool(batches.create, owner_of(request), key, body))
 
     @told
     async def show(request: Request) -> Response:
         identity = request.path_params["id"]
-        return JSONResponse(await run_in_threadpool(batches.get, owner_of(request), identity))
+        return JsonAnswer(await run_in_threadpool(batches.get, owner_of(request), identity))
 
     @told
     async def cancel(request: Request) -> Response:
         identity = request.path_params["id"]
-        return JSONResponse(await run_in_threadpool(batches.cancel, owner_of(request), identity))
+        return JsonAnswer(await run_in_threadpool(batches.cancel, owner_of(request), identity))
 
     @told
     async def list_all(request: Request) -> Response:
         limit, after = page_of(request, "batches")
         rows = await run_in_threadpool(batches.listed, owner_of(request), limit + 1, after)
-        return JSONResponse(listing(rows, limit))
+        return JsonAnswer(listing(rows, limit))
 
     return [
         Route("/v1/batches", create, methods=["POST"]),
