@@ -94,6 +94,8 @@ def test_a_store_of_a_later_version_is_left_alone(store, url):
 
 
 def test_a_url_that_is_no_store_is_refused():
+    with pytest.raises(OnsilError, match="nonsense is no job store"):
+        open_store("nonsense")
     with pytest.raises(OnsilError, match="redis:// is no job store"):
         open_store("redis://localhost")
 

@@ -167,6 +167,15 @@ def test_a_disk_that_fills_up_leaves_no_half_a_line(tmp_path):
     assert list(read_lines(path)) == [{"n": 1}, {"n": 3}]
 
 
+def test_what_follows_a_line_cut_short_is_a_line_of_its_own(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2')
+    assert append_whole(path, b'{"n": 3}\n', 1000, durable=True)
+    assert append_whole(path, b'{"n": 4}\n', 1000)
+    assert list(read_lines(path)) == [{"n": 1}, {"n": 3}, {"n": 4}]
+    assert path.read_bytes().count(b"\n") == 4
+
+
 # -- metrics --------------------------------------------------------------------------------------
 
 

@@ -271,10 +271,12 @@ def test_09_more_alternatives_than_there_are(client):
         refused(client.post(CHAT, json=body | {"top_logprobs": many}), 400, "top_logprobs")
 
 
-@pytest.mark.parametrize("field", ["n_discard", "id_slot", "cache_prompt", "grammar", "top_k", ""])
+@pytest.mark.parametrize(
+    "field", ["n_discard", "id_slot", "cache_prompt", "grammar", "topP", "top-k", "모델", ""]
+)
 def test_10_a_field_nobody_knows(client, field):
     for door in DOORS:
-        refused(client.post(door, json=GOOD[door] | {field: -1}), 400, "Unknown field")
+        refused(client.post(door, json=GOOD[door] | {field: -1}), 400, f"Unknown field: {field}.")
 
 
 @pytest.mark.parametrize(

@@ -266,12 +266,14 @@ class JsonLines:
 
 
 def append_whole(path: Path, text: bytes, largest: int, durable: bool = False) -> bool:
-    """Append all of `text` or nothing of it to a file for its owner's eyes (mode 0600), on the disk
-    before this returns if `durable`. False where the file would grow past `largest` bytes. Raises
-    OSError."""
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    """Append all of `text` or nothing of it to a file for its owner's eyes (mode 0600), on a line
+    of its own, on the disk before this returns if `durable`. False where the file would grow past
+    `largest` bytes. Raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":  # the line before was cut short
+            text = b"\n" + text
         if size + len(text) > largest:
             return False
         if os.write(file, text) < len(text):  # the disk filled up meanwhile

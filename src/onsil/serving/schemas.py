@@ -386,8 +386,9 @@ def refusal(error: ValidationError) -> Refused:
     field = str(found["loc"][0]) if found["loc"] else None
     given = repr(found.get("input"))
     given = given if len(given) <= 80 else given[:77] + "…"
-    if found["type"] == "extra_forbidden":
-        return Refused(400, f"Unknown field: {place}.", param=field)
+    if found["type"] == "extra_forbidden":  # its own name is what was written, whatever that is
+        parts = [*filter(_is_field, found["loc"][:-1]), found["loc"][-1]]
+        return Refused(400, f"Unknown field: {'.'.join(map(str, parts))}.", param=field)
     message = found["msg"].removeprefix("Value error, ")
     about = f"{place}: " if place else ""
     shown = "" if found["type"] in ("missing", "value_error") else f" (given {given})"
