@@ -181,6 +181,14 @@ def test_of_two_words_within_a_millisecond_the_later_counts(ws, monkeypatch):
     assert [row["correct"] for row in adopted_rows(ws, "desk")] == ["60일까지"]
 
 
+def test_what_others_send_stays_on_its_line_of_the_terminal(ws, monkeypatch):
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    odd = "연차?\x1b]0;owned\x07\nfeedback-000000000000  good  adopted\u202e"
+    keep(ws.root, "desk", "kim-1", said(question=odd, correct="\x1b]52;c;cm0=\x07", **CITED))
+    (line,) = CliRunner().invoke(app, ["feedback", "desk"]).output.splitlines()
+    assert line.isprintable() and "연차?" in line and "owned" in line
+
+
 def test_the_owner_sees_adopts_and_drops_at_the_terminal(ws, monkeypatch):
     monkeypatch.setenv("ONSIL_HOME", str(ws.root))
     typed = CliRunner()

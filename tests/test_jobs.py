@@ -17,6 +17,7 @@ from onsil.serving.jobs import (
     Conflict,
     Job,
     JobStore,
+    Later,
     Lost,
     NoRetry,
     Unknown,
@@ -256,6 +257,26 @@ def test_the_time_of_day_may_jump_while_a_lease_runs(tmp_path, monkeypatch):
 
 
 # ── working ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_turned_away_waits_and_loses_no_attempt(store):
+    """More often than there are attempts, while others go on."""
+    turned = 0
+
+    def handler(claimed: Claimed) -> str:
+        nonlocal turned
+        if claimed.payload == "other" or turned == 5:
+            return "done"
+        turned += 1
+        raise Later("a full house", 0.2)
+
+    made = submit(store, "first", max_attempts=2)
+    with working(store, handler):
+        until(lambda: turned)
+        other = submit(store, "other")
+        until(lambda: store.get("kim", other.id).state == "done")
+        until(lambda: store.get("kim", made.id).state == "done")
+    assert turned == 5 and store.get("kim", made.id).attempts == 1
 
 
 def test_failures_are_kept_and_a_dead_job_is_tried_anew(store):

@@ -1,6 +1,7 @@
 """Jobs, files and batches of a whole server: the same answer later as now, also after a kill."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -8,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,8 @@ from openai_forms import conforms
 from served import make_pen, random_pen, server
 
 from onsil.lineage import Workspace
-from onsil.serving.keys import add_key
+from onsil.serving.jobs import open_store
+from onsil.serving.keys import add_key, list_keys, remove_key
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 CHAT = {
@@ -30,6 +32,10 @@ CHAT = {
     "max_tokens": 16,
     "seed": 3,
 }
+
+
+JOB = {"kind": "chat.completions", "input": CHAT}
+LINES = "select value from checkpoints where job = ? and substr(unit, 1, 5) = 'line:'"
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +187,77 @@ def test_what_is_done_later_is_on_the_same_budget(served, poor):
         made = client.post("/v1/jobs", json={"kind": "chat.completions", "input": CHAT}).json()
         assert mine.get(f"/v1/jobs/{made['id']}").status_code == 404  # kim's alone
         assert until(lambda: client.get("/v1/models").status_code == 429 or None)
+
+
+def new_batch(client: httpx.Client, many: int) -> str:
+    sent = {"file": ("in.jsonl", batch_file(many))}
+    file = client.post("/v1/files", files=sent, data={"purpose": "batch"}).json()["id"]
+    wanted = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return client.post("/v1/batches", json=wanted | {"input_file_id": file}).json()["id"]
+
+
+def test_a_budget_that_is_used_up_holds_up_nobody_else(served):
+    """A batch waits for it and lets others by; it may always be ended."""
+    slow = add_key(served.home, "slow", requests_per_minute=6)
+    with served.client(slow) as client, served.client() as mine:
+        batch = new_batch(client, 40)
+        until(lambda: client.get("/v1/models").status_code == 429 or None)
+        other = mine.post("/v1/jobs", json=JOB).json()
+        assert until(lambda: finished(mine, other["id"]))["status"] == "done"
+        ended = client.post(f"/v1/batches/{batch}/cancel")
+        assert ended.status_code == 200, ended.text
+    remove_key(served.home, "slow")
+
+
+def test_jobs_that_their_owners_budget_turns_away_wait(served):
+    """Longer than three attempts take; they are ready, and go on as the budget does."""
+    many = add_key(served.home, "many", requests_per_minute=30)
+    with served.client(many) as client, kept(served.home) as state_of:
+        long = JOB | {"input": CHAT | {"max_tokens": 200}}
+        sent = iter(lambda: client.post("/v1/jobs", json=long), None)
+        jobs = [a.json()["id"] for a in itertools.takewhile(lambda a: a.status_code == 202, sent)]
+        begun = time.monotonic()
+        while time.monotonic() < begun + 6:
+            states = [*map(state_of, jobs)]
+            assert {*states} <= {"ready", "running", "done"}
+            time.sleep(0.1)
+        assert states.count("done") > 1 and "ready" in states
+        assert all(client.post(f"/v1/jobs/{job}/cancel").status_code == 200 for job in jobs)
+    remove_key(served.home, "many")
+
+
+@contextmanager
+def kept(home: Path) -> Iterator[Callable[[str], str]]:
+    """The state of a job as it is kept, whoever's it is."""
+    with closing(open_store(home / "jobs/jobs.db")) as store:
+
+        def state_of(job: str) -> str:
+            with store.database.reading() as run:
+                return run("select state from jobs where id = ?", job)[0]["state"]
+
+        yield state_of
+
+
+def test_work_of_a_key_that_is_removed_ends(served):
+    gone = add_key(served.home, "gone", requests_per_minute=6)
+    with served.client(gone) as client:
+        new_batch(client, 40)
+        until(lambda: client.get("/v1/models").status_code == 429 or None)
+    owner = next(key.owner for key in list_keys(served.home) if key.name == "gone")
+    remove_key(served.home, "gone")
+    with closing(open_store(served.home / "jobs/jobs.db")) as store:
+
+        def ended() -> list[str] | None:
+            with store.database.reading() as run:
+                (job,) = run("select id, state from jobs where kind = 'batch' and owner = ?", owner)
+                return (
+                    [row["value"] for row in run(LINES, job["id"])]
+                    if job["state"] == "done"
+                    else None
+                )
+
+        lines = until(ended)
+    assert len(lines) == 40 and sum("was removed" in line for line in lines) > 20
 
 
 def test_the_official_client_runs_a_batch(served):

@@ -16,7 +16,7 @@ import pytest
 from served import grow_small, server
 
 from onsil.errors import OnsilError
-from onsil.serving.access import Access, key_of, refuse_open_door
+from onsil.serving.access import Access, key_of, place_of_key, refuse_open_door
 from onsil.serving.guard import DEEPEST, LARGEST_BODY, Refused, parse
 from onsil.serving.speaking import Ask, Delta, End, Speaker, gathered
 
@@ -279,6 +279,18 @@ def test_other_machines_only_with_a_key_of_ones_own(monkeypatch, tmp_path):
     monkeypatch.setenv("ONSIL_KEY", "a-key-somebody-chose-on-purpose")
     refuse_open_door("0.0.0.0")
     assert key_of(tmp_path, print) == "a-key-somebody-chose-on-purpose"
+    assert place_of_key(tmp_path) == "$ONSIL_KEY"
+
+
+def test_a_key_is_one_that_a_header_can_carry(monkeypatch, tmp_path):
+    monkeypatch.setenv("ONSIL_KEY", "  0123456789abcdef0123 \n")
+    assert key_of(tmp_path, print) == "0123456789abcdef0123"
+    for key, odd in (("우리회사문서서버비밀열쇠입니다2026", "우"), ("0123456789 abcdef", " ")):
+        monkeypatch.setenv("ONSIL_KEY", key)
+        with pytest.raises(OnsilError, match=f"holds '{odd}'"):
+            key_of(tmp_path, print)
+    monkeypatch.delenv("ONSIL_KEY")
+    assert place_of_key(tmp_path) == str(tmp_path / "key")
 
 
 # -- too much -----------------------------------------------------------------------------------

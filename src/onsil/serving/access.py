@@ -34,22 +34,9 @@ def cookie_of(scope: Scope) -> str:
 def key_of(home: Path, tell: Callable[[str], object]) -> str:
     """The workspace's key; made on first use. A key file that others could read is closed again and
     `tell` is given a word about it. Raises OnsilError for a key that is too short, wherever it
-    is kept."""
-    if given := os.environ.get("ONSIL_KEY", ""):
-        if len(given) < SHORTEST_KEY:
-            raise OnsilError(
-                en=(
-                    f"$ONSIL_KEY has {len(given)} characters.",
-                    "A short key can be guessed, and it is all that guards the documents.",
-                    f"Use at least {SHORTEST_KEY} characters, or unset it and let onsil make one.",
-                ),
-                ko=(
-                    f"$ONSIL_KEY가 {len(given)}자입니다.",
-                    "짧은 키는 알아맞힐 수 있고, 문서를 지키는 것은 이 키뿐입니다.",
-                    f"{SHORTEST_KEY}자 이상으로 하거나, 지정하지 않고 onsil이 만들게 해 주세요.",
-                ),
-            )
-        return given
+    is kept, and for one that no request can carry."""
+    if given := given_key():
+        return fit_key(given)
     path = home / "key"
     if not path.exists():
         _make_key(path)
@@ -66,6 +53,48 @@ def key_of(home: Path, tell: Callable[[str], object]) -> str:
     key = path.read_text().strip()
     if len(key) < SHORTEST_KEY:
         raise _damaged_key(path, len(key))
+    return key
+
+
+def given_key() -> str:
+    """The key in `$ONSIL_KEY`, without spaces around it, as a header carries it; "" for none."""
+    return os.environ.get("ONSIL_KEY", "").strip()
+
+
+def place_of_key(home: Path) -> str:
+    """Where whoever serves finds the key."""
+    return "$ONSIL_KEY" if given_key() else str(home / "key")
+
+
+def fit_key(key: str) -> str:
+    """A key chosen by hand. Raises OnsilError for a short one and for one that is not ASCII."""
+    if len(key) < SHORTEST_KEY:
+        raise OnsilError(
+            en=(
+                f"$ONSIL_KEY has {len(key)} characters.",
+                "A short key can be guessed, and it is all that guards the documents.",
+                f"Use at least {SHORTEST_KEY} characters, or unset it and let onsil make one.",
+            ),
+            ko=(
+                f"$ONSIL_KEY가 {len(key)}자입니다.",
+                "짧은 키는 알아맞힐 수 있고, 문서를 지키는 것은 이 키뿐입니다.",
+                f"{SHORTEST_KEY}자 이상으로 하거나, 지정하지 않고 onsil이 만들게 해 주세요.",
+            ),
+        )
+    odd = next((c for c in key if not "!" <= c <= "~"), None)
+    if odd is not None:
+        raise OnsilError(
+            en=(
+                f"$ONSIL_KEY holds {odd!r}.",
+                "A request's header carries a key in Latin letters, digits and signs only.",
+                "Choose one of those, or unset it and let onsil make one.",
+            ),
+            ko=(
+                f"$ONSIL_KEY에 {odd!r} 글자가 있습니다.",
+                "요청 헤더에는 영문자, 숫자, 기호로 된 키만 담을 수 있습니다.",
+                "그런 키로 바꾸거나, 지정하지 않고 onsil이 만들게 해 주세요.",
+            ),
+        )
     return key
 
 
@@ -102,7 +131,7 @@ def _damaged_key(path: Path, length: int) -> OnsilError:
 
 def refuse_open_door(host: str) -> None:
     """Only with a key that somebody chose on purpose may other machines reach the server."""
-    if host in LOOPBACK or os.environ.get("ONSIL_KEY"):
+    if host in LOOPBACK or given_key():
         return
     raise OnsilError(
         en=(

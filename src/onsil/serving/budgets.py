@@ -20,15 +20,15 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onsil.serving.guard import Refused
-from onsil.serving.keys import KeyRing
+from onsil.serving.guard import PUBLIC, Refused, refuse
+from onsil.serving.keys import OWNER, Key, KeyRing
 
 FILE = "budgets"
 DAY = 86_400
@@ -143,8 +143,9 @@ class Budgets:
         self.ring, self.clock, self.counts = ring, clock, Counts(home / FILE)
 
     def admit(self, owner: str) -> Left | None:
-        """Count one request of `owner`, unless it is refused; None for an owner without limits."""
-        key = self.ring.of(owner)
+        """Count one request of `owner`, unless it is refused; None for an owner without limits.
+        Raises Refused (401) for one whose key was removed: what it began ends with it."""
+        key = self._key(owner)
         if key is None or (key.requests_per_minute is None and key.tokens_per_day is None):
             return None
         now, rate, most = self.clock(), key.requests_per_minute, key.tokens_per_day
@@ -167,6 +168,20 @@ class Budgets:
         used = (most, max(0, most - tokens), (day + 1) * DAY - now) if most else None
         return Left(requests, used, refused, wait)
 
+    def _key(self, owner: str) -> Key | None:
+        """The key of an owner; None for the workspace's own. Raises Refused where it is no more."""
+        key = self.ring.of(owner)
+        if key is None and owner != OWNER:
+            raise Refused(401, "The key this came with was removed.", "authentication_error")
+        return key
+
+    def _refuse_unlimited(self, owner: str) -> None:
+        """Raises Refused for a key whose tokens a day could not be counted here."""
+        key = self._key(owner)
+        if key is not None and key.tokens_per_day is not None:
+            message = "This key is limited in tokens, which are not counted at this path."
+            raise Refused(403, message, "permission_error")
+
     def charge(self, owner: str, tokens: int) -> None:
         """Count the tokens of an answer, asked and said."""
         key = self.ring.of(owner)
@@ -179,14 +194,21 @@ class Budgets:
 
         self.counts.change(owner, count)
 
-    def around(self, app: ASGIApp) -> ASGIApp:
-        """`app` with budgets on `/v1/…`; whose request it is stands in `scope["state"]["owner"]`,
-        what it took in `scope["state"]["observation"]`."""
+    def around(self, app: ASGIApp, uncounted: Collection[str] = ()) -> ASGIApp:
+        """`app` with budgets on whatever is asked or posted; whose request it is stands in
+        `scope["state"]["owner"]`, what it took in `scope["state"]["observation"]`. A key whose
+        tokens are limited has no business at the doors `uncounted`, which do not count any."""
 
         async def budgeted(scope: Scope, receive: Receive, send: Send) -> None:
-            state = scope.get("state", {})
-            counted = scope["type"] == "http" and scope["path"].startswith("/v1/")
-            left = self.admit(state["owner"]) if counted else None
+            if not _counted(scope):
+                return await app(scope, receive, send)
+            state = scope["state"]
+            try:
+                if scope["path"] in uncounted:
+                    self._refuse_unlimited(state["owner"])
+                left = self.admit(state["owner"])
+            except Refused as refused:
+                return await refuse(send, refused)
             if left is None:
                 return await app(scope, receive, send)
             if left.refused:
@@ -203,6 +225,16 @@ class Budgets:
                 self.charge(state["owner"], state["observation"].tokens)
 
         return budgeted
+
+
+def _counted(scope: Scope) -> bool:
+    """Whether a request is one of those that are limited: not a look at a page or at what goes on,
+    and not the end of what costs more."""
+    if scope["type"] != "http" or scope["path"] in PUBLIC:
+        return False
+    if scope["method"] == "DELETE" or scope["path"].endswith("/cancel"):
+        return False
+    return scope["method"] == "POST" or scope["path"].startswith("/v1/")
 
 
 async def _refuse(send: Send, left: Left) -> None:

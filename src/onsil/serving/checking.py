@@ -23,7 +23,7 @@ from pathlib import Path
 from onsil.corpus.pii import find
 from onsil.errors import OnsilError, say
 from onsil.lineage import Workspace
-from onsil.serving.access import SHORTEST_KEY
+from onsil.serving.access import SHORTEST_KEY, fit_key, given_key, place_of_key
 from onsil.serving.feedback import FILE, FOLDER
 from onsil.serving.keys import list_keys
 from onsil.serving.monitoring import PREDICTIONS
@@ -119,7 +119,7 @@ def _door(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             OK, f"{host}: reached from this machine only.", f"{host}: 이 컴퓨터에서만 접속합니다."
         )
-    elif not os.environ.get("ONSIL_KEY"):
+    elif not given_key():
         yield Finding(
             REFUSE,
             f"{host}: other machines could come in with a key nobody chose. Set $ONSIL_KEY.",
@@ -162,16 +162,21 @@ def _of(error: OnsilError) -> Finding:
 
 
 def _key(ws: Workspace) -> Iterator[Finding]:
-    chosen, path = os.environ.get("ONSIL_KEY", ""), ws.root / "key"
+    chosen, path = given_key(), ws.root / "key"
     key = chosen or (path.read_text().strip() if path.exists() else "")
-    if not key:
+    if chosen and not chosen.isascii():
+        try:
+            fit_key(chosen)
+        except OnsilError as e:
+            yield _of(e)
+    elif not key:
         yield Finding(
             OK,
             "The key will be made when the server starts.",
             "키는 서버가 시작할 때 만들어집니다.",
         )
     elif len(key) < SHORTEST_KEY or _guessable(key):
-        where = "$ONSIL_KEY" if chosen else str(path)
+        where = place_of_key(ws.root)
         yield Finding(
             REFUSE,
             f"The key in {where} can be guessed ({len(key)} characters, {len(set(key))} "

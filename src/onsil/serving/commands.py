@@ -200,6 +200,11 @@ def replay(
     raise typer.Exit(1)
 
 
+def on_one_line(text: str) -> str:
+    """What somebody sent, for a terminal: nothing in it moves the cursor or begins a line."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "·" for c in text)
+
+
 def feedback(
     name: Name,
     adopt: Annotated[
@@ -228,10 +233,10 @@ def feedback(
     rows = said.read_feedback(ws.root, called)
     adopted = {row["id"]: row for row in said.adopted_rows(ws, called)}
     for row in list({**adopted, **{row["id"]: row for row in rows}}.values()):
-        right = f" → {row['correct']}" if row.get("correct") else ""
+        right = f" → {on_one_line(row['correct'])}" if row.get("correct") else ""
         mark = say("adopted", "채택") if row["id"] in adopted else ""
         verdict = say(row["verdict"], VERDICTS[row["verdict"]])
-        typer.echo(f"{row['id']}  {verdict:4}  {mark:7}  {row['question']}{right}")
+        typer.echo(f"{row['id']}  {verdict:4}  {mark:7}  {on_one_line(row['question'])}{right}")
     if not rows and not adopted:
         typer.echo(
             say(f"Nobody has said anything of {called} yet.", f"{called}에 대한 의견이 없습니다.")

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from onsil.errors import OnsilError, say
 from onsil.graph.functions import module_from_file
 from onsil.graph.running import Placement
-from onsil.serving.access import Access
+from onsil.serving.access import Access, place_of_key
 from onsil.serving.app import HANDLERS, health
 from onsil.serving.deployment import App
 from onsil.serving.guard import Guard
@@ -95,19 +95,20 @@ def serve_deployment(
             await app.ready()
             operations.life.warm = True
             address = f"{settings.scheme}://{settings.shown}:{port}"
-            tell(told(app, address, app.ws.root / "key"))
+            tell(told(app, address, place_of_key(app.ws.root)))
 
         try:
             secret, told_hosts = access.secret("webhooks"), settings.webhook_hosts
             app.open(placement, settings.jobs, secret, told_hosts, settings.keep_days)
             guard = doors(app, access, settings.allowed(port), operations.routes())
-            run(operations.around(guard), settings, operations.life, warm, listener)
+            around = operations.around(guard, app.paths())
+            run(around, settings, operations.life, warm, listener)
         finally:
             app.close()
             operations.close()
 
 
-def told(app: App, address: str, key: Path) -> str:
+def told(app: App, address: str, key: str) -> str:
     """What is served where."""
     lines = [f"{address}{path}" for path in app.paths()]
     end = say("Ctrl-C ends.", "Ctrl-C로 끝냅니다.")

@@ -21,6 +21,7 @@ class Reply:
     status: int
     body: bytes
     seen: Observation
+    wait: float = 0.0  # seconds until it makes sense to ask again, of a refusal that says so
 
     @property
     def json(self) -> Any:
@@ -54,7 +55,7 @@ async def post(
         "state": {"body": text, "owner": owner, "observation": seen},
     }
     parts: list[bytes] = []
-    status = 0
+    status, headers = 0, dict[bytes, bytes]()
 
     async def receive() -> Message:
         await asyncio.Event().wait()  # nobody hangs up
@@ -63,7 +64,9 @@ async def post(
     async def send(message: Message) -> None:
         nonlocal status
         status = message.get("status", status)
+        headers.update(message.get("headers", ()))
         parts.append(message.get("body", b""))
 
     await app(scope, receive, send)
-    return Reply(status, b"".join(parts), seen)
+    wait = headers.get(b"retry-after", b"")
+    return Reply(status, b"".join(parts), seen, float(wait) if wait.isdigit() else 0.0)

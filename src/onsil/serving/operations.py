@@ -5,6 +5,8 @@ budget of its key, then the doors. `around` wraps a finished guard; the doors kn
 this but `request_log.heard`, through which they pass what a speaker says.
 """
 
+from collections.abc import Collection
+
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -38,9 +40,10 @@ class Operations:
         """`/metrics`, `/monitor`, `/v1/feedback` …, for whoever has a key."""
         return [*self.metrics.routes(), *self.monitoring.routes()]
 
-    def around(self, guard: Guard) -> ASGIApp:
-        """The whole application: `guard` with everything else outside and inside of it."""
-        guard.app = self.budgets.around(guard.app)
+    def around(self, guard: Guard, uncounted: Collection[str] = ()) -> ASGIApp:
+        """The whole application: `guard` with everything else outside and inside of it; no tokens
+        are counted at the paths `uncounted`."""
+        guard.app = self.budgets.around(guard.app, uncounted)
         inner = tracing.traced(self.life.around(guard, guard.hosts))
         return observed(inner, self.metrics, self._log, self.monitoring)
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from onsil.errors import OnsilError, say
 from onsil.lineage import Workspace
-from onsil.serving.access import Access, key_of, refuse_open_door
+from onsil.serving.access import Access, key_of, place_of_key, refuse_open_door
 from onsil.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ async def warmed(ws: Workspace, name: str, doors: ASGIApp) -> str:
 
 def _told(ws: Workspace, settings: Settings, port: int, reference: str, code: str) -> str:
     address = f"{settings.scheme}://{settings.shown}:{port}"
-    link, key = f"{address}/sign-in?code={code}", ws.root / "key"
+    link, key = f"{address}/sign-in?code={code}", place_of_key(ws.root)
     return say(
         f"{reference} is served at {address}/v1  (key: {key})\n"
         f"Page, once within 10 minutes: {link}\n"

@@ -65,11 +65,12 @@ class Settings:
         return f"[{self.host}]" if ":" in self.host else self.host
 
     def allowed(self, port: int) -> frozenset[str]:
-        """Every value of `Host` that is answered."""
-        own = {"localhost", "127.0.0.1", "[::1]", self.shown.lower()}
-        names = own | {name.lower() for name in self.hostnames}
-        usual = 443 if self.tls else 80
-        return frozenset(f"{n}:{port}" for n in names) | (names if port == usual else frozenset())
+        """Every value of `Host` that is answered. A name that was given is one without a port, too:
+        a proxy before this server has the usual one."""
+        given = {name.lower() for name in self.hostnames}
+        names = given | {"localhost", "127.0.0.1", "[::1]", self.shown.lower()}
+        bare = names if port == (443 if self.tls else 80) else given
+        return frozenset(f"{n}:{port}" for n in names) | bare
 
 
 # Why a value cannot be meant, and what could, in English and Korean.

@@ -3,11 +3,10 @@
 A job's input is the body of a door (`chat.completions`, `responses` …), answered by that door from
 within, so that later and now are one and the same answer. The model is pinned when the job is
 first begun: what is tried again is tried with the same one. A server works at its own jobs in a
-thread; with `--jobs postgresql://…` several servers share what there is to do.
+thread and at batches in others; with `--jobs postgresql://…` several servers share the work.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from starlette.types import ASGIApp
 
 from onsil.lineage import Workspace
 from onsil.serving.guard import Refused
-from onsil.serving.inprocess import post
-from onsil.serving.jobs import Claimed, NoRetry, Worker, open_store
+from onsil.serving.inprocess import Reply, post
+from onsil.serving.jobs import Claimed, Later, NoRetry, Worker, open_store
 from onsil.serving.jobs.answering import BatchHandler
 from onsil.serving.jobs.batches import KIND, Batches
 from onsil.serving.jobs.files import FileStore
@@ -35,7 +34,8 @@ KINDS = {
     "responses": "/v1/responses",
 }
 LEASE = 10.0  # seconds until what a killed server was at is taken up again
-LATER = (429, 503)  # statuses that another attempt may change
+LATER = (429, 503)  # turned away for now
+BATCHES = 4  # at work at once: one that waits for its owner's budget holds up no other
 
 
 class Work:
@@ -57,7 +57,10 @@ class Work:
         self.files = FileStore(self.store, Path(ws.root) / FILES)
         handlers = {kind: partial(self._job, path) for kind, path in KINDS.items()}
         batches = BatchHandler(self.store, self.files, self._answer, pinned)
-        self.worker = Worker(self.store, handlers | {KIND: batches}, LEASE, days=keep_days)
+        self.workers = [
+            Worker(self.store, handlers, LEASE, days=keep_days),
+            Worker(self.store, {KIND: batches}, LEASE, BATCHES, days=keep_days),
+        ]
         self.webhooks = Webhooks(self.store, secret, webhook_hosts)
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -73,12 +76,12 @@ class Work:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work at what there is, asking the doors on `loop`."""
         self.loop = loop
-        self.threads = [self.worker.start(), self.webhooks.start()]
+        self.threads = [each.start() for each in (*self.workers, self.webhooks)]
 
     def stop(self) -> None:
         """Finish or give back what runs, and close the store."""
-        self.worker.stop()
-        self.webhooks.stop()
+        for each in (*self.workers, self.webhooks):
+            each.stop()
         for thread in self.threads:
             thread.join()
         self.store.close()
@@ -94,15 +97,20 @@ class Work:
         except Refused:
             return ""
 
-    def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """Status and body of a door, from a thread of the worker's; on the owner's budget."""
+    def _asked(self, owner: str, endpoint: str, body: dict[str, Any]) -> Reply:
+        """What a door says, from a thread of a worker's; on the owner's budget."""
         assert self.loop is not None
         wanted = post(self.doors(), endpoint, body | {"stream": False}, owner)
-        reply = asyncio.run_coroutine_threadsafe(wanted, self.loop).result()
-        return reply.status, json.loads(reply.body)
+        return asyncio.run_coroutine_threadsafe(wanted, self.loop).result()
+
+    def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Status and body of a door, for a line of a batch."""
+        reply = self._asked(owner, endpoint, body)
+        return reply.status, reply.json
 
     def _job(self, endpoint: str, claimed: Claimed) -> Any:
-        """The answer of a door. Raises NoRetry for what would be refused again."""
+        """The answer of a door. Raises NoRetry for what would be refused again, Later where the
+        owner's budget or the server's is used up for now."""
         body = claimed.payload if isinstance(claimed.payload, dict) else {}
         found = claimed.checkpoints()
         if "model" not in found and isinstance(body.get("model"), str):
@@ -111,12 +119,9 @@ class Work:
             except Refused as e:
                 raise NoRetry(e.message) from e
             found = claimed.checkpoints()
-        status, answer = self._answer(
-            claimed.owner, endpoint, body | {"model": found.get("model", "")}
-        )
-        if status < 400:
-            return answer
-        message = answer["error"]["message"]
-        if status in LATER:
-            raise RuntimeError(message)
-        raise NoRetry(message)
+        reply = self._asked(claimed.owner, endpoint, body | {"model": found.get("model", "")})
+        if reply.status < 400:
+            return reply.json
+        if reply.status in LATER:
+            raise Later(reply.message, max(1.0, reply.wait))
+        raise NoRetry(reply.message)

@@ -203,6 +203,15 @@ class NoRetry(Exception):
     """Raised by a handler for work that will never succeed: dead at once, attempts left or not."""
 
 
+class Later(Exception):
+    """Raised by a handler that was turned away for now: a full house is no failed attempt. The job
+    is given back, to be claimed again after `seconds`."""
+
+    def __init__(self, message: str, seconds: float):
+        super().__init__(message)
+        self.seconds = seconds
+
+
 def spell(value: Json) -> str:
     """JSON in ASCII, which every database stores as it is. Raises ValueError for NaN, TypeError for
     what is not JSON."""

@@ -388,13 +388,14 @@ class JobStore:
             _close(run, job, state, "fence = ?", fence, result=result)
         return state
 
-    def release(self, job: str, fence: int) -> None:
-        """Give a job back unfinished: at once for others, this attempt not counted. Raises Lost."""
+    def release(self, job: str, fence: int, wait: float = 0.0) -> None:
+        """Give a job back unfinished: for others at once or after `wait` seconds, this attempt not
+        counted. Raises Lost."""
         with self.database.transaction() as run:
             back = run(
-                "update jobs set state = 'ready', attempts = attempts - 1, lease_from = 0,"
-                f" lease_until = 0 where id = ? and {HELD} returning attempts",
-                *(job, fence),
+                "update jobs set state = 'ready', attempts = attempts - 1, lease_from = steady(),"
+                f" lease_until = steady() + ? where id = ? and {HELD} returning attempts",
+                *(wait, job, fence),
             )
             if not back:
                 raise Lost(job)

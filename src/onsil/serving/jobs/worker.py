@@ -6,7 +6,8 @@
 One thread claims, `threads` threads work, one renews the leases of all that run, one closes what
 expired and forgets what is old. A handler is an
 ordinary function of the `Claimed` job; it returns plain JSON, raises NoRetry for what can never
-succeed, Cancelled when it ends because it was asked to, and anything else for "try again". What it
+succeed, Later for what was turned away for now, Cancelled when it ends because it was asked to, and
+anything else for "try again". What it
 checkpoints is done for good, so a handler that was killed begins with `claimed.checkpoints()` and
 goes on behind them. A worker that lost its lease (it slept, or the machine did) is told so at its
 next checkpoint and writes nothing.
@@ -23,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 
-from onsil.serving.jobs.job import Cancelled, Job, Json, Lost, NoRetry, StoreError
+from onsil.serving.jobs.job import Cancelled, Job, Json, Later, Lost, NoRetry, StoreError
 from onsil.serving.jobs.keeping import DAYS, kept
 from onsil.serving.jobs.store import JobStore
 
@@ -189,6 +190,9 @@ class Worker:
             raise
         except Stopping:
             store.release(job, fence)
+        except Later as e:
+            store.release(job, fence, e.seconds)
+            log.info("%s waits for %.0f s: %s", job, e.seconds, e)
         except Cancelled as e:
             store.stop(job, fence, e.result)
         except Exception as e:
