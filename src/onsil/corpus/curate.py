@@ -133,7 +133,7 @@ def _repeats(block: Block, repeated: Counter[str]) -> bool:
     return block.kind == "paragraph" and block.text.strip() in repeated
 
 
-@stage(version=6)
+@stage(version=7)
 def curate(*, documents: Artifact, out: Path, run: Run) -> dict:
     """documents.jsonl (curated), split.json, report.json and pii_review.jsonl."""
     kept, report, reviews = review_documents(list(read_documents(documents / "documents.jsonl")))

@@ -14,6 +14,7 @@ from onsil.documents.types import Document
 
 SIMILAR, PERMUTATIONS, BANDS, SHINGLE = 0.9, 128, 32, 5
 REPEATED_SHARE, REPEATED_LEAST, REPEATED_LONGEST = 0.3, 3, 80
+TELLS = re.compile(r"\d|[:：]|(?<!니)다\.?$")  # but not «이 문서는 … 금합니다.»
 
 
 def _bare(document: Document) -> str:
@@ -31,10 +32,13 @@ def _sentences(document: Document) -> set[str]:
 
 
 def repeated_lines(documents: list[Document]) -> Counter[str]:
-    """Short paragraphs that stand in at least three and 30 % of the documents, with how many."""
+    """Short paragraphs that stand in at least three and 30 % of the documents, with how many. What
+    tells something (a number, «담당 부서: 총무과», a sentence of a rule) never is one of them:
+    rules of one day all say from when they are in force."""
     seen: Counter[str] = Counter()
     for document in documents:
-        seen.update({b.text.strip() for b in document.blocks if b.kind == "paragraph"})
+        said = {b.text.strip() for b in document.blocks if b.kind == "paragraph"}
+        seen.update(text for text in said if not TELLS.search(text))
     least = max(REPEATED_LEAST, REPEATED_SHARE * len(documents))
     return Counter(
         {t: n for t, n in seen.items() if t and n >= least and len(t) < REPEATED_LONGEST}

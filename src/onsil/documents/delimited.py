@@ -44,7 +44,10 @@ def read_csv(data: bytes) -> tuple[str, list[Block]]:
 
 def separator(text: str) -> str:
     """The character that parts the cells, judged by how evenly it parts the first rows."""
-    return max(SEPARATORS, key=_evenness(text))
+    evenness = _evenness(text)
+    if evenness("\t")[0] == 1.0:  # nobody writes a tab by chance, as he writes 1,200,000
+        return "\t"
+    return max(SEPARATORS, key=evenness)
 
 
 def is_delimited(data: bytes) -> bool:

@@ -3,16 +3,17 @@
 python-docx opens the package and knows the styles; the body is walked here, because content
 controls, tracked insertions and text boxes hold text that its paragraphs do not show. A heading is
 a paragraph whose style is called Heading n or 제목 n, or that has an outline level of its own or
-from its style. Deleted text (tracked changes) is not part of the document.
+from its style. A note is a paragraph after the one that has its mark. Deleted text (tracked
+changes) is not part of the document.
 
-Left out: headers, footers, comments, footnotes, equations, and the numbers Word draws itself.
+Left out: headers, footers, comments, equations, and the numbers Word draws itself.
 """
 
 import io
 import re
 import zipfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onsil.documents.tables import Cell, grid
 from onsil.documents.types import Block
@@ -28,12 +29,20 @@ HEADING = re.compile(r"(?:heading|제목)\s*(\d)$", re.IGNORECASE)
 TITLES = frozenset(("title", "제목"))
 BREAKS = {f"{W}tab": "\t", f"{W}br": "\n", f"{W}cr": "\n", f"{W}noBreakHyphen": "-"}
 SKIPPED = frozenset((f"{W}del", f"{W}moveFrom", f"{W}txbxContent", FALLBACK, f"{W}pPr", f"{W}rPr"))
+WRAPPERS = frozenset(f"{W}{n}" for n in ("sdt", "sdtContent", "ins", "smartTag", "customXml"))
 LONGEST_HEADING = 200
 KINDRED = (  # templates and what has macros, which python-docx leaves out
     "application/vnd.ms-word.document.macroEnabled.main+xml",
     "application/vnd.ms-word.template.macroEnabledTemplate.main+xml",
     "application/vnd.openxmlformats-officedocument.wordprocessingml.template.main+xml",
 )
+
+
+class Word(NamedTuple):
+    """What stands outside of the body: style id → heading level, and the notes."""
+
+    levels: dict[str, int]
+    notes: dict[tuple[str, str], str]
 
 
 def read_docx(data: bytes) -> tuple[str, list[Block]]:
@@ -52,7 +61,24 @@ def read_docx(data: bytes) -> tuple[str, list[Block]]:
         raise _not_a_package(encrypted=False)
     document = part.document
     title = (document.core_properties.title or "").strip()
-    return title, list(_blocks(document.element.body, _levels(document)))
+    word = Word(_levels(document), _notes(part))
+    return title, list(_blocks(document.element.body, word))
+
+
+def _notes(part: Any) -> dict[tuple[str, str], str]:
+    """(footnote or endnote, its id) → what it says."""
+    import lxml.etree as etree
+
+    found = {}
+    for relation in part.rels.values():
+        kind = relation.reltype.rpartition("/")[2]
+        if kind not in ("footnotes", "endnotes") or relation.is_external:
+            continue
+        parser = etree.XMLParser(resolve_entities=False, no_network=True)
+        for note in etree.fromstring(relation.target_part.blob, parser):
+            text = " ".join(filter(None, ("".join(_text(p)).strip() for p in note.iter(f"{W}p"))))
+            found[kind.removesuffix("s"), note.get(f"{W}id", "")] = text
+    return found
 
 
 def _levels(document: "WordDocument") -> dict[str, int]:
@@ -82,24 +108,28 @@ def _outline_of(style: Any) -> int:
     return 0
 
 
-def _blocks(parent: Any, levels: dict[str, int]) -> Iterator[Block]:
+def _blocks(parent: Any, word: Word) -> Iterator[Block]:
     for child in parent:
         if child.tag == f"{W}p":
-            yield from _paragraph(child, levels)
+            yield from _paragraph(child, word)
         elif child.tag == f"{W}tbl":
-            yield from _table(child, levels)
-        elif child.tag in (f"{W}sdt", f"{W}sdtContent", f"{W}ins", f"{W}smartTag"):
-            yield from _blocks(child, levels)
+            yield from _table(child, word)
+        elif child.tag in WRAPPERS:
+            yield from _blocks(child, word)
 
 
-def _paragraph(p: Any, levels: dict[str, int]) -> Iterator[Block]:
+def _paragraph(p: Any, word: Word) -> Iterator[Block]:
     text = "".join(_text(p)).strip()
     if text:
-        level = _level(p, levels) if len(text) <= LONGEST_HEADING else 0
+        level = _level(p, word.levels) if len(text) <= LONGEST_HEADING else 0
         yield Block("heading" if level else "paragraph", text, level)
+    for mark in p.iter(f"{W}footnoteReference", f"{W}endnoteReference"):
+        kind = mark.tag.removeprefix(W).removesuffix("Reference")
+        if said := word.notes.get((kind, mark.get(f"{W}id", ""))):
+            yield Block("paragraph", said)
     for box in p.iter(f"{W}txbxContent"):
         if not any(up.tag == FALLBACK for up in box.iterancestors()):
-            yield from _blocks(box, levels)
+            yield from _blocks(box, word)
 
 
 def _level(p: Any, levels: dict[str, int]) -> int:
@@ -121,16 +151,18 @@ def _text(element: Any) -> Iterator[str]:
             yield from _text(child)
 
 
-def _table(tbl: Any, levels: dict[str, int]) -> Iterator[Block]:
+def _table(tbl: Any, word: Word) -> Iterator[Block]:
     """The table as a grid, then the tables that stand inside its cells."""
     nested: list[Block] = []
     above: dict[int, str] = {}
     rows = []
-    for tr in tbl.iterchildren(f"{W}tr"):
+    for tr in _within(tbl, f"{W}tr"):
+        if tr.find(f"{W}trPr/{W}del") is not None:
+            continue
         row, column = [], 0
-        for tc in _cells(tr):
+        for tc in _within(tr, f"{W}tc"):
             span = _span(tc)
-            inside = list(_blocks(tc, levels))
+            inside = list(_blocks(tc, word))
             nested += [block for block in inside if block.kind == "table"]
             text = "\n".join(block.text for block in inside if block.kind != "table")
             merge = tc.find(f"{W}tcPr/{W}vMerge")
@@ -146,12 +178,13 @@ def _table(tbl: Any, levels: dict[str, int]) -> Iterator[Block]:
     yield from nested
 
 
-def _cells(tr: Any) -> Iterator[Any]:
-    for child in tr:
-        if child.tag == f"{W}tc":
+def _within(parent: Any, tag: str) -> Iterator[Any]:
+    """Rows of a table or cells of a row, those inside content controls too."""
+    for child in parent:
+        if child.tag == tag:
             yield child
-        elif child.tag in (f"{W}sdt", f"{W}sdtContent"):
-            yield from _cells(child)
+        elif child.tag in WRAPPERS:
+            yield from _within(child, tag)
 
 
 def _span(tc: Any) -> int:

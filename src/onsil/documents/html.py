@@ -6,7 +6,7 @@ dropped (a header inside an article stays: it holds the article's title). A tabl
 becomes a table of its own after the outer one, and a table of a single cell is only a frame, so
 its contents are read as if the frame were not there.
 
-Left out: text that a script would write, and forms.
+Left out: text that a script would write, and what a form's fields hold.
 """
 
 import re
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bs4 import Tag
 
 DROPPED = re.compile(
-    r"script|style|noscript|template|nav|header|footer|aside|form|button|select|svg|iframe|head"
+    r"script|style|noscript|template|nav|header|footer|aside|button|select|textarea|svg|iframe|head"
     r"|object|audio|video|canvas"
 )
 BLOCKS = re.compile(
@@ -30,6 +30,7 @@ BLOCKS = re.compile(
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 META = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([A-Za-z0-9_-]+)""", re.IGNORECASE)
 KOREAN = frozenset(("euc-kr", "euckr", "ks_c_5601-1987", "ksc5601", "ks_c_5601", "cp949", "uhc"))
+WESTERN = frozenset(("iso-8859-1", "latin1", "latin-1", "windows-1252", "cp1252"))
 SPACES = re.compile(r"[ \t\r\n\f]+")
 
 
@@ -50,11 +51,21 @@ def _decoded(data: bytes) -> str:
     declared = META.search(data[:4096])
     if declared and not any(data.startswith(mark) for mark, _ in MARKS):
         name = declared[1].decode("ascii").lower()
+        if name in WESTERN and not _western(data):
+            return decode(data)[0]
+        if name.startswith("utf-16"):  # the page could not have said so
+            name = "utf-8"
         try:
             return data.decode("cp949" if name in KOREAN else name)
         except (LookupError, UnicodeDecodeError):
             pass  # pages misdeclare themselves often; the bytes are judged instead
     return decode(data)[0]
+
+
+def _western(data: bytes) -> bool:
+    """Whether the bytes beyond ASCII stand alone, as accents do; Hangul comes in pairs."""
+    pairs = sum(len(run) for run in re.findall(rb"[\x80-\xff]{2,}", data))
+    return 2 * pairs <= sum(len(run) for run in re.findall(rb"[\x80-\xff]+", data))
 
 
 def _dropped(tag: "Tag") -> bool:
@@ -104,7 +115,11 @@ class _Walk:
 
     def table(self, table: "Tag") -> None:
         rows = [row for row in table.find_all("tr") if row.find_parent("table") is table]
-        own = [row.find_all(["td", "th"], recursive=False) for row in rows]
+        own = [
+            [cell for cell in row.find_all(["td", "th"], recursive=False) if not _dropped(cell)]
+            for row in rows
+            if not _dropped(row)
+        ]
         if sum(len(row) for row in own) == 1:
             self.tag(own[0][0] if own[0] else next(row[0] for row in own if row))
             return

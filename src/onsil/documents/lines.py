@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterable
 
 WRAPPED_AT = 0.78  # of the usual full width: a shorter line ended because its paragraph did
+COLUMNS = re.compile(r"\S(?: {3,}|\t+)\S")
 NARROWEST = 24  # columns; below this, lines are labels and cells, not wrapped prose
 LONGEST_WRAP = 130  # columns; a text whose lines are longer was never wrapped by hand
 STARTS = re.compile(
@@ -61,6 +62,8 @@ def continues(line: str, following: str, full: int) -> bool:
         return False
     if full < NARROWEST or SENTENCE_END.search(line):
         return False
+    if COLUMNS.search(line) and COLUMNS.search(following):  # a table drawn with spaces
+        return False
     *before, last = SOFT_HYPHEN.split(line)
     broken = bool(before) and " " not in last  # the rest of a hyphenated word was drawn up here
     return broken or width(last) >= WRAPPED_AT * full
@@ -81,7 +84,7 @@ def join(line: str, following: str, known: frozenset[str], keeps_spaces: bool) -
         return head + " " + tail
     if keeps_spaces:
         return head + tail
-    first, rest = head.split()[-1], tail.split()[0].strip(".,()」")
+    first, rest = head.rsplit(None, 1)[-1], tail.split(None, 1)[0].strip(".,()」")
     whole = (first + rest).strip(".,()")
     return head + ("" if whole in known or PARTICLE.fullmatch(rest) else " ") + tail
 
@@ -98,15 +101,18 @@ def paragraphs(lines: list[str]) -> list[str]:
     if full > LONGEST_WRAP:
         return [line.strip() for line in lines if line.strip()]
     known, spaced = words(lines), keeps_spaces(lines)
-    found: list[str] = []
+    found: list[list[str]] = []  # of each, what is done with, and the last words
     previous = ""
     for line in lines:
         if found and continues(previous, line, full):
-            found[-1] = join(found[-1] + previous[len(previous.rstrip()) :], line, known, spaced)
+            last = found[-1].pop() + previous[len(previous.rstrip()) :]
+            joined = join(last, line, known, spaced)
+            word = joined.rfind(" ", 0, len(joined) - len(line.lstrip())) + 1
+            found[-1] += [joined[:word], joined[word:]]
         elif line.strip():
-            found.append(line.strip())
+            found.append([line.strip()])
         previous = line
-    return [text.strip() for text in found]
+    return ["".join(parts).strip() for parts in found]
 
 
 def _hangul(c: str) -> bool:

@@ -20,22 +20,27 @@ FRONT_TITLE = re.compile(r"^(?:title|제목)[ \t]*:[ \t]*(.+?)[ \t]*$", re.MULTI
 ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
 SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
 RULE = re.compile(r" {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$")
-FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
+FENCE = re.compile(r"[ \t]*(`{3,}(?!.*`)|~{3,})")
 BULLET = re.compile(r"[ \t]*[-*+][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)")
 NUMBER = re.compile(r"[ \t]*\d{1,9}[.)][ \t]+(?=\S)")
 QUOTE = re.compile(r" {0,3}>[ \t]?")
 DELIMITER = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
-REFERENCE = re.compile(r" {0,3}\[[^\]]+\]:[ \t]*\S+")
+REFERENCE = re.compile(  # «[name]: place "title"», not «[비고]: 수습 직원은 …»
+    r" {0,3}\[(?!\^)[^\]]+\]:[ \t]*(?:<[^<>]*>|\S*[/.#:@]\S*)"
+    r"(?:[ \t]+(?:\"[^\"]*\"|'[^']*'|\([^()]*\)))?[ \t]*$"
+)
+FOOTNOTE = re.compile(r" {0,3}\[\^[^\]]+\]:[ \t]*")
 
 CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 INLINE = (
+    (re.compile(r"\[\^[^\[\]\s]+\]"), ""),
     (re.compile(r"!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\((?:[^()]|\([^()]*\))*\)"), r"\1"),
     (re.compile(r"!?\[([^\[\]]+)\]\[[^\[\]]*\]"), r"\1"),
     (re.compile(r"<((?:https?|mailto):[^<>\s]+)>"), r"\1"),
     (re.compile(r"<br\s*/?>", re.IGNORECASE), "\n"),
     (re.compile(r"</?[A-Za-z][A-Za-z0-9-]*(?:\s+[A-Za-z_:][^<>]*|\s*/?)>"), ""),
-    (re.compile(r"(\*{1,3})(?=\S)(.+?)(?<=\S)\1", re.DOTALL), r"\2"),
+    (re.compile(r"(\*{1,3})(?=[^\s*])(.+?)(?<=\S)\1", re.DOTALL), r"\2"),
     (re.compile(r"(?<!\w)(_{1,3})(?=\S)(.+?)(?<=\S)\1(?!\w)", re.DOTALL), r"\2"),
     (re.compile(r"~~(?=\S)(.+?)(?<=\S)~~", re.DOTALL), r"\1"),
 )
@@ -89,6 +94,8 @@ class _Blocks:
 
     def __init__(self, lines: list[str]):
         self.lines, self.blocks, self.open = lines, [], []
+        self.prose = True  # what is open is no item of a list
+        self.quoted = False  # what is open was quoted
 
     def read(self) -> list[Block]:
         i = 0
@@ -102,10 +109,18 @@ class _Blocks:
         line = self.lines[i]
         if fence := FENCE.match(line):
             return self.fenced(i, fence[1])
+        quote = QUOTE.match(line)
         line = QUOTE.sub("", line, count=1)
-        if "<!--" in line and "-->" not in line:
-            return self.comment(i)
-        if self.open and SETEXT.match(line) and not NUMBER.match(self.open[0]):
+        bare = CODE.sub(lambda m: "·" * len(m[0]), line)
+        if "-->" not in bare[(at := bare.rfind("<!--")) :] and at >= 0 and (end := self.ending(i)):
+            if line[:at].strip():
+                self.open.append(line[:at])
+            self.lines[end] = self.lines[end].partition("-->")[2]
+            return end
+        if note := FOOTNOTE.match(line):
+            self.close()
+            line = line[note.end() :]
+        if self.open and SETEXT.match(line) and self.prose and self.quoted == bool(quote):
             self.close(level=1 if "=" in line else 2)
         elif heading := ATX.match(line):
             self.close()
@@ -116,11 +131,12 @@ class _Blocks:
             return self.table(i)
         elif bullet := BULLET.match(line):
             self.close()
-            self.open = [line[bullet.end() :]]
+            self.open, self.prose = [line[bullet.end() :]], False
         elif NUMBER.match(line):
             self.close()
-            self.open = [line]
+            self.open, self.prose = [line], False
         else:
+            self.quoted = bool(quote) if not self.open else self.quoted
             self.open.append(line)
         return i + 1
 
@@ -153,11 +169,11 @@ class _Blocks:
         self.add(Block("paragraph", "\n".join(inside).strip("\n")))
         return i + 1
 
-    def comment(self, i: int) -> int:
-        self.close()
-        while i < len(self.lines) and "-->" not in self.lines[i]:
-            i += 1
-        return i + 1
+    def ending(self, i: int) -> int:
+        """The line on which a comment that begins on line `i` ends; 0 for one that never does,
+        which is text."""
+        ends = (k for k in range(i + 1, len(self.lines)) if "-->" in self.lines[k])
+        return next(ends, 0)
 
     def close(self, level: int = 0) -> None:
         """End the open paragraph; two trailing spaces or a backslash keep its line breaks."""
@@ -165,7 +181,7 @@ class _Blocks:
         for line in self.open:
             hard = line.endswith("  ") or line.rstrip().endswith("\\")
             text += line.strip().removesuffix("\\") + ("\n" if hard else " ")
-        self.open = []
+        self.open, self.prose = [], True
         kind = "heading" if level else "paragraph"
         self.add(Block(kind, plain(text), level))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PAGE_NUMBER = re.compile(
     r"[-–—\s\[(<]*(?:p(?:age)?\.?\s*)?\d{1,4}(?:\s*(?:/|of|중)\s*\d{1,4})?\s*(?:쪽|페이지)?[-–—\s\])>]*$"
-    r"|[-–—\s]*[ivxlc]{1,7}[-–—\s]*$",
+    r"|[-–—\s]*(?=[ivxl])(?:x[lc]|l?x{0,3})(?:i[vx]|v?i{0,3})[-–—\s]*$",
     re.IGNORECASE,
 )
 POOR_TITLE = re.compile(
@@ -110,19 +110,31 @@ def _lines(page: "PdfPage") -> list[Line]:
 def _without_running(pages: list[list[Line]]) -> list[list[Line]]:
     """Pages without page numbers and without the lines that most pages share at their edges."""
     trimmed = [[line for line in page if line.text.strip()] for page in pages]
-    seen = Counter(
-        key for page in trimmed for key in {_key(line) for line in page[:EDGE] + page[-EDGE:]}
+    said: dict[str, dict[int, list[int]]] = {}
+    for number, page in enumerate(trimmed):
+        for line in page[:EDGE] + page[-EDGE:]:
+            said.setdefault(_key(line), {}).setdefault(number, _numbers(line))
+    shared = {
+        key
+        for key, by_page in said.items()
+        if key and len(pages) >= 3 and len(by_page) > len(pages) / 2 and _returns(by_page)
+    }
+    # A bare number at an edge counts the pages, or it is a figure: of two pages at least.
+    steps = Counter(
+        int(line.text) - number
+        for number, page in enumerate(trimmed)
+        for line in {id(line): line for line in (*page[:1], *page[-1:])}.values()
+        if line.text.strip().isdecimal()
     )
-    shared = {key for key, n in seen.items() if len(pages) >= 3 and n > len(pages) / 2 and key}
     kept = []
-    for page in trimmed:
+    for number, page in enumerate(trimmed):
         last = len(page) - 1
         kept.append(
             [
                 line
                 for i, line in enumerate(page)
                 if not (min(i, last - i) < EDGE and _key(line) in shared)
-                and not (i in (0, last) and PAGE_NUMBER.match(line.text.strip()))
+                and not (i in (0, last) and _is_page_number(line, number, steps))
             ]
         )
     return kept
@@ -130,6 +142,28 @@ def _without_running(pages: list[list[Line]]) -> list[list[Line]]:
 
 def _key(line: Line) -> str:
     return re.sub(r"\d+", "#", line.text.strip())
+
+
+def _numbers(line: Line) -> list[int]:
+    return [int(figures) for figures in re.findall(r"\d+", line.text)]
+
+
+def _returns(by_page: dict[int, list[int]]) -> bool:
+    """Whether lines that differ in their numbers alone are one line that returns: each number
+    counts the pages, or is the same on many; else they tell something."""
+    for column in zip(*by_page.values(), strict=True):
+        counts = {value - page for page, value in zip(by_page, column, strict=True)}
+        if len(counts) > 1 and 2 * len(set(column)) > len(column):
+            return False
+    return True
+
+
+def _is_page_number(line: Line, page: int, steps: Counter[int]) -> bool:
+    text = line.text.strip()
+    if not PAGE_NUMBER.match(text):
+        return False
+    step = int(text) - page if text.isdecimal() else 1
+    return not text.isdecimal() or step == 1 or steps[step] > 1
 
 
 def _paragraphs(pages: list[list[Line]]) -> list[str]:

@@ -51,7 +51,7 @@ def read(ws: Workspace, folder: Path) -> Artifact:
     return read_files(ws, files=scan(folder), run={"source": folder})
 
 
-@stage(version=11)
+@stage(version=12)
 def read_files(*, files: list[FileRef], out: Path, run: Run) -> dict:
     """Read the listed files; `documents.jsonl` holds what was read, `skipped.jsonl` the rest."""
     documents, skipped = read_folder(run.source, files)

@@ -5,10 +5,11 @@ which level is the order in which they appear, as docutils has it. Directives ar
 options and their content is kept, for a note is text; comments, targets and substitutions go. A
 table drawn with `=` or with `+---+` is parted where its rulers part it. Inline marks are stripped.
 
-Left out: what a directive would bring in (`include`, `csv-table` files), footnote numbers, spans in
-drawn tables.
+Left out: what a directive would bring in (`include`, files of a `csv-table`), footnote numbers,
+spans in drawn tables.
 """
 
+import csv
 import re
 import textwrap
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ SIMPLE = re.compile(r"\s*=+(\s+=+)+\s*$")
 DRAWN = re.compile(r"\s*\+(?:[-=]+\+)+\s*$")
 DIRECTIVE = re.compile(r"\s*\.\.\s+(?:\|[^|]+\|\s+)?([\w:-]+)\s?::\s*(.*)$")
 SILENT = re.compile(
-    r"image|figure|include|toctree|index|contents|highlight|raw|csv-table|meta|auto\w+|module"
+    r"image|include|toctree|index|contents|highlight|raw|meta|auto\w+|module"
     r"|currentmodule"
 )
 SPOKEN = re.compile(  # directives whose first line is text; of the others it is a setting
@@ -31,9 +32,10 @@ SPOKEN = re.compile(  # directives whose first line is text; of the others it is
     r"|sidebar|rubric|title|versionadded|versionchanged|deprecated|replace|epigraph|todo"
 )
 CODE = re.compile(r"code(-block)?|sourcecode|parsed-literal|doctest|math|prompt|testcode")
-COMMENT = re.compile(r"\s*\.\.(\s|$)")
+NOTE = r"\.\.\s+\[[^\]]+\]\s+(?=\S)"
+COMMENT = re.compile(rf"\s*(?!{NOTE})\.\.(\s|$)")
 OPTION = re.compile(r"\s*:[\w-]+:(\s|$)")
-ITEM = re.compile(r"\s*(?:(?:[-*+•]|#[.)])\s+(?=\S)|(?=\d{1,3}[.)]\s+\S))")
+ITEM = re.compile(rf"\s*(?:(?:[-*+•]|#[.)])\s+(?=\S)|{NOTE}|(?=\d{{1,3}}[.)]\s+\S))")
 INLINE = (
     (re.compile(r"``(.+?)``"), r"\1"),
     (re.compile(r":[\w:+-]+:`~?([^`<]+?)(?:\s*<[^`>]+>)?`"), r"\1"),
@@ -42,6 +44,7 @@ INLINE = (
     (re.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])"), r"\1"),
     (re.compile(r"`([^`]+)`"), r"\1"),
     (re.compile(r"\|([^|\s][^|]*)\|_?"), r"\1"),
+    (re.compile(r"\s?\[[#*\w]+\]_(?=\W|$)"), ""),
     (re.compile(r"(?<=\w)__?(?=\W|$)"), ""),
 )
 
@@ -117,6 +120,8 @@ class _Lines:
         end = self.below(i + 1, _indent(line))
         if directive is None or SILENT.fullmatch(directive[1]):
             return end - i, []
+        if directive[1] == "csv-table":
+            return end - i, _listed(plain(directive[2]), self.lines[i + 1 : end])
         if CODE.fullmatch(directive[1]):
             body = [line for line in self.lines[i + 1 : end] if not OPTION.match(line)]
             return end - i, list(_code(body))
@@ -152,6 +157,15 @@ def _code(lines: list[str]) -> Iterator[Block]:
     """Code keeps its lines."""
     if text := textwrap.dedent("\n".join(lines)).strip("\n"):
         yield Block("paragraph", text)
+
+
+def _listed(title: str, lines: list[str]) -> list[Block]:
+    """A table whose rows are written as CSV, its heads in an option."""
+    heads = [line.partition(":header:")[2] for line in lines if ":header:" in line]
+    body = [line for line in lines if line.strip() and not OPTION.match(line)]
+    rows = csv.reader([text.strip() for text in (*heads, *body)], skipinitialspace=True)
+    found = _table([[Cell(plain(cell.strip())) for cell in row] for row in rows])
+    return [Block("paragraph", title)] * bool(title) + found
 
 
 def _indent(line: str) -> int:

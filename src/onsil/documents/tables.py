@@ -4,11 +4,13 @@ A merged cell is repeated in every place it covers, so that each row can be read
 still says which group it belongs to when a passage is cut out of the table.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from onsil.documents.types import Block
 
+FIGURES = re.compile(r"[-+]?\d[\d,.]*%?")
 WIDEST_SPAN = 200  # a span beyond this is a broken file, not a table
 
 
@@ -54,8 +56,8 @@ def titles_apart(block: Block) -> Iterator[Block]:
     yield from (Block("paragraph", row[0]) for row in rows[:first])
     yield replace(block, rows=rows[first:last])
     for row in rows[last:]:
-        text, *rest = dict.fromkeys(filter(None, row))
-        yield Block("paragraph", f"{text}: {' / '.join(rest)}" if rest else text)
+        text, *rest = (cell for cell, left in zip(row, ("", *row), strict=False) if cell != left)
+        yield Block("paragraph", f"{text}: {' / '.join(filter(None, rest))}" if any(rest) else text)
 
 
 def _alone(row: tuple[str, ...]) -> bool:
@@ -66,9 +68,10 @@ def _alone(row: tuple[str, ...]) -> bool:
 
 
 def _is_note(row: tuple[str, ...]) -> bool:
-    """Whether a row of a wide table ends before the middle of it."""
+    """Whether a row of a wide table ends before the middle of it and holds no figures: those of
+    a year that has only begun are a record."""
     last = max((i for i, text in enumerate(row, 1) if text), default=0)
-    return len(row) >= 6 and 2 * last < len(row)
+    return len(row) >= 6 and 2 * last < len(row) and not any(map(FIGURES.fullmatch, row[1:]))
 
 
 def _span(count: int) -> int:

@@ -14,7 +14,7 @@ import datetime
 import io
 import zipfile
 from collections.abc import Iterator
-from itertools import compress, groupby
+from itertools import compress
 from typing import Any
 
 from onsil.documents.number_formats import shown
@@ -34,38 +34,58 @@ def read_xlsx(data: bytes) -> tuple[str, list[Block]]:
         with zipfile.ZipFile(io.BytesIO(data)) as package:
             for sheet in book.worksheets:
                 merged = _merged(package, getattr(sheet, "_worksheet_path", ""))
-                if rows := _rows(sheet, merged):
-                    blocks.append(Block("heading", sheet.title, 1))
-                    blocks += _parts(rows)
+                if parts := list(_parts(_rows(sheet, merged))):
+                    blocks += [Block("heading", sheet.title, 1), *parts]
         return (book.properties.title or "").strip(), blocks
     finally:
         book.close()
 
 
-def _rows(sheet: Any, merged: list[tuple[int, int, int, int]]) -> tuple[tuple[str, ...], ...]:
+def _rows(sheet: Any, merged: list[tuple[int, int, int, int]]) -> list[tuple[list[str], bool]]:
+    """The texts of each row, and whether one merged cell fills it."""
     sheet.reset_dimensions()  # what a file claims about its size is often wrong
     rows = [[_text(cell) for cell in row] for row in sheet.iter_rows()]
     widest, filled = max(map(len, rows), default=0), [any(row) for row in rows]
+    whole: set[int] = set()
     for left, top, right, bottom in merged:
         right = min(right, widest)
         if top <= len(rows) and left <= len(rows[top - 1]) and (text := rows[top - 1][left - 1]):
             for row in compress(rows[top - 1 : bottom], filled[top - 1 : bottom]):
                 row += [""] * (right - len(row))
                 row[left - 1 : right] = [text] * (right - left + 1)
-    return grid([Cell(text) for text in row] for row in rows if any(row))
+            whole |= {n for n in range(top - 1, bottom) if right > left}
+    return [(row, n in whole and len({*filter(None, row)}) == 1) for n, row in enumerate(rows)]
 
 
-def _parts(rows: tuple[tuple[str, ...], ...]) -> Iterator[Block]:
-    """Rows that say one thing from end to end are paragraphs; what stands between is a table."""
+def _parts(rows: list[tuple[list[str], bool]]) -> Iterator[Block]:
+    """Rows that one merged cell fills are paragraphs; what stands between, a table, and another
+    after an empty row that other heads follow."""
+    part: list[list[str]] = []
+    for n, (row, alone) in enumerate(rows):
+        after = [row for row, _ in rows[n + 1 : n + 3]]
+        if alone or (not any(row) and any(map(_figures, part[1:])) and _heads(after)):
+            yield from _table(part)
+            part = []
+        if alone:
+            yield Block("paragraph", next(filter(None, row)))
+        elif any(row):
+            part.append(row)
+    yield from _table(part)
 
-    def alone(row: tuple[str, ...]) -> bool:
-        return len(row) > 1 and len(set(row)) == 1
 
-    for one, group in groupby(rows, alone):
-        if one:
-            yield from (Block("paragraph", row[0]) for row in group)
-        else:
-            yield Block("table", rows=tuple(group))
+def _table(rows: list[list[str]]) -> Iterator[Block]:
+    if laid_out := grid([Cell(text) for text in row] for row in rows):
+        yield Block("table", rows=laid_out)
+
+
+def _heads(rows: list[list[str]]) -> bool:
+    """Whether the first of two rows names columns, of which the second has figures: entries that
+    are names alone, parted by empty rows, are one table."""
+    return len(rows) == 2 and sum(map(bool, rows[0])) > 1 and _figures(rows[0]) < _figures(rows[1])
+
+
+def _figures(row: list[str]) -> bool:
+    return any(c.isdigit() for text in row for c in text)
 
 
 def _merged(package: zipfile.ZipFile, path: str) -> list[tuple[int, int, int, int]]:

@@ -41,7 +41,7 @@ FROM_LESSONS, FEWEST, SEEN_RUN = 240, 30, 8
 ENOUGH, WARNED = 100, 5  # dev questions of people; questions named that have no place
 
 
-@stage(version=5)
+@stage(version=6)
 def gather_questions(
     *, lessons: Artifact, gold: FileRef | None = None, out: Path, run: Run
 ) -> dict:
@@ -157,7 +157,7 @@ def answering(cards: dict, rows: dict, by_people: bool) -> str:
     return trained if gained and gained[1] > 0 else plain
 
 
-@stage(version=20)
+@stage(version=21)
 def evaluate(
     *,
     corpus: Artifact,

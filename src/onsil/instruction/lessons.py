@@ -229,7 +229,7 @@ def topic_of(heading: str) -> str:
     return re.sub(r"^제\d+조(?:의\d+)?\s*", "", heading).strip("() ")
 
 
-@stage(version=15)
+@stage(version=16)
 def write_lessons(
     *,
     corpus: Artifact,

@@ -17,13 +17,14 @@ MARKS = "가나다라마바사아자차카타파하"
 SENTENCE = re.compile(
     rf"(?<=[.!?。])(?<!\d\.)(?<!\s[{MARKS}]\.)(?<!\A[{MARKS}]\.)\s+|(?<=\d\.)\s+(?=[A-Z])"
 )
-DATE = r"(\d{4})\s*[.년-]\s*(\d{1,2})\s*[.월-]\s*(\d{1,2})"
-# «시행일: 2025. 3. 1.», «부칙 <2025. 3. 1.>»; «2025. 3. 1. 개정», «2025년 3월 1일부터 시행한다».
-IN_FORCE = re.compile(r"(?:(?:시행|개정|제정)일?\s*[:：]?\s*\(?|부\s?칙\s*[<(〈\[])\s*" + DATE)
+DATE = r"(\d{4})\s*[.년/-]\s*(\d{1,2})\s*[.월/-]\s*(\d{1,2})"
+# «시행일자: 2025. 3. 1.», «부칙 <2025. 3. 1.>»; «2025. 3. 1. 개정», «2025년 3월 1일부터 시행한다».
+IN_FORCE = re.compile(r"(?:(?:시행|개정|제정)일?자?\s*[:：]?\s*\(?|부\s?칙\s*[<(〈\[])\s*" + DATE)
 FROM_THEN = re.compile(
     DATE
     + r"\s*[.일]?\s*(?:,?\s*(?:일부|전부)?\s?(?:개정|제정)|(?:부터|자로)?\s*시행(?!령|규칙|세칙))"
 )
+PLANNED = re.compile(r"\s*[.일]?\s*예정")  # after a date that may never come
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 MONTH = rf"({'|'.join(MONTHS)})[a-z]*"
 APPLIES = r"\b(?:effective|in force|applies)(?: (?:date|from|as of|since|on))*\s?:?\s*"
@@ -32,12 +33,14 @@ IN_FORCE_ENGLISH = re.compile(
     rf"{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}}))",
     re.IGNORECASE,
 )
-# A date of amendment, a year, a version, 개정 at the end of a word, and 구, 신, 최종 alone: the 구
-# of 구매 and the 신 of 신규 name no edition, nor does the Final of Final Examination.
+# A date in brackets or of amendment, a year, a version, 개정 at the end of a word, and 구, 신, 최종
+# alone: the 구 of 구매 and the 신 of 신규 name no edition, nor does the Final of Final Examination.
 EDITION = re.compile(
+    rf"[\[(（<]\s*(?:시행|개정|제정)?일?\s*:?\s*{DATE}\s*[.일]?\s*(?:(?:일부|전부)?\s?개정|시행|제정)?\s*[\])）>]|"
     r"(?<!\d)(?:19|20)\d\d\s*[.년_-]\s*\d{1,2}(?:\s*[.월_-]\s*\d{1,2})?\s*[.월일]?"
     r"(?=\s*(?:(?:일부|전부)?\s?개정|시행|제정))|"
-    r"(?<!\d)(?:19|20)\d\d년?(?!\d)|(?<![a-z])v\d+(?![a-z\d])|"
+    r"(?<!\d)(?:19|20)\d\d년?(?!\d)|(?<![a-z])v\d+(?:\.\d+)*(?![a-z\d])|"
+    r"제?\d+\s?(?:차\s?(?:전부|일부)?개정|판)(?![가-힣])|"
     r"(?<![a-z])(?:revised|amended|final|(?:rev|revision|edition)\.?[\s_]?\d*)"
     r"(?=[\s_()\[\]\d.v]*$)|"
     r"(?:(?:전부|일부)?개정|(?<![가-힣])(?:구|신|최종|현행|시행|제정))"
@@ -90,8 +93,10 @@ def in_force(document: Document) -> Day:
 def _days(document: Document) -> list[Day]:
     """Every date a document says it came into force on. What an exception says («다만, 제5조는 …
     시행한다») is no date of the whole."""
-    text = "\n".join([document.title, *(block.text for block in document.blocks)])
+    rows = (": ".join(row) for block in document.blocks for row in block.rows)
+    text = "\n".join([document.title, *(block.text for block in document.blocks), *rows])
     said = [one for pattern in (IN_FORCE, FROM_THEN) for one in pattern.finditer(text)]
+    said = [one for one in said if not PLANNED.match(text, one.end())]
     found = [_day(one.groups()) for one in said if not excepted(text, one.start())]
     return found + [_day(one.groups()) for one in IN_FORCE_ENGLISH.finditer(text)]
 
@@ -162,11 +167,23 @@ def _sections(document: Document) -> Iterator[tuple[str, str, str]]:
         trail.append((block.level, block.text))
 
 
+def _cut(line: str) -> Iterator[str]:
+    """A line in pieces of at most `LONGEST` characters, cut between words; a row of a table
+    between cells, each piece with the row's label."""
+    between, label = (" / ", line.partition(" · ")[0] + " · ") if is_row(line) else (" ", "")
+    while len(line) > LONGEST:
+        at = line.rfind(between, len(label) + 1, LONGEST)
+        end, begun = (at, at + len(between)) if at > 0 else (LONGEST, LONGEST)
+        yield line[:end]
+        line = label * (at > 0) + line[begun:]
+    yield line
+
+
 def _packed(lines: list[str]) -> Iterator[str]:
     """Lines joined up to `LONGEST` characters; a longer line is cut."""
     held = ""
     for line in lines:
-        for piece in (line[i : i + LONGEST] for i in range(0, len(line), LONGEST)):
+        for piece in _cut(line):
             if held and len(held) + len(piece) > LONGEST:
                 yield held
                 held = ""
@@ -177,9 +194,9 @@ def _packed(lines: list[str]) -> Iterator[str]:
 
 def table_lines(rows: tuple[tuple[str, ...], ...]) -> list[str]:
     """«label · column: cell / column: cell» for each row under the heads, which name columns; one
-    line a row, whatever line breaks its cells have. A cell that was merged across columns is said
-    once, one that is struck out («-») not at all."""
-    rows = tuple(tuple(" ".join(cell.split()) for cell in row) for row in rows)
+    line a row, whatever line breaks and strokes its cells have. A cell that was merged across
+    columns is said once, one that is struck out («-») not at all."""
+    rows = tuple(tuple(" ".join(cell.split()).replace(" / ", "/") for cell in row) for row in rows)
     if len(rows) < 2:
         return [" / ".join(row) for row in rows]
     heads = 2 if two_heads(rows) else 1

@@ -130,9 +130,14 @@ def thing_asked(words: list[Word], kind: str, text: str, line: str, question: st
             m.group().strip(),
         )
         for m in re.finditer(kind, text)
-        if m.group().strip().lower() not in question.lower()
+        if not _says(question, m.group().strip())
     ]
     return max(found)[2] if found else None
+
+
+def _says(question: str, value: str) -> bool:
+    """Whether a value stands in a question; 5일 does not stand in 15일."""
+    return re.search(rf"(?<!\d){re.escape(value)}", question, re.IGNORECASE) is not None
 
 
 def beside(words: list[Word], text: str, at: int) -> bool:

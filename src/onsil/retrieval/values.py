@@ -16,7 +16,7 @@ from dataclasses import dataclass
 # Unit → (base unit, factor). Months stay what they are: a month is not 30 days in law.
 UNITS = {
     "원": ("원", 1), "일": ("일", 1), "영업일": ("영업일", 1), "근무일": ("영업일", 1),
-    "주": ("일", 7), "주일": ("일", 7), "개월": ("개월", 1), "달": ("개월", 1), "년": ("년", 1),
+    "주": ("일", 7), "주일": ("일", 7), "개월": ("개월", 1), "달": ("개월", 1), "년": ("개월", 12),
     "시간": ("분", 60), "분": ("분", 1), "명": ("명", 1), "인": ("명", 1), "회": ("회", 1),
     "번": ("회", 1), "차례": ("회", 1), "세": ("세", 1), "살": ("세", 1), "퍼센트": ("%", 1),
     "프로": ("%", 1), "%": ("%", 1), "점": ("점", 1), "급": ("급", 1), "쪽": ("쪽", 1),
@@ -29,7 +29,7 @@ ENGLISH_UNITS = {
     "dollar": ("달러", 1), "usd": ("달러", 1), "euro": ("유로", 1), "eur": ("유로", 1),
     "pound": ("파운드", 1), "gbp": ("파운드", 1), "won": ("원", 1), "krw": ("원", 1),
     "day": ("일", 1), "calendar day": ("일", 1), "business day": ("영업일", 1),
-    "working day": ("영업일", 1), "week": ("일", 7), "month": ("개월", 1), "year": ("년", 1),
+    "working day": ("영업일", 1), "week": ("일", 7), "month": ("개월", 1), "year": ("개월", 12),
     "hour": ("분", 60), "minute": ("분", 1), "people": ("명", 1), "person": ("명", 1),
     "percent": ("%", 1), "per cent": ("%", 1), "kilo": ("kg", 1), "kilogram": ("kg", 1),
     "gram": ("kg", 0.001), "tonne": ("kg", 1000), "kilometre": ("m", 1000),
@@ -39,6 +39,7 @@ ENGLISH_UNITS = {
 SIGNS = {"$": "usd", "€": "eur", "£": "gbp", "₩": "krw"}
 SPOKEN = "one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
 THOUSANDS = {"thousand": 10**3, "k": 10**3, "million": 10**6}
+SCALED = re.compile("[십백천만억조]")
 SMALL = {"십": 10, "백": 100, "천": 1000}
 LARGE = {"만": 10**4, "억": 10**8, "조": 10**12}
 FIGURE = r"\d[\d,]*(?:\.\d+)?"
@@ -144,7 +145,11 @@ def quantities(text: str) -> list[Quantity]:
     found = []
     for match in QUANTITY.finditer(text):
         unit, factor = UNITS[match["unit"].lower()]
-        found.append(Quantity(number(match["number"]) * factor, unit, match.start(), match.end()))
+        one = Quantity(number(match["number"]) * factor, unit, match.start(), match.end())
+        if found and _goes_on(text, found[-1], one):  # «1년 6개월»
+            before = found.pop()
+            one = Quantity(before.value + one.value, unit, before.start, one.end)
+        found.append(one)
     taken = [(q.start, q.end) for q in found]
     for match in ENGLISH.finditer(text):
         if not any(start < match.end() and match.start() < end for start, end in taken):
@@ -154,6 +159,16 @@ def quantities(text: str) -> list[Quantity]:
                 Quantity(_english_number(match) * factor, unit, match.start(), match.end())
             )
     return sorted(found, key=lambda q: q.start)
+
+
+def _goes_on(text: str, years: Quantity, months: Quantity) -> bool:
+    """Whether months follow years as their rest: fewer than twelve, nothing between."""
+    return (
+        years.unit == months.unit == "개월"
+        and text[years.end - 1] == "년"
+        and months.value < 12
+        and not text[years.end : months.start].strip()
+    )
 
 
 def _english_number(match: re.Match[str]) -> float:
@@ -223,9 +238,15 @@ def _from(text: str, to: Quantity) -> float | None:
             base, factor = ENGLISH_UNITS[english["unit"].lower()]
         low = _english_number(english) * factor
         return low if base == to.unit and low <= to.value else None
+    said = QUANTITY.fullmatch(text, to.start, to.end)
     unit, factor = UNITS[(before[-1]["unit"] or text[to.start : to.end].lstrip(NUMERIC)).lower()]
-    low = number(before[-1]["number"]) * factor
-    return low if unit == to.unit and low <= to.value else None
+    if unit != to.unit:
+        return None
+    figure = before[-1]["number"]
+    lows = [number(figure) * factor]
+    if said and not before[-1]["unit"] and not SCALED.search(figure):  # «10~20만원» from 100,000
+        lows.insert(0, number(figure + said["number"].strip().lstrip("0123456789,. ")) * factor)
+    return next((low for low in lows if low <= to.value), None)
 
 
 def _bounded(q: Quantity, word: str) -> Range:
