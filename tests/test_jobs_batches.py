@@ -14,7 +14,7 @@ from job_stores import until, working
 from jobs_child import handlers
 
 from onsil.serving.guard import Refused
-from onsil.serving.jobs import Claimed, Later
+from onsil.serving.jobs import Claimed, Later, NoRetry
 from onsil.serving.jobs.answering import TRIES, BatchHandler
 from onsil.serving.jobs.batches import Batches
 
@@ -268,3 +268,19 @@ def test_a_batch_whose_owner_must_wait_steps_aside_and_loses_no_line(client, sto
     found = client.batches.retrieve(asked.id)
     assert found.request_counts.model_dump() == {"total": 7, "completed": 7, "failed": 0}
     assert turned == TRIES + 3 and asked_for.count("text 1") == 1
+
+
+def test_a_batch_whose_key_is_gone_fails_as_a_whole(client, store, files):
+    def answer(owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if body["input"] == "text 2":
+            raise NoRetry("Its key was removed.")
+        return 200, {}
+
+    made = new_batch(client, spelled(*(line(n) for n in range(1, 8))))
+    with working(store, {"batch": BatchHandler(store, files, answer, at_once=1)}):
+        until(lambda: client.batches.retrieve(made.id).status == "failed")
+    found = client.batches.retrieve(made.id)
+    assert "removed" in found.errors.data[0].message
+    assert found.request_counts.completed == 1 and found.output_file_id
+    rest = rows(client, found.error_file_id)
+    assert {row["error"]["code"] for row in rest} == {"batch_dead"} and len(rest) == 6

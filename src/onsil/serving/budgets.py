@@ -28,7 +28,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsil.serving.guard import PUBLIC, Refused, refuse
-from onsil.serving.keys import OWNER, Key, KeyRing
+from onsil.serving.keys import REMOVED, Key, KeyRing
 
 FILE = "budgets"
 DAY = 86_400
@@ -170,10 +170,9 @@ class Budgets:
 
     def _key(self, owner: str) -> Key | None:
         """The key of an owner; None for the workspace's own. Raises Refused where it is no more."""
-        key = self.ring.of(owner)
-        if key is None and owner != OWNER:
-            raise Refused(401, "The key this came with was removed.", "authentication_error")
-        return key
+        if not self.ring.knows(owner):
+            raise Refused(401, REMOVED, "authentication_error")
+        return self.ring.of(owner)
 
     def _refuse_unlimited(self, owner: str) -> None:
         """Raises Refused for a key whose tokens a day could not be counted here."""

@@ -97,12 +97,14 @@ class Work:
 
     def _asked(self, owner: str, endpoint: str, body: dict[str, Any]) -> Reply:
         """What a door says, from a thread of a worker's; on the owner's budget. Raises Later where
-        that is used up for now."""
+        that is used up for now, NoRetry where the owner's key is no more."""
         assert self.loop is not None
         wanted = post(self.doors(), endpoint, body | {"stream": False}, owner)
         reply = asyncio.run_coroutine_threadsafe(wanted, self.loop).result()
         if reply.status == 429:
             raise Later(reply.message, reply.wait)
+        if reply.status == 401:
+            raise NoRetry(reply.message)
         return reply
 
     def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
