@@ -253,6 +253,22 @@ def test_work_of_a_key_that_is_removed_ends(served):
         assert sum(store.checkpoint_counts(job.id)) < 10
 
 
+def test_a_job_for_a_damaged_model_is_not_tried_for_ever(served):
+    ws = Workspace(served.home)
+    version = ws.register("pen", made := random_pen(ws, vocabulary=600, context=128))
+    weights = next(made.path.glob("*.safetensors"))
+    weights.chmod(0o600)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    ws.set_alias("pen", "champion", "v1")
+    asked = {"kind": "chat.completions", "input": CHAT | {"model": f"pen@{version}"}}
+    with served.client() as client:
+        job = client.post("/v1/jobs", json=asked | {"max_attempts": 2}).json()["id"]
+        path = f"/v1/jobs/{job}"
+        ended = until(lambda: told if (told := client.get(path).json())["error"] else None)
+        ended = until(lambda: told if (told := client.get(path).json())["finished_at"] else None)
+    assert ended["attempts"] == 2 and "damaged" in ended["error"]["message"]
+
+
 def test_the_official_client_runs_a_batch(served):
     with openai.OpenAI(base_url=f"{served.address}/v1", api_key=key_of(served.home)) as official:
         file = official.files.create(file=("in.jsonl", batch_file(5)), purpose="batch")

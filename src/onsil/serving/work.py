@@ -113,8 +113,8 @@ class Work:
         return reply.status, reply.json
 
     def _job(self, endpoint: str, claimed: Claimed) -> Any:
-        """The answer of a door. Raises NoRetry for what would be refused again, Later where the
-        owner's budget or the server's is used up for now."""
+        """The answer of a door. Raises NoRetry for what would be refused again, Later for what was
+        turned away: a full house is no failed attempt, a damaged model is one."""
         body = claimed.payload if isinstance(claimed.payload, dict) else {}
         found = claimed.checkpoints()
         if "model" not in found and isinstance(body.get("model"), str):
@@ -128,4 +128,6 @@ class Work:
             return reply.json
         if reply.status != 503:
             raise NoRetry(reply.message)
-        raise Later(reply.message, reply.wait)
+        if reply.json["error"]["type"] == "overloaded":
+            raise Later(reply.message, reply.wait)
+        raise RuntimeError(reply.message)
