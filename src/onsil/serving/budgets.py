@@ -199,7 +199,7 @@ class Budgets:
         tokens are limited has no business at the doors `uncounted`, which do not count any."""
 
         async def budgeted(scope: Scope, receive: Receive, send: Send) -> None:
-            if not _counted(scope):
+            if not _counted(scope, uncounted):
                 return await app(scope, receive, send)
             state = scope["state"]
             try:
@@ -226,12 +226,13 @@ class Budgets:
         return budgeted
 
 
-def _counted(scope: Scope) -> bool:
+def _counted(scope: Scope, doors: Collection[str]) -> bool:
     """Whether a request is one of those that are limited: not a look at a page or at what goes on,
-    and not the end of what costs more."""
+    and not the end of what costs more, unless one of the `doors` is called so."""
     if scope["type"] != "http" or scope["path"] in PUBLIC:
         return False
-    if scope["method"] == "DELETE" or scope["path"].endswith("/cancel"):
+    ends = scope["method"] == "DELETE" or scope["path"].endswith("/cancel")
+    if ends and scope["path"] not in doors:
         return False
     return scope["method"] == "POST" or scope["path"].startswith("/v1/")
 
