@@ -1,5 +1,6 @@
 """Keys and budgets: who may ask, how much, and what a refusal says."""
 
+import asyncio
 import json
 import os
 import stat
@@ -12,12 +13,14 @@ import httpx
 import openai
 import pytest
 from served import grow_small, server
+from starlette.types import Message, Receive, Scope, Send
 
 from onsil.errors import OnsilError
 from onsil.serving import keys
 from onsil.serving.access import Access
 from onsil.serving.budgets import DAY, RECORD, Budgets, spell
 from onsil.serving.keys import KeyRing, add_key, list_keys, remove_key
+from onsil.serving.request_log import observation
 
 NOON = 20_000 * DAY + DAY / 2
 ASKED = {"model": "desk", "messages": [{"role": "user", "content": "연차는 며칠까지 이월되나요?"}]}
@@ -211,6 +214,52 @@ def test_durations_are_spelled_as_openai_spells_them(seconds, said):
 
 
 # -- at the door ----------------------------------------------------------------------------------
+
+
+def asked(b: Budgets, owner: str, method: str, path: str, doors: tuple[str, ...] = ()) -> int:
+    """The status of a request that the guard let through, whose answer takes ten tokens."""
+    said = []
+
+    async def door(scope: Scope, receive: Receive, send: Send) -> None:
+        observation(scope).prompt_tokens = 10
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Message) -> None:
+        said.append(message.get("status"))
+
+    scope = {"type": "http", "method": method, "path": path, "state": {"owner": owner}}
+    observation(scope)
+    asyncio.run(b.around(door, doors)(scope, asyncio.Queue[Message]().get, send))
+    return said[0]
+
+
+def test_whatever_is_asked_is_limited_and_looking_and_ending_are_not(ws):
+    add_key(ws, "kim", requests_per_minute=1)
+    b, kim = budgets(ws, [NOON]), owner(ws)
+    doors = ("/ask", "/v1/orders/cancel")
+    assert asked(b, kim, "POST", "/ask", doors) == 200
+    limited = [("POST", "/ask"), ("POST", "/v1/orders/cancel"), ("GET", "/v1/models")]
+    assert [asked(b, kim, *each, doors) for each in limited] == [429] * 3
+    free = [("GET", "/"), ("GET", "/metrics"), ("GET", "/health"), ("DELETE", "/v1/jobs/job_1")]
+    free += [("POST", "/v1/batches/batch_1/cancel"), ("POST", "/jobs/job_1/cancel")]
+    assert [asked(b, kim, *each, doors) for each in free] == [200] * len(free)
+
+
+def test_a_key_whose_tokens_are_limited_is_refused_where_none_are_counted(ws):
+    add_key(ws, "kim", tokens_per_day=10)
+    b, kim = budgets(ws, [NOON]), owner(ws)
+    assert asked(b, kim, "POST", "/ask", ("/ask",)) == 403
+    assert asked(b, kim, "POST", "/v1/completions", ("/ask",)) == 200
+    assert asked(b, kim, "POST", "/v1/completions", ("/ask",)) == 429
+
+
+def test_nothing_is_asked_on_a_key_that_was_removed(ws):
+    add_key(ws, "kim")
+    b, kim = budgets(ws, [NOON]), owner(ws)
+    assert asked(b, kim, "POST", "/v1/completions") == 200
+    remove_key(ws, "kim")
+    assert asked(b, kim, "POST", "/v1/completions") == 401
+    assert asked(b, keys.OWNER, "POST", "/v1/completions") == 200
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,8 @@ def test_a_key_that_can_be_guessed(ws, monkeypatch, key):
 def test_a_key_that_no_header_carries(ws, monkeypatch):
     monkeypatch.setenv("ONSIL_KEY", "우리회사문서서버비밀열쇠입니다2026")
     assert "$ONSIL_KEY holds '우'" in refused(ws)
+    monkeypatch.setenv("ONSIL_KEY", f"{GOOD} {GOOD}")
+    assert "$ONSIL_KEY holds ' '" in refused(ws)
 
 
 def test_keys_without_limits_are_told_and_a_damaged_list_is_refused(ws):

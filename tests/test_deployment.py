@@ -24,6 +24,7 @@ from onsil.lineage import Workspace
 from onsil.serving.commands import placed
 from onsil.serving.deployed import read_deployment
 from onsil.serving.deployment import App
+from onsil.serving.keys import add_key, list_keys, remove_key
 from onsil.serving.operations import LOG
 from onsil.serving.request_log import read_lines
 
@@ -250,6 +251,31 @@ async def test_a_job_that_is_cancelled_ends(app):
             await asyncio.sleep(0.02)
         await client.delete(path)
         assert (await done(client, path))["status"] == "cancelled" and ended == ["cancelled"]
+
+
+@running
+async def test_a_job_whose_key_was_removed_while_it_waited_is_not_worked_at(app, home):
+    asked: list[Any] = []
+
+    def work(value: Any) -> Any:
+        asked.append(value)
+        if len(asked) == 1:
+            raise ValueError("not yet")
+        return value
+
+    app.jobs("/v1/jobs", step(work))
+    add_key(home, "kim")
+    (kim,) = (key.owner for key in list_keys(home))
+    async with client_of(app):
+        store = app._store
+        assert store is not None
+        made = store.submit(kim, None, "/v1/jobs", {}, fingerprint="")
+        while not asked:
+            await asyncio.sleep(0.02)
+        remove_key(home, "kim")
+        while not (job := store.get(kim, made.id)).closed:
+            await asyncio.sleep(0.05)
+    assert job.error is not None and "was removed" in job.error["message"] and len(asked) == 1
 
 
 @running

@@ -14,7 +14,7 @@ from job_stores import until, working
 from jobs_child import handlers
 
 from onsil.serving.guard import Refused
-from onsil.serving.jobs import Claimed
+from onsil.serving.jobs import Claimed, Later, NoRetry
 from onsil.serving.jobs.answering import TRIES, BatchHandler
 from onsil.serving.jobs.batches import Batches
 
@@ -239,3 +239,48 @@ def test_a_busy_server_is_asked_again_and_a_coroutine_may_answer(store, files, m
     with working(store, {"batch": BatchHandler(store, files, answer)}):
         until(lambda: batches.get("kim", made["id"])["status"] == "completed")
     assert tries == 3 and batches.get("kim", made["id"])["request_counts"]["completed"] == 2
+
+
+def test_a_batch_whose_owner_must_wait_steps_aside_and_loses_no_line(client, store, files):
+    """However often: what was turned away is not taken for what ended its worker."""
+    asked_for, turned, other = [], 0, threading.Event()
+
+    def answer(owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+        nonlocal turned
+        asked_for.append(body["input"])
+        if body["input"] == "text 9":
+            other.set()
+        elif body["input"] == "text 1":
+            time.sleep(0.1)  # still being answered when the next one is turned away
+        elif body["input"] == "text 2" and turned < TRIES + 3:
+            turned += 1
+            raise Later("the budget is used up", 0.1 if other.is_set() else 3.0)
+        return 200, {}
+
+    asked = new_batch(client, spelled(*(line(n) for n in range(1, 8))))
+    behind = new_batch(client, spelled(line(9)))
+    with working(store, {"batch": BatchHandler(store, files, answer)}):
+        until(lambda: client.batches.retrieve(behind.id).status == "completed")
+        job = store.get("kim", asked.id.replace("batch_", "job_"))
+        assert (job.state, job.attempts) == ("ready", 0)
+        assert client.batches.retrieve(asked.id).status == "in_progress"
+        until(lambda: client.batches.retrieve(asked.id).status == "completed")
+    found = client.batches.retrieve(asked.id)
+    assert found.request_counts.model_dump() == {"total": 7, "completed": 7, "failed": 0}
+    assert turned == TRIES + 3 and asked_for.count("text 1") == 1
+
+
+def test_a_batch_whose_key_is_gone_fails_as_a_whole(client, store, files):
+    def answer(owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if body["input"] == "text 2":
+            raise NoRetry("Its key was removed.")
+        return 200, {}
+
+    made = new_batch(client, spelled(*(line(n) for n in range(1, 8))))
+    with working(store, {"batch": BatchHandler(store, files, answer, at_once=1)}):
+        until(lambda: client.batches.retrieve(made.id).status == "failed")
+    found = client.batches.retrieve(made.id)
+    assert "removed" in found.errors.data[0].message
+    assert found.request_counts.completed == 1 and found.output_file_id
+    rest = rows(client, found.error_file_id)
+    assert {row["error"]["code"] for row in rest} == {"batch_dead"} and len(rest) == 6

@@ -35,7 +35,6 @@ CHAT = {
 
 
 JOB = {"kind": "chat.completions", "input": CHAT}
-LINES = "select value from checkpoints where job = ? and substr(unit, 1, 5) = 'line:'"
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +238,7 @@ def kept(home: Path) -> Iterator[Callable[[str], str]]:
 
 
 def test_work_of_a_key_that_is_removed_ends(served):
+    """A batch as a whole: the lines that were answered are kept, the others are not asked."""
     gone = add_key(served.home, "gone", requests_per_minute=6)
     with served.client(gone) as client:
         new_batch(client, 40)
@@ -246,18 +246,27 @@ def test_work_of_a_key_that_is_removed_ends(served):
     owner = next(key.owner for key in list_keys(served.home) if key.name == "gone")
     remove_key(served.home, "gone")
     with closing(open_store(served.home / "jobs/jobs.db")) as store:
+        (job,) = store.listed(owner, ["batch"])
+        until(lambda: store.get(owner, job.id).closed or None)
+        ended = store.get(owner, job.id)
+        assert ended.state == "dead" and "was removed" in ended.error["message"]
+        assert sum(store.checkpoint_counts(job.id)) < 10
 
-        def ended() -> list[str] | None:
-            with store.database.reading() as run:
-                (job,) = run("select id, state from jobs where kind = 'batch' and owner = ?", owner)
-                return (
-                    [row["value"] for row in run(LINES, job["id"])]
-                    if job["state"] == "done"
-                    else None
-                )
 
-        lines = until(ended)
-    assert len(lines) == 40 and sum("was removed" in line for line in lines) > 20
+def test_a_job_for_a_damaged_model_is_not_tried_for_ever(served):
+    ws = Workspace(served.home)
+    version = ws.register("pen", made := random_pen(ws, vocabulary=600, context=128))
+    weights = next(made.path.glob("*.safetensors"))
+    weights.chmod(0o600)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    ws.set_alias("pen", "champion", "v1")
+    asked = {"kind": "chat.completions", "input": CHAT | {"model": f"pen@{version}"}}
+    with served.client() as client:
+        job = client.post("/v1/jobs", json=asked | {"max_attempts": 2}).json()["id"]
+        path = f"/v1/jobs/{job}"
+        ended = until(lambda: told if (told := client.get(path).json())["error"] else None)
+        ended = until(lambda: told if (told := client.get(path).json())["finished_at"] else None)
+    assert ended["attempts"] == 2 and "damaged" in ended["error"]["message"]
 
 
 def test_the_official_client_runs_a_batch(served):

@@ -141,18 +141,26 @@ def test_what_was_drawn_is_drawn_again(keeping, monkeypatch):
     assert not again.same and again.now == said[1]
 
 
-def test_a_replay_says_when_the_bytes_are_others(ws):
+def test_a_replay_says_when_the_bytes_are_others(ws, monkeypatch):
     row = {
         "id": "x", "model": "desk@v1", "path": DOOR, "request": body(), "masked": 0,
         "digest": ws.resolve("desk")[2].digest, "answer": "6일까지", "sha256": "0" * 64,
     }  # fmt: skip
+    odd = row | {"id": "z", "answer": "6일\x1b]0;owned\x07\nreq-1 good"}
     path = ws.root / PREDICTIONS
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in (row, row | {"id": "y", "digest": "d"})))
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in (row, odd, row | {"id": "y", "digest": "d"}))
+    )
     again = asyncio.run(replay(ws, logged(ws, "x"), doors(ws)))
     assert not again.same and again.before == "6일까지" != again.now
     with pytest.raises(OnsilError, match="no longer kept"):
         asyncio.run(replay(ws, logged(ws, "y"), doors(ws)))
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    typed = CliRunner().invoke(cli, ["replay", "z"])
+    _, before, now = typed.output.splitlines()
+    assert typed.exit_code == 1 and typed.output.replace("\n", "").isprintable()
+    assert before.startswith("- 6일") and now.startswith("+ ")
 
 
 def test_masking_reaches_every_text_and_key():

@@ -243,6 +243,23 @@ def test_the_link_works_once_and_sets_the_one_cookie_which_needs_an_origin_to_wr
         assert [a.headers.get_list("set-cookie") for a in answers] == [[]] * len(answers)
 
 
+def test_the_page_works_by_the_name_that_a_proxy_has(home):
+    """The proxy speaks TLS at the usual port; it may keep `Host` or put this address there."""
+    with server(home, "--hostname", "ask.example.kr") as (address, link), httpx.Client() as browser:
+        named = {"Host": "ask.example.kr"}
+        signed = browser.get(link, headers=named | {"X-Forwarded-Proto": "https"})
+        (given,) = signed.headers.get_list("set-cookie")
+        assert signed.status_code == 303 and "Secure" in given.split("; ")
+        cookie = {"Cookie": given.partition(";")[0]}
+        door = f"{address}/v1/chat/completions"
+        mine = cookie | {"Origin": "https://ask.example.kr"}
+        for host in (named, {"Host": f"ask.example.kr:{address.rpartition(':')[2]}"}, {}):
+            assert httpx.post(door, json=body(), headers=mine | host).status_code == 200
+        for other in ("https://example.kr", "https://ask.example.kr.evil.kr", "https://localhost"):
+            refused(httpx.post(door, json=body(), headers=mine | {"Origin": other}), 403)
+        refused(httpx.get(address, headers=cookie | {"Host": "evil.kr"}), 421)
+
+
 def test_two_servers_of_one_machine_leave_each_other_signed_in(home):
     with server(home) as (one, link), server(home) as (two, other), httpx.Client() as browser:
         assert [browser.get(at).status_code for at in (link, other)] == [303, 303]

@@ -28,7 +28,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsil.serving.guard import PUBLIC, Refused, refuse
-from onsil.serving.keys import OWNER, Key, KeyRing
+from onsil.serving.keys import REMOVED, Key, KeyRing
 
 FILE = "budgets"
 DAY = 86_400
@@ -170,10 +170,9 @@ class Budgets:
 
     def _key(self, owner: str) -> Key | None:
         """The key of an owner; None for the workspace's own. Raises Refused where it is no more."""
-        key = self.ring.of(owner)
-        if key is None and owner != OWNER:
-            raise Refused(401, "The key this came with was removed.", "authentication_error")
-        return key
+        if not self.ring.knows(owner):
+            raise Refused(401, REMOVED, "authentication_error")
+        return self.ring.of(owner)
 
     def _refuse_unlimited(self, owner: str) -> None:
         """Raises Refused for a key whose tokens a day could not be counted here."""
@@ -200,7 +199,7 @@ class Budgets:
         tokens are limited has no business at the doors `uncounted`, which do not count any."""
 
         async def budgeted(scope: Scope, receive: Receive, send: Send) -> None:
-            if not _counted(scope):
+            if not _counted(scope, uncounted):
                 return await app(scope, receive, send)
             state = scope["state"]
             try:
@@ -227,12 +226,13 @@ class Budgets:
         return budgeted
 
 
-def _counted(scope: Scope) -> bool:
+def _counted(scope: Scope, doors: Collection[str]) -> bool:
     """Whether a request is one of those that are limited: not a look at a page or at what goes on,
-    and not the end of what costs more."""
+    and not the end of what costs more, unless one of the `doors` is called so."""
     if scope["type"] != "http" or scope["path"] in PUBLIC:
         return False
-    if scope["method"] == "DELETE" or scope["path"].endswith("/cancel"):
+    ends = scope["method"] == "DELETE" or scope["path"].endswith("/cancel")
+    if ends and scope["path"] not in doors:
         return False
     return scope["method"] == "POST" or scope["path"].startswith("/v1/")
 

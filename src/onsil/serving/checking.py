@@ -164,7 +164,7 @@ def _of(error: OnsilError) -> Finding:
 def _key(ws: Workspace) -> Iterator[Finding]:
     chosen, path = given_key(), ws.root / "key"
     key = chosen or (path.read_text().strip() if path.exists() else "")
-    if chosen and not chosen.isascii():
+    if not all("!" <= c <= "~" for c in chosen):
         try:
             fit_key(chosen)
         except OnsilError as e:

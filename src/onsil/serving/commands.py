@@ -196,7 +196,8 @@ def replay(
         typer.echo(say(f"The same bytes from {made}.", f"{made}의 답이 그대로입니다."))
         return
     typer.echo(say(f"Another answer from {made}:", f"{made}의 답이 달라졌습니다:"))
-    typer.echo(f"- {found.before}\n+ {found.now}")
+    for mark, text in (("-", found.before), ("+", found.now)):
+        typer.echo(f"{mark} {on_one_line(text)}")
     raise typer.Exit(1)
 
 

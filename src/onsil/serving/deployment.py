@@ -51,6 +51,7 @@ from onsil.serving.jobs.files import FileStore
 from onsil.serving.jobs.keeping import DAYS
 from onsil.serving.jobs.routes import ATTEMPTS, body_of, job_routes
 from onsil.serving.jobs.webhooks import Webhooks
+from onsil.serving.keys import REMOVED, KeyRing
 from onsil.serving.openapi import COMPARISONS, document, graph_door, job_doors
 from onsil.serving.refusals import answered, logged, refusal, refused
 from onsil.serving.request_log import observation
@@ -350,9 +351,11 @@ class App:
     # ── work that outlives its request ──────────────────────────────────────────────────────────
 
     def _job(self, entry: Queued) -> Callable[[Claimed], Json]:
-        graph = self._graphs[entry.node]
+        graph, ring = self._graphs[entry.node], KeyRing(self.ws.root)
 
         def attempt(claimed: Claimed) -> Json:
+            if not ring.knows(claimed.owner):
+                raise NoRetry(REMOVED)
             deadline = time.monotonic() + entry.timeout
             how: dict[str, Any] = {"deadline": deadline, "request_id": claimed.id}
             try:

@@ -27,6 +27,7 @@ from onsil.lineage.spelling import write_atomically
 FILE = "keys.json"
 NAME = re.compile(r"[a-z0-9._-]{1,64}")
 OWNER = "owner"  # of the workspace's own key
+REMOVED = "The key this came with was removed."
 log = logging.getLogger("onsil.serving")
 
 
@@ -198,3 +199,7 @@ class KeyRing:
     def of(self, owner: str) -> Key | None:
         """The key of an owner's id; None for the workspace's owner and for nobody."""
         return next((key for key in self.keys() if key.owner == owner), None)
+
+    def knows(self, owner: str) -> bool:
+        """Whether an owner may still ask: not when the key was removed."""
+        return owner == OWNER or self.of(owner) is not None

@@ -3,7 +3,7 @@
 A job's input is the body of a door (`chat.completions`, `responses` …), answered by that door from
 within, so that later and now are one and the same answer. The model is pinned when the job is
 first begun: what is tried again is tried with the same one. A server works at its own jobs in a
-thread and at batches in others; with `--jobs postgresql://…` several servers share the work.
+thread and at batches in another; with `--jobs postgresql://…` several servers share the work.
 """
 
 import asyncio
@@ -34,8 +34,6 @@ KINDS = {
     "responses": "/v1/responses",
 }
 LEASE = 10.0  # seconds until what a killed server was at is taken up again
-LATER = (429, 503)  # turned away for now
-BATCHES = 4  # at work at once: one that waits for its owner's budget holds up no other
 
 
 class Work:
@@ -59,7 +57,7 @@ class Work:
         batches = BatchHandler(self.store, self.files, self._answer, pinned)
         self.workers = [
             Worker(self.store, handlers, LEASE, days=keep_days),
-            Worker(self.store, {KIND: batches}, LEASE, BATCHES, days=keep_days),
+            Worker(self.store, {KIND: batches}, LEASE, days=keep_days),
         ]
         self.webhooks = Webhooks(self.store, secret, webhook_hosts)
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -98,10 +96,16 @@ class Work:
             return ""
 
     def _asked(self, owner: str, endpoint: str, body: dict[str, Any]) -> Reply:
-        """What a door says, from a thread of a worker's; on the owner's budget."""
+        """What a door says, from a thread of a worker's; on the owner's budget. Raises Later where
+        that is used up for now, NoRetry where the owner's key is no more."""
         assert self.loop is not None
         wanted = post(self.doors(), endpoint, body | {"stream": False}, owner)
-        return asyncio.run_coroutine_threadsafe(wanted, self.loop).result()
+        reply = asyncio.run_coroutine_threadsafe(wanted, self.loop).result()
+        if reply.status == 429:
+            raise Later(reply.message, reply.wait)
+        if reply.status == 401:
+            raise NoRetry(reply.message)
+        return reply
 
     def _answer(self, owner: str, endpoint: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and body of a door, for a line of a batch."""
@@ -109,8 +113,8 @@ class Work:
         return reply.status, reply.json
 
     def _job(self, endpoint: str, claimed: Claimed) -> Any:
-        """The answer of a door. Raises NoRetry for what would be refused again, Later where the
-        owner's budget or the server's is used up for now."""
+        """The answer of a door. Raises NoRetry for what would be refused again, Later for what was
+        turned away: a full house is no failed attempt, a damaged model is one."""
         body = claimed.payload if isinstance(claimed.payload, dict) else {}
         found = claimed.checkpoints()
         if "model" not in found and isinstance(body.get("model"), str):
@@ -122,6 +126,8 @@ class Work:
         reply = self._asked(claimed.owner, endpoint, body | {"model": found.get("model", "")})
         if reply.status < 400:
             return reply.json
-        if reply.status in LATER:
-            raise Later(reply.message, max(1.0, reply.wait))
-        raise NoRetry(reply.message)
+        if reply.status != 503:
+            raise NoRetry(reply.message)
+        if reply.json["error"]["type"] == "overloaded":
+            raise Later(reply.message, reply.wait)
+        raise RuntimeError(reply.message)

@@ -8,6 +8,9 @@ others.
 A line that takes its worker down with it would stop the batch for ever. So an attempt that follows
 another first writes down which line it begins with and goes line by line for a while; one that was
 begun with `TRIES` times and never ended is answered with an error.
+
+A batch whose owner's budget is used up (`Later`) is given back until it makes sense to ask again,
+which counts as no attempt: others are worked at meanwhile.
 """
 
 import asyncio
@@ -16,12 +19,13 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from onsil.serving.guard import Refused
 from onsil.serving.jobs.files import FileStore
-from onsil.serving.jobs.job import Cancelled, DamagedFile, Json, NoRetry, Unknown
+from onsil.serving.jobs.job import Cancelled, DamagedFile, Json, Later, NoRetry, Unknown
 from onsil.serving.jobs.lines import (
     PREFIX,
     Line,
@@ -36,7 +40,7 @@ from onsil.serving.jobs.worker import Claimed
 
 MOST_LINES, MOST_ERRORS, TRIES = 50_000, 20, 3
 PATIENCE, LONGEST_PAUSE = 600.0, 5.0  # seconds: that a busy server is asked again, between two
-BUSY = (429, 503)
+BUSY = 503
 
 Answer = Callable[[str, str, dict[str, Any]], tuple[int, Json] | Awaitable[tuple[int, Json]]]
 Resolve = Callable[[str], str]
@@ -44,9 +48,9 @@ Resolve = Callable[[str], str]
 
 class BatchHandler:
     """The handler of kind `batch`. `answer(owner, endpoint, body)` gives a status and a body (or
-    raises Refused) and may be a coroutine function; several threads call it. `resolve` turns a
-    model's reference into one that never means another model; `at_once` lines are in the making at
-    any time."""
+    raises Refused; Later and NoRetry for what concerns the whole batch) and may be a coroutine
+    function; several threads call it. `resolve` turns a model's reference into one that never means
+    another model; `at_once` lines are in the making at any time."""
 
     def __init__(
         self,
@@ -116,10 +120,10 @@ class BatchHandler:
                 models[model] = model
 
     def _answer_lines(self, claimed: Claimed, lines: Iterator[Line]) -> None:
-        """Raises Cancelled when it should come to an end."""
+        """Raises Cancelled when it should come to an end, Later when it should go on then."""
         done = {unit for unit, _ in self.store.each_checkpoint(claimed.id, PREFIX)}
         left = (line for line in lines if line.unit not in done)
-        if claimed.fence > 1:
+        if claimed.job.attempts > 1:
             left = self._carefully(claimed, left)
         pool = ThreadPoolExecutor(self.at_once, thread_name_prefix="line")
         asked: dict[Future[dict[str, Any]], Line] = {}
@@ -130,6 +134,11 @@ class BatchHandler:
                     self._record_some(claimed, asked)
             while asked:
                 self._record_some(claimed, asked)
+        except Later:
+            for future, line in asked.items():  # what else is being answered is not asked again
+                with suppress(Later):
+                    self._record(claimed, line, future.result())
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -142,7 +151,7 @@ class BatchHandler:
             refused = Refused(500, "This request ended its worker.", "server_error", code="crashed")
             self._record(claimed, first, answered(first, 500, json.loads(refused.body())))
         else:
-            claimed.checkpoint(f"begun:{claimed.fence:012d}", first.number)
+            claimed.checkpoint(f"begun:{claimed.job.attempts:012d}", first.number)
             self._record(claimed, first, self._asked(claimed, first))
         for _ in range(self.at_once):
             if (line := next(left, None)) is not None:
@@ -167,7 +176,7 @@ class BatchHandler:
         until, pause = time.monotonic() + PATIENCE, 0.5
         while True:
             status, body = self._answered(claimed, line.body)
-            if status not in BUSY or time.monotonic() + pause > until:
+            if status != BUSY or time.monotonic() + pause > until:
                 return answered(line, status, body)
             if claimed.cancelled():
                 raise Cancelled
