@@ -71,3 +71,65 @@ def test_a_killed_process_holds_nothing(tmp_path, child):
     child.kill()
     child.wait()
     assert len(collect_garbage(Workspace(tmp_path / "ws"), delete=True)["objects"]) == 1
+
+
+MADE = {"bytes": "one"}
+
+
+@stage(version=1)
+def flower(*, out, run):
+    (out / "a").write_text(MADE["bytes"])
+
+
+@stage(version=1)
+def bouquet(*, of, out, run):
+    (out / "a").write_text((of / "a").read_text())
+
+
+def test_what_a_named_model_was_made_from_stays_when_it_is_made_anew(tmp_path, monkeypatch, capsys):
+    """Another processor gives other bytes: those that a version names and used are kept."""
+    ws = Workspace(tmp_path / "ws")
+    first = flower(ws)
+    made = bouquet(ws, of=first)
+    ws.register("desk", made)
+    (ws.root / "records" / f"{first.key}.json").write_text("{")
+    monkeypatch.setitem(MADE, "bytes", "two")
+    second = flower(ws)
+    assert second.key == first.key and second.digest != first.digest
+    lost = weed(ws)
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    ws._let_go()
+    assert run(monkeypatch, "gc", "--delete") == 0
+    assert ws.is_whole(made) and ws.is_whole(first) and not lost.path.exists()
+    capsys.readouterr()
+    assert run(monkeypatch, "verify", "desk") == 1 and "changed" in capsys.readouterr().out
+
+
+def test_the_bytes_that_a_name_holds_are_kept_and_looked_at(tmp_path, monkeypatch, capsys):
+    ws = Workspace(tmp_path / "ws")
+    monkeypatch.setitem(MADE, "bytes", "one")
+    made = flower(ws)
+    ws.register("desk", made)
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    assert run(monkeypatch, "verify", "desk") == 0
+    (ws.root / "records" / f"{made.key}.json").write_text("{")
+    monkeypatch.setitem(MADE, "bytes", "two")
+    assert flower(ws).digest != made.digest
+    ws._let_go()
+    assert run(monkeypatch, "gc", "--delete") == 0 and ws.is_whole(made)
+    capsys.readouterr()
+    assert run(monkeypatch, "verify", "desk") == 1 and made.digest[:12] in capsys.readouterr().out
+
+
+def test_files_that_are_no_versions_and_records_that_lack_fields(tmp_path, monkeypatch, capsys):
+    ws = Workspace(tmp_path / "ws")
+    made = flower(ws)
+    ws.register("desk", made)
+    (ws.root / "names/desk/v1 (1).json").write_bytes((ws.root / "names/desk/v1.json").read_bytes())
+    assert list(ws.versions("desk")) == ["v1"]
+    record = ws.root / "records" / f"{made.key}.json"
+    record.write_text(f'{{"key": "{made.key}"}}')
+    assert ws.record(made.key) is None
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    assert run(monkeypatch, "verify", "desk") == 1
+    assert "no record" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Commands: parse, call one verb, print. Nothing here wakes torch unless a model has to think."""
 
 import errno
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from onsil.lineage import (
     unrecorded,
     verify,
 )
+from onsil.lineage.workspace import proper_name
 from onsil.serving import commands
 
 app = typer.Typer(
@@ -59,6 +61,7 @@ def grow_command(
     ] = None,
 ) -> None:
     """A folder of documents becomes a model you can ask. · 문서 폴더를 모델로 기릅니다."""
+    from onsil.documents.read import check_folder
     from onsil.evaluation.report import example_of, summary
     from onsil.grow import NO_BASE, grow
     from onsil.training.request import amount, read_plan, request
@@ -67,6 +70,8 @@ def grow_command(
     length = amount(tokens, "--tokens") if tokens is not None else None
     asked = request(minutes, weights, length, bool(plan), base not in (None, str(NO_BASE)))
     text = read_plan(plan) if plan else None
+    proper_name(name)
+    check_folder(folder)  # before a workspace is made for it
     ws = Workspace.found_or_new()
     start = Path(base) if base else None
     if start and start != NO_BASE and not start.exists():
@@ -274,7 +279,8 @@ def diff_command(a: Name, b: Name) -> None:
 def verify_command(name: Name, as_json: Json = False) -> None:
     """Re-hash a model and everything it was made from. · 다시 해시해 확인합니다."""
     ws = Workspace.find()
-    rows = verify(ws, ws.resolve(name)[2].key)
+    model = ws.resolve(name)[2]
+    rows = verify(ws, model.key, model.digest)
     if as_json:
         _print(rows)
     else:
@@ -355,7 +361,7 @@ def write_command(
     seed: Annotated[int, typer.Option(help="of the draw · 추첨 씨앗")] = 0,
 ) -> None:
     """The language model of a name goes on writing. · 언어 모델이 글을 이어 씁니다."""
-    from onsil.inference import Sampling, load_writer
+    from onsil.inference import Sampling, check_drawing, load_writer
     from onsil.models.checkpoint import load
 
     ws = Workspace.find()
@@ -363,9 +369,11 @@ def write_command(
     folder = ws.whole(model)
     own = (folder / "config.json").is_file()
     parts = (folder, folder) if own else (folder / "decoder", folder / "tokenizer")
+    how = Sampling(temperature, top_p, seed)
+    check_drawing(how, tokens)
     writer = load_writer(*parts, load)
     typer.echo(beginning, nl=False)
-    for piece in writer.write(beginning, tokens, Sampling(temperature, top_p, seed)):
+    for piece in writer.write(beginning, tokens, how):
         typer.echo(piece, nl=False)
     typer.echo("\n" + _notice(called, version))
 
@@ -437,20 +445,33 @@ DISK = {
         "쓸 수 없는 위치입니다: {}\n결과를 저장할 곳이 없습니다.\n"
         "$ONSIL_HOME을 쓸 수 있는 폴더로 지정해 주세요.",
     ),
+    errno.EACCES: (
+        "You may not read this, or not write here: {}\nThe system keeps it from this account.\n"
+        "Change its permissions, or set $ONSIL_HOME to a folder that is yours.",
+        "읽거나 쓸 권한이 없습니다: {}\n이 계정으로는 열 수 없는 위치입니다.\n"
+        "권한을 바꾸거나, $ONSIL_HOME을 본인 폴더로 지정해 주세요.",
+    ),
 }
-DISK[errno.EDQUOT] = DISK[errno.ENOSPC]
-DISK[errno.EACCES] = DISK[errno.EPERM] = DISK[errno.EROFS]
+DISK[errno.EDQUOT], DISK[errno.EPERM] = DISK[errno.ENOSPC], DISK[errno.EACCES]
+OTHER = (
+    "The system could not do it: {}\n{}\nSee that the path is right, then run it again.",
+    "시스템이 처리하지 못했습니다: {}\n{}\n경로가 맞는지 확인하고 다시 실행해 주세요.",
+)
 
 
 def main() -> None:
     """The `onsil` command: an expected error is three lines and exit code 1, never a trace."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Hangul shows «?», not a trace
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app(standalone_mode=True)
     except OnsilError as e:
         typer.echo(str(e), err=True)
         sys.exit(1)
     except OSError as e:
-        if (known := DISK.get(e.errno or 0)) is None:
-            raise
-        typer.echo(say(*(words.format(e.filename or "") for words in known)), err=True)
+        words = DISK.get(e.errno or 0, OTHER)
+        place = str(e.filename or "")
+        place = place if len(place) <= 200 else f"{place[:199]}…"
+        typer.echo(say(*(w.format(place, e.strerror or e) for w in words)), err=True)
         sys.exit(1)

@@ -84,13 +84,18 @@ def _told(documents: int, skipped: list[dict]) -> Iterator[str]:
         yield say(f"  and {more} more: see the report", f"  그 밖에 {more}건: 성적표에 있습니다")
 
 
-def scan(folder: Path) -> list[FileRef]:
-    """The files under `folder`, sorted by NFC path, each with the hash of its bytes."""
+def check_folder(folder: Path) -> dict[str, Path]:
+    """The files under a folder by path. Raises OnsilError where there is none of them, or it."""
     if not folder.is_dir():
         raise _no_folder(folder)
-    files = _files(folder)
-    if not files:
-        raise _empty(folder)
+    if files := _files(folder):
+        return files
+    raise _empty(folder)
+
+
+def scan(folder: Path) -> list[FileRef]:
+    """The files under `folder`, sorted by NFC path, each with the hash of its bytes."""
+    files = check_folder(folder)
     return [FileRef(path, _digest(file)) for path, file in sorted(files.items())]
 
 

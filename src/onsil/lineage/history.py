@@ -64,8 +64,9 @@ def no_record(ws: Workspace, key: str) -> OnsilError:
     )
 
 
-def verify(ws: Workspace, key: str) -> list[dict[str, Any]]:
+def verify(ws: Workspace, key: str, digest: str = "") -> list[dict[str, Any]]:
     """Re-hash a result and all its ancestors: one row each, `ok` true or false with the reason.
+    `digest` is what a name says that the result has.
 
     `missing`: the bytes are gone; `no record`: a record is, or cannot be read, and its key alone is
     known; `changed`: the bytes are not those that were made or used; `edited`: the record's stage,
@@ -83,6 +84,9 @@ def verify(ws: Workspace, key: str) -> list[dict[str, Any]]:
                 rows.append(_row(row | {"stage": found["stage"]}, "changed"))
     if not rows:
         rows.append(_row({"stage": "", "key": key, "object": ""}, "no record"))
+    elif digest and (record := ws.record(key)) and record["object"] != digest:
+        reason = "changed" if ws.artifact(digest).path.exists() else "missing"
+        rows.append(_row(record | {"object": digest}, reason))
     return list({(row["key"], row["object"], row["reason"]): row for row in rows}.values())
 
 
@@ -184,9 +188,11 @@ def collect_garbage(ws: Workspace, delete: bool) -> dict[str, list[str]]:
 
 def _garbage(ws: Workspace) -> dict[str, list[str]]:
     live: set[str] = set()
+    used: set[str] = set()  # what names and what they were made from hold, also if made anew since
     for name in ws.names():
         for entry in ws.versions(name).values():
             roots = [entry["key"]]
+            used.add(entry["object"])
             model = ws.artifact(entry["object"])
             roots += [
                 r["key"] for s in ("evaluate", "write_report") for r in children(ws, model, s)
@@ -194,8 +200,9 @@ def _garbage(ws: Workspace) -> dict[str, list[str]]:
             for root in roots:
                 if lost := unrecorded(ws, root):
                     raise no_record(ws, lost[0])
-                live |= {record["key"] for _, record in history(ws, root)}
-    live_objects = {r["object"] for r in ws.records() if r["key"] in live}
+                for _, record in history(ws, root):
+                    live.add(record["key"])
+                    used |= {record["object"], *(p["artifact"] for p in parents_of(record))}
     return {
         "records": sorted(
             p.stem for p in (ws.root / "records").glob("*.json") if p.stem not in live
@@ -203,7 +210,7 @@ def _garbage(ws: Workspace) -> dict[str, list[str]]:
         "objects": sorted(
             p.parent.name + p.name
             for p in (ws.root / "objects").glob("*/*")
-            if p.parent.name + p.name not in live_objects
+            if p.parent.name + p.name not in used
         ),
         "work": sorted(p.name for p in (ws.root / "work").iterdir()),
     }

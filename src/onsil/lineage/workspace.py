@@ -46,6 +46,7 @@ from onsil.lineage.spelling import (
 )
 
 FORMAT = "1"
+PROMISED = {"object", "stage", "version", "arguments", "notes", "ancestry", "code", "finished_at"}
 NAME = re.compile(r"[\w가-힣][\w가-힣.-]{0,63}")
 
 
@@ -141,8 +142,8 @@ class Workspace:
 
     def record(self, key: str) -> dict[str, Any] | None:
         """What made a result. A file that cannot be read is none: the stage runs again."""
-        found = _parsed(self.root / "records" / f"{key}.json")
-        return found if found and found.get("key") == key else None
+        found = _parsed(self.root / "records" / f"{key}.json") or {}
+        return found if found.get("key") == key and found.keys() >= PROMISED else None
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every record that can be read, in the order of their keys."""
@@ -284,6 +285,7 @@ class Workspace:
     def versions(self, name: str) -> dict[str, dict[str, Any]]:
         """`{version: entry}` of one name, oldest first. Raises OnsilError for a damaged file."""
         files = (self.root / "names" / name).glob("v*.json")
+        files = (path for path in files if path.stem[1:].isdecimal())  # «v1 (1).json» is no version
         ordered = sorted(files, key=lambda p: int(p.stem[1:]))
         entries = {p.stem: _parsed(p) or {} for p in ordered}
         for version, entry in entries.items():
