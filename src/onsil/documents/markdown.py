@@ -11,6 +11,7 @@ blocks, whose tags are dropped and whose text stays.
 
 import html
 import re
+from bisect import bisect_right
 
 from onsil.documents.text import decode
 from onsil.documents.types import Block
@@ -34,7 +35,7 @@ FOOTNOTE = re.compile(r" {0,3}\[\^[^\]]+\]:[ \t]*")
 CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 INLINE = (
-    (re.compile(r"\[\^[^\[\]\s]+\]"), ""),
+    (re.compile(r"\[\^\w+\]"), ""),
     (re.compile(r"!?\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\((?:[^()]|\([^()]*\))*\)"), r"\1"),
     (re.compile(r"!?\[([^\[\]]+)\]\[[^\[\]]*\]"), r"\1"),
     (re.compile(r"<((?:https?|mailto):[^<>\s]+)>"), r"\1"),
@@ -94,6 +95,7 @@ class _Blocks:
 
     def __init__(self, lines: list[str]):
         self.lines, self.blocks, self.open = lines, [], []
+        self.ends = [i for i, line in enumerate(lines) if "-->" in line]
         self.prose = True  # what is open is no item of a list
         self.quoted = False  # what is open was quoted
 
@@ -172,8 +174,8 @@ class _Blocks:
     def ending(self, i: int) -> int:
         """The line on which a comment that begins on line `i` ends; 0 for one that never does,
         which is text."""
-        ends = (k for k in range(i + 1, len(self.lines)) if "-->" in self.lines[k])
-        return next(ends, 0)
+        following = bisect_right(self.ends, i)
+        return self.ends[following] if following < len(self.ends) else 0
 
     def close(self, level: int = 0) -> None:
         """End the open paragraph; two trailing spaces or a backslash keep its line breaks."""

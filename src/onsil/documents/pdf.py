@@ -124,7 +124,7 @@ def _without_running(pages: list[list[Line]]) -> list[list[Line]]:
         int(line.text) - number
         for number, page in enumerate(trimmed)
         for line in {id(line): line for line in (*page[:1], *page[-1:])}.values()
-        if line.text.strip().isdecimal()
+        if line.text.strip().isdecimal() and PAGE_NUMBER.match(line.text.strip())
     )
     kept = []
     for number, page in enumerate(trimmed):
@@ -145,7 +145,7 @@ def _key(line: Line) -> str:
 
 
 def _numbers(line: Line) -> list[int]:
-    return [int(figures) for figures in re.findall(r"\d+", line.text)]
+    return [int(figures[:9]) for figures in re.findall(r"\d+", line.text)]
 
 
 def _returns(by_page: dict[int, list[int]]) -> bool:

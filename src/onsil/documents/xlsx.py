@@ -53,7 +53,7 @@ def _rows(sheet: Any, merged: list[tuple[int, int, int, int]]) -> list[tuple[lis
             for row in compress(rows[top - 1 : bottom], filled[top - 1 : bottom]):
                 row += [""] * (right - len(row))
                 row[left - 1 : right] = [text] * (right - left + 1)
-            whole |= {n for n in range(top - 1, bottom) if right > left}
+            whole |= set(range(top - 1, min(bottom, len(rows)))) if right > left else set()
     return [(row, n in whole and len({*filter(None, row)}) == 1) for n, row in enumerate(rows)]
 
 

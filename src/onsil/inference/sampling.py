@@ -56,7 +56,7 @@ def check_drawing(how: Sampling, tokens: int) -> None:
                 en=(
                     f"{name} {value} cannot be used.",
                     f"It lies outside of {range_}.",
-                    "Change it.",
+                    "Give another one and run it again.",
                 ),
                 ko=(
                     f"{name} {value}은(는) 쓸 수 없습니다.",

@@ -169,13 +169,15 @@ def _sections(document: Document) -> Iterator[tuple[str, str, str]]:
 
 def _cut(line: str) -> Iterator[str]:
     """A line in pieces of at most `LONGEST` characters, cut between words; a row of a table
-    between cells, each piece with the row's label."""
-    between, label = (" / ", line.partition(" · ")[0] + " · ") if is_row(line) else (" ", "")
+    between cells where it can be, each piece with the row's label."""
+    label = line.partition(" · ")[0] + " · " if is_row(line) else ""
+    label = label if 3 * len(label) <= LONGEST else ""  # a long one would fill every piece
+    marks = (" / ", " ") if label else (" ",)
     while len(line) > LONGEST:
-        at = line.rfind(between, len(label) + 1, LONGEST)
-        end, begun = (at, at + len(between)) if at > 0 else (LONGEST, LONGEST)
-        yield line[:end]
-        line = label * (at > 0) + line[begun:]
+        places = (line.rfind(mark, len(label) + 1, LONGEST) for mark in marks)
+        at = next((at for at in places if at > 0), LONGEST)
+        yield line[:at]
+        line = label + line[at:].removeprefix(" / ").lstrip()
     yield line
 
 
