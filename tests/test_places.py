@@ -90,6 +90,7 @@ def test_a_folder_nothing_can_be_written_in_is_three_lines(monkeypatch, capsys):
 def test_a_plan_that_cannot_be_read_is_three_lines(tmp_path, monkeypatch, capsys, plan):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_folder").mkdir()
+    (tmp_path / "a_folder/a.md").write_text("연차는 15일이다.")
     (tmp_path / "picture.json").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "list.json").write_text("[]")
     assert run(monkeypatch, "grow", "a_folder", "--name", "desk", "--plan", plan) == 1

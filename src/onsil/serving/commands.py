@@ -162,7 +162,7 @@ def add_key(
     """Make a key; it is shown this once. · 키를 만듭니다(한 번만 보입니다)."""
     from onsil.serving.keys import add_key as add
 
-    typer.echo(add(Workspace.find().root, name, requests_per_minute, tokens_per_day))
+    typer.echo(add(Workspace.found_or_new().root, name, requests_per_minute, tokens_per_day))
     typer.echo(
         say("Hand it over now: it is not shown again.", "다시 볼 수 없으니 지금 전해 주세요."),
         err=True,
