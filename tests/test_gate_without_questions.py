@@ -124,16 +124,20 @@ def scored(values: list[float]) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize(
-    ("trained", "by_people", "answers"),
+    ("trained", "control", "by_people", "answers"),
     [
-        ([0.6, 0.5] * 30, True, "verified_sentence"),  # better on every question
-        ([1.0, 0.05] * 30, True, "typed_sentence"),  # on average only
-        ([0.6, 0.5] * 30, False, "typed_sentence"),
-        ([0.3, 0.2] * 30, True, "typed_sentence"),
+        ([0.6, 0.5] * 30, 0.1, True, "verified_sentence"),  # better on every question
+        ([1.0, 0.05] * 30, 0.1, True, "typed_sentence"),  # on average only
+        ([0.6, 0.5] * 30, 0.1, False, "typed_sentence"),
+        ([0.3, 0.2] * 30, 0.1, True, "typed_sentence"),
+        ([0.6, 0.5] * 30, 0.55, True, "typed_sentence"),  # no better than with random weights
     ],
 )
-def test_a_trained_reader_answers_where_it_is_clear_of_those_without(trained, by_people, answers):
-    f1 = {name: [0.1] * 60 for name in (*NON_NEURAL, *NEURAL)}
+def test_a_trained_reader_answers_where_it_is_clear_of_those_without(
+    trained, control, by_people, answers
+):
+    names = (*NON_NEURAL, *NEURAL, *(f"{name}_random" for name in NEURAL))
+    f1 = {name: [0.1] * 60 for name in names} | {"verified_sentence_random": [control] * 60}
     f1 |= {"typed_sentence": [0.5, 0.4] * 30, "verified_sentence": trained}
     made = {name: scored(values) for name, values in f1.items()}
     cards, rows = ({name: one[n] for name, one in made.items()} for n in range(2))
