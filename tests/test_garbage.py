@@ -133,3 +133,26 @@ def test_files_that_are_no_versions_and_records_that_lack_fields(tmp_path, monke
     monkeypatch.setenv("ONSIL_HOME", str(ws.root))
     assert run(monkeypatch, "verify", "desk") == 1
     assert "no record" in capsys.readouterr().out
+
+
+def test_a_version_whose_record_cannot_be_made_again_can_be_given_up(tmp_path, monkeypatch, capsys):
+    """Its inputs have other bytes by now, so that to grow again makes another record."""
+    ws = Workspace(tmp_path / "ws")
+    monkeypatch.setitem(MADE, "bytes", "one")
+    first = flower(ws)
+    old = bouquet(ws, of=first)
+    ws.register("desk", old)
+    for lost in (first, old):
+        (ws.root / "records" / f"{lost.key}.json").unlink()
+    monkeypatch.setitem(MADE, "bytes", "two")
+    new = bouquet(ws, of=flower(ws))
+    ws.register("desk", new)
+    monkeypatch.setenv("ONSIL_HOME", str(ws.root))
+    ws._let_go()
+    assert run(monkeypatch, "gc", "--delete") == 1
+    entry = ws.root / "names/desk/v1.json"
+    said = capsys.readouterr().err
+    assert f"{old.key}.json" in said and f"give desk@v1 up and delete {entry}" in said
+    entry.unlink()
+    assert run(monkeypatch, "gc", "--delete") == 0
+    assert not old.path.exists() and ws.is_whole(new)

@@ -178,7 +178,9 @@ def report(name: Name) -> None:
     called, version, model = ws.resolve(name)
     card = next((r for _, r in history(ws, model.key) if r["stage"] == "evaluate"), None)
     if card is None:
-        raise no_record(ws, lost[0]) if (lost := unrecorded(ws, model.key)) else not_grown(called)
+        if lost := unrecorded(ws, model.key):
+            raise no_record(ws, lost[0], called, version)
+        raise not_grown(called)
     text = (ws.whole(ws.artifact(card["object"])) / "card.json").read_text(encoding="utf-8")
     typer.echo(summary(json.loads(text) | {"name": f"{called}@{version}"}))
     if page := page_of(ws, model, called):
@@ -235,7 +237,7 @@ def lineage(
             typer.echo(f"{key[:12]}  {node['stage']}")
         return
     ws = Workspace.find()
-    _, _, model = ws.resolve(target)
+    called, version, model = ws.resolve(target)
     rows = list(history(ws, model.key))
     changed, lost = drift(ws, model.key), unrecorded(ws, model.key)
     if as_json:
@@ -250,7 +252,7 @@ def lineage(
     for name in changed:
         typer.echo(say(f"source changed since: {name}", f"만든 뒤 소스가 바뀜: {name}"))
     for key in lost:
-        typer.echo(str(no_record(ws, key)), err=True)
+        typer.echo(str(no_record(ws, key, called, version)), err=True)
 
 
 def _listed(ws: Workspace, rows: list[tuple[int, dict]]) -> Iterator[tuple[str, Path]]:

@@ -47,19 +47,24 @@ def unrecorded(ws: Workspace, key: str) -> list[str]:
     return [key for _, key, record in _walk(ws, key) if key and record is None]
 
 
-def no_record(ws: Workspace, key: str) -> OnsilError:
-    """What is said where one of them is needed."""
+def no_record(ws: Workspace, key: str, name: str, version: str) -> OnsilError:
+    """What is said where one of them is needed for a version of a name. To grow again helps only
+    where everything upstream still has the same bytes: from others comes another key."""
     path = ws.root / "records" / f"{key}.json"
+    entry = ws.root / "names" / name / f"{version}.json"
     return OnsilError(
         en=(
             f"{path} is missing or damaged.",
-            "It says what a part of a model was made from, which nothing else here does.",
-            "Run `onsil grow` as before: only what is damaged is made again.",
+            f"It says what a part of {name}@{version} was made from, which nothing else here does.",
+            "Run `onsil grow` as before. If this is said again, it cannot be made any more: put it "
+            f"back from a backup, or give {name}@{version} up and delete {entry}.",
         ),
         ko=(
             f"{path}이(가) 없거나 손상되었습니다.",
-            "모델의 한 부분을 무엇으로 만들었는지는 이 기록에만 적혀 있습니다.",
-            "`onsil grow`를 전과 같이 실행하면 손상된 것만 다시 만듭니다.",
+            f"{name}@{version}의 한 부분을 무엇으로 만들었는지는 이 기록에만 적혀 있습니다.",
+            "`onsil grow`를 전과 같이 실행해 주세요. 그래도 이 말이 나오면 다시 만들 수 없는 "
+            f"기록입니다. 백업에서 되돌리거나, {name}@{version}을(를) 포기하고 {entry}을(를) "
+            "지워 주세요.",
         ),
     )
 
@@ -190,7 +195,7 @@ def _garbage(ws: Workspace) -> dict[str, list[str]]:
     live: set[str] = set()
     used: set[str] = set()  # what names and what they were made from hold, also if made anew since
     for name in ws.names():
-        for entry in ws.versions(name).values():
+        for version, entry in ws.versions(name).items():
             roots = [entry["key"]]
             used.add(entry["object"])
             model = ws.artifact(entry["object"])
@@ -199,7 +204,7 @@ def _garbage(ws: Workspace) -> dict[str, list[str]]:
             ]
             for root in roots:
                 if lost := unrecorded(ws, root):
-                    raise no_record(ws, lost[0])
+                    raise no_record(ws, lost[0], name, version)
                 for _, record in history(ws, root):
                     live.add(record["key"])
                     used |= {record["object"], *(p["artifact"] for p in parents_of(record))}
