@@ -220,6 +220,20 @@ def test_names_versions_and_aliases(ws):
     assert ws.resolve("규정봇@v2")[2] == two
 
 
+def test_a_champion_that_was_given_up_is_told(ws):
+    ws.register("규정봇", gather(ws, text="1"))
+    two = gather(ws, text="2")
+    ws.register("규정봇", two)
+    ws.set_alias("규정봇", "champion", "v1")
+    folder = ws.root / "names" / "규정봇"
+    (folder / "v1.json").unlink()
+    for called in ("규정봇", "규정봇@champion"):
+        with pytest.raises(OnsilError, match=r"aliases\.json names v1"):
+            ws.resolve(called)
+    (folder / "aliases.json").unlink()
+    assert ws.resolve("규정봇")[2] == two
+
+
 def test_an_unknown_name_names_the_near_one(ws):
     ws.register("규정봇", gather(ws, text="1"))
     with pytest.raises(OnsilError, match="규정보트") as e:

@@ -60,6 +60,21 @@ def damaged_version(path: Path) -> OnsilError:
     )
 
 
+def lost_version(path: Path, version: str) -> OnsilError:
+    return OnsilError(
+        en=(
+            f"{path} names {version}, which {path.parent.name} no longer has.",
+            "Without it a bare name could mean another version than before.",
+            "Delete the file: the newest version answers, until the next `onsil grow` chooses.",
+        ),
+        ko=(
+            f"{path}이(가) 가리키는 {version}이(가) {path.parent.name}에 더는 없습니다.",
+            "이 버전이 없으면 이름이 전과 다른 버전을 가리킬 수 있습니다.",
+            "파일을 지우면 가장 새 버전이 답하고, 다음 `onsil grow`가 대표를 다시 고릅니다.",
+        ),
+    )
+
+
 def damaged_aliases(path: Path) -> OnsilError:
     return OnsilError(
         en=(

@@ -33,7 +33,13 @@ from typing import Any
 
 from onsil.errors import OnsilError
 from onsil.lineage.machine import machine
-from onsil.lineage.refusals import damaged_aliases, damaged_version, no_folder, none_found
+from onsil.lineage.refusals import (
+    damaged_aliases,
+    damaged_version,
+    lost_version,
+    no_folder,
+    none_found,
+)
 from onsil.lineage.spelling import (
     Artifact,
     canonical,
@@ -339,6 +345,8 @@ class Workspace:
             )
         aliases = self.aliases(name)
         version = aliases.get(wanted or "champion", wanted or list(versions)[-1])
+        if version not in versions and version in aliases.values():
+            raise lost_version(self.root / "names" / name / "aliases.json", version)
         if version not in versions:
             choices = ", ".join([*versions, *aliases])
             raise OnsilError(
