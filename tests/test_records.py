@@ -10,6 +10,7 @@ import pytest
 from commands import run
 
 from onsil.errors import OnsilError
+from onsil.grow import outcome
 from onsil.lineage import Artifact, Workspace, affected, diff, stage, verify
 
 
@@ -89,6 +90,22 @@ def test_a_record_that_is_gone_is_told(ws, monkeypatch, capsys):
     assert f"no record  records/{record['key']}.json" in capsys.readouterr().out
     record_of(ws, "assemble")[0].unlink()
     assert told_by_verify(ws, monkeypatch, capsys) == (1, [("", "no record")])
+
+
+def test_a_record_that_lacks_a_field_is_none_or_does_without(ws, monkeypatch, capsys):
+    made = grown(ws, refs(a="x", b="y"))
+    ws.register("desk", made)
+    path, record = record_of(ws, "assemble")
+    for field in record:
+        path.write_text(json.dumps({k: v for k, v in record.items() if k != field}))
+        whole = ws.record(made.key) is not None
+        for words in (("lineage", "desk"), ("affected", "a.md"), ("diff", "desk", "desk")):
+            assert run(monkeypatch, *words) == 0, (field, words)
+        assert run(monkeypatch, "verify", "desk") == (0 if whole else 1)
+        outcome(ws, made)
+        capsys.readouterr()
+    path.write_text(json.dumps(record))
+    assert ws.record(made.key) == record
 
 
 @pytest.mark.parametrize("part", ["arguments", "version", "stage"])

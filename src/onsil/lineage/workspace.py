@@ -52,7 +52,10 @@ from onsil.lineage.spelling import (
 )
 
 FORMAT = "1"
-PROMISED = {"object", "stage", "version", "arguments", "notes", "ancestry", "code", "finished_at"}
+PROMISED = {
+    "object", "stage", "version", "arguments", "notes", "ancestry", "code", "seconds",
+    "cpu_seconds", "finished_at",
+}  # fmt: skip
 NAME = re.compile(r"[\w가-힣][\w가-힣.-]{0,63}")
 
 
@@ -147,7 +150,8 @@ class Workspace:
         return made.path
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """What made a result. A file that cannot be read is none: the stage runs again."""
+        """What made a result. A file that cannot be read, or lacks what is promised, is none: the
+        stage runs again."""
         found = _parsed(self.root / "records" / f"{key}.json") or {}
         return found if found.get("key") == key and found.keys() >= PROMISED else None
 
