@@ -11,6 +11,7 @@ from commands import run
 from served import make_pen
 
 from onsil import cli
+from onsil.serving.schemas import MOST_TOKENS
 
 PROGRAM = [sys.executable, "-c", "from onsil.cli import main; main()"]
 
@@ -52,15 +53,28 @@ def test_a_path_that_no_system_takes_is_told_in_three_lines(tmp_path, monkeypatc
         ("--top-p", "0"),
         ("--top-p", "nan"),
         ("--tokens", "-5"),
+        ("--tokens", str(MOST_TOKENS + 1)),
+        ("--seed", str(-(2**63) - 1)),
         ("--seed", "99999999999999999999999"),
     ],
 )
 def test_what_no_server_would_draw_with_is_refused(tmp_path, monkeypatch, capsys, option, value):
     make_pen(tmp_path)
     monkeypatch.setenv("ONSIL_HOME", str(tmp_path / "ws"))
+    monkeypatch.setattr("onsil.inference.load_writer", None)  # refused before weights are read
     assert run(monkeypatch, "write", "pen", "휴가", option, value) == 1
     captured = capsys.readouterr()
-    assert value.rstrip("0") in captured.err and "휴가" not in captured.out
+    said = captured.err.strip().splitlines()
+    assert len(said) == 3 and f"{option} {value}" in said[0] and "휴가" not in captured.out
+    assert "finite" in said[1] if value == "nan" else any(c.isdigit() for c in said[1])
+
+
+def test_what_a_server_would_draw_with_is_taken(tmp_path, monkeypatch, capsys):
+    make_pen(tmp_path)
+    monkeypatch.setenv("ONSIL_HOME", str(tmp_path / "ws"))
+    widest = ("--temperature", "2", "--top-p", "1", "--seed", str(2**63 - 1), "--tokens", "1")
+    assert run(monkeypatch, "write", "pen", "휴가", *widest) == 0
+    assert capsys.readouterr().out.startswith("휴가")
 
 
 def test_a_slip_of_the_pen_leaves_no_empty_workspace(tmp_path, monkeypatch):

@@ -363,21 +363,48 @@ def write_command(
     seed: Annotated[int, typer.Option(help="of the draw · 추첨 씨앗")] = 0,
 ) -> None:
     """The language model of a name goes on writing. · 언어 모델이 글을 이어 씁니다."""
-    from onsil.inference import Sampling, check_drawing, load_writer
+    from onsil.inference import Sampling, load_writer
     from onsil.models.checkpoint import load
 
+    _check_drawing(temperature=temperature, top_p=top_p, seed=seed, max_tokens=tokens)
     ws = Workspace.find()
     called, version, model = ws.resolve(name)
     folder = ws.whole(model)
     own = (folder / "config.json").is_file()
     parts = (folder, folder) if own else (folder / "decoder", folder / "tokenizer")
-    how = Sampling(temperature, top_p, seed)
-    check_drawing(how, tokens)
     writer = load_writer(*parts, load)
     typer.echo(beginning, nl=False)
-    for piece in writer.write(beginning, tokens, how):
+    for piece in writer.write(beginning, tokens, Sampling(temperature, top_p, seed)):
         typer.echo(piece, nl=False)
     typer.echo("\n" + _notice(called, version))
+
+
+# What the server's check says of a number, by its name there; in English and Korean.
+BOUNDS = {
+    "greater_than_equal": ("It is to be at least {ge}.", "{ge} 이상이어야 합니다."),
+    "greater_than": ("It is to be more than {gt}.", "{gt}보다 커야 합니다."),
+    "less_than_equal": ("It is to be at most {le}.", "{le} 이하여야 합니다."),
+    "finite_number": ("It is to be a finite number.", "유한한 수여야 합니다."),
+}
+
+
+def _check_drawing(**given: Any) -> None:
+    """Raises OnsilError for what the server refuses as well."""
+    from pydantic import ValidationError
+
+    from onsil.serving.schemas import Drawing
+
+    try:
+        Drawing(model="-", **given)
+    except ValidationError as e:
+        found = e.errors()[0]
+        field, value = str(found["loc"][0]), found["input"]
+        what = f"--{field.removeprefix('max_').replace('_', '-')} {value}"
+        en, ko = (words.format(**found.get("ctx", {})) for words in BOUNDS[found["type"]])
+        raise OnsilError(
+            en=(f"{what} cannot be used.", en, "Give another one, or leave it out."),
+            ko=(f"{what} 값은 쓸 수 없습니다.", ko, "값을 고치거나 빼고 다시 실행해 주세요."),
+        ) from None
 
 
 @app.command("inspect")

@@ -2,6 +2,6 @@
 
 from onsil.inference.copying import copied_answer
 from onsil.inference.generation import Writer, load_writer, written
-from onsil.inference.sampling import Sampling, check_drawing
+from onsil.inference.sampling import Sampling
 
-__all__ = ["Sampling", "Writer", "check_drawing", "copied_answer", "load_writer", "written"]
+__all__ = ["Sampling", "Writer", "copied_answer", "load_writer", "written"]

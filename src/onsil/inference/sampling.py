@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from onsil.errors import OnsilError
-
 FIRST_LOOK = 64
 BITS = 15  # of a float32 that do not choose its bin
 
@@ -38,32 +36,6 @@ class Sampling(NamedTuple):
     @property
     def shifts(self) -> bool:
         return bool(self.presence_penalty or self.frequency_penalty or self.logit_bias)
-
-
-MOST_SEED = 2**63
-
-
-def check_drawing(how: Sampling, tokens: int) -> None:
-    """Raises OnsilError for what no server would take either: the field, its value, the range."""
-    for name, value, fits, range_ in (
-        ("temperature", how.temperature, 0 <= how.temperature <= 2, "0 … 2"),
-        ("top_p", how.top_p, 0 < how.top_p <= 1, "0 < … 1"),
-        ("seed", how.seed, -MOST_SEED <= how.seed < MOST_SEED, "−2⁶³ … 2⁶³−1"),
-        ("tokens", tokens, tokens >= 1, "1 …"),
-    ):
-        if not fits:
-            raise OnsilError(
-                en=(
-                    f"{name} {value} cannot be used.",
-                    f"It lies outside of {range_}.",
-                    "Give another one and run it again.",
-                ),
-                ko=(
-                    f"{name} {value}은(는) 쓸 수 없습니다.",
-                    f"{range_} 범위를 벗어났습니다.",
-                    "값을 고쳐 다시 실행해 주세요.",
-                ),
-            )
 
 
 def likeliest(scores_V: Tensor) -> int:
