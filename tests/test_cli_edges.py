@@ -13,6 +13,7 @@ from served import make_pen
 from onsil import cli
 from onsil.serving.schemas import MOST_TOKENS
 
+CHECKPOINT = Path(__file__).parents[1] / "base" / "encoder"
 PROGRAM = [sys.executable, "-c", "from onsil.cli import main; main()"]
 
 
@@ -85,9 +86,20 @@ def test_a_slip_of_the_pen_leaves_no_empty_workspace(tmp_path, monkeypatch):
     for words in (
         ("grow", "nowhere", "--name", "desk"),
         ("grow", "docs", "--name", "a/b"),
+        ("grow", "docs", "--name", "desk", "--base", "nowhere"),
+        ("load", "nowhere"),
+        ("load", "docs"),
+        ("load", str(CHECKPOINT), "--name", "a/b"),
     ):
         assert run(monkeypatch, *words) == 1
         assert not (tmp_path / ".onsil").exists(), words
+
+
+def test_a_bad_name_is_refused_before_anything_is_merged(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ONSIL_HOME", str(make_pen(tmp_path)))
+    monkeypatch.setattr("onsil.release.merge_models", None)
+    assert run(monkeypatch, "merge", "pen", "pen", "--name", "a/b") == 1
+    assert "'a/b' cannot be a model's name" in capsys.readouterr().err
 
 
 def test_what_may_not_be_read_is_not_said_to_be_unwritable(monkeypatch, capsys):

@@ -72,10 +72,10 @@ def grow_command(
     text = read_plan(plan) if plan else None
     proper_name(name)
     check_folder(folder)  # before a workspace is made for it
-    ws = Workspace.found_or_new()
     start = Path(base) if base else None
     if start and start != NO_BASE and not start.exists():
-        start = ws.resolve(str(base))[2].path
+        start = Workspace.find().resolve(str(base))[2].path
+    ws = Workspace.found_or_new()
     try:
         grown = grow(ws, folder, name, asked, text, start, typer.echo)
     except KeyboardInterrupt:
@@ -342,11 +342,12 @@ def load_command(
     name: Annotated[str | None, typer.Option(help="default: the folder's · 이름")] = None,
 ) -> None:
     """A published checkpoint becomes a model here. · 공개된 체크포인트를 들여옵니다."""
-    from onsil.release import inspect_model, load_checkpoint, name_of
+    from onsil.release import check_checkpoint, inspect_model, load_checkpoint, name_of
 
+    called = proper_name(name or name_of(path))
+    check_checkpoint(path)  # before a workspace is made for it
     ws = Workspace.found_or_new(typer.echo)
     made = load_checkpoint(ws, path)
-    called = name or name_of(path)
     version = ws.register(called, made)
     _describe(inspect_model(f"{called}@{version}", lambda: ws))
 
@@ -451,6 +452,7 @@ def merge_command(
     """Models that began as one become one again. · 같은 모델에서 나온 모델들을 합칩니다."""
     from onsil.release import inspect_model, merge_models, method_of
 
+    proper_name(name)
     ws = Workspace.find()
     how = method_of(method, amounts, len(names))
     made = merge_models(ws, names, how, base, origin, permission)

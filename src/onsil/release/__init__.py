@@ -8,6 +8,7 @@ of several that began as one.
 import importlib
 
 _HOME = {
+    "check_checkpoint": "checkpoints",
     "load_checkpoint": "checkpoints",
     "name_of": "checkpoints",
     "inspect_model": "inspection",

@@ -35,16 +35,21 @@ def load_checkpoint(ws: Workspace, folder: Path) -> Artifact:
 
     Raises OnsilError when the folder is none, is damaged, or asks for what is not built here.
     """
-    if not folder.is_dir():
-        raise _no_folder(folder)
-    inspect_folder(folder)
-    check_tokenizer(folder)
-    files = files_of(folder)
+    files = check_checkpoint(folder)
     sizes = [(folder / name).stat().st_size for name in files]
     if ws.say:
         ws.say(f"{len(files)} files · {sum(sizes) / 1e6:,.1f} MB")
     refs = [FileRef(name, file_digest(folder / name)) for name in files]
     return adopt_checkpoint(ws, files=refs, run={"source": folder})
+
+
+def check_checkpoint(folder: Path) -> list[str]:
+    """Names of its files, from what a folder says of itself. Raises OnsilError where it is none."""
+    if not folder.is_dir():
+        raise _no_folder(folder)
+    inspect_folder(folder)
+    check_tokenizer(folder)
+    return files_of(folder)
 
 
 @stage(version=1)
