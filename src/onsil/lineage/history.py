@@ -240,7 +240,8 @@ def file_lineage(path: Path) -> dict[str, Any]:
     """What a weights file says of itself, away from any workspace.
 
     Reads the safetensors header only (8 bytes little-endian length, then JSON; see the
-    safetensors format description). Raises OnsilError for another file or a header without it.
+    safetensors format description). Raises OnsilError for another file or a header without it,
+    OSError where the file cannot be read.
     """
     try:
         with path.open("rb") as f:
@@ -249,7 +250,7 @@ def file_lineage(path: Path) -> dict[str, Any]:
                 raise ValueError(f"header of {length} bytes")
             header = json.loads(f.read(length))
         said = header["__metadata__"][METADATA_KEY]
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as e:
+    except (ValueError, KeyError, TypeError, struct.error) as e:
         raise OnsilError(
             en=(
                 f"{path} carries no onsil lineage ({type(e).__name__}: {e}).",
