@@ -1,6 +1,5 @@
 """Commands: parse, call one verb, print. Nothing here wakes torch unless a model has to think."""
 
-import errno
 import io
 import json
 import sys
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from onsil.errors import OnsilError, say
+from onsil.errors import OnsilError, of_the_system, say
 from onsil.lineage import (
     Workspace,
     affected,
@@ -460,36 +459,6 @@ def merge_command(
     _describe(inspect_model(f"{name}@{version}", lambda: ws))
 
 
-# What a disk can say; each in English and Korean.
-DISK = {
-    errno.ENOSPC: (
-        "The disk is full {}\nNothing finished was lost, but no more can be kept.\n"
-        "Free some space and run it again (onsil gc --delete removes what no name reaches, even "
-        "what this run has finished).",
-        "디스크가 가득 찼습니다 {}\n끝난 결과는 그대로 있지만 더 저장할 수 없습니다.\n"
-        "공간을 비우고 다시 실행해 주세요(onsil gc --delete는 이름이 없는 결과를 지우며, 방금 끝낸 "
-        "것도 지웁니다).",
-    ),
-    errno.EROFS: (
-        "This place cannot be written to: {}\nResults have nowhere to go.\n"
-        "Set $ONSIL_HOME to a folder you may write to.",
-        "쓸 수 없는 위치입니다: {}\n결과를 저장할 곳이 없습니다.\n"
-        "$ONSIL_HOME을 쓸 수 있는 폴더로 지정해 주세요.",
-    ),
-    errno.EACCES: (
-        "You may not read this, or not write here: {}\nThe system keeps it from this account.\n"
-        "Change its permissions, or set $ONSIL_HOME to a folder that is yours.",
-        "읽거나 쓸 권한이 없습니다: {}\n이 계정으로는 열 수 없는 위치입니다.\n"
-        "권한을 바꾸거나, $ONSIL_HOME을 본인 폴더로 지정해 주세요.",
-    ),
-}
-DISK[errno.EDQUOT], DISK[errno.EPERM] = DISK[errno.ENOSPC], DISK[errno.EACCES]
-OTHER = (
-    "The system could not do it: {}\n{}\nSee that the path is right, then run it again.",
-    "시스템이 처리하지 못했습니다: {}\n{}\n경로가 맞는지 확인하고 다시 실행해 주세요.",
-)
-
-
 def main() -> None:
     """The `onsil` command: an expected error is three lines and exit code 1, never a trace."""
     for stream in (sys.stdout, sys.stderr):  # a terminal without Hangul shows «?», not a trace
@@ -501,8 +470,5 @@ def main() -> None:
         typer.echo(str(e), err=True)
         sys.exit(1)
     except OSError as e:
-        words = DISK.get(e.errno or 0, OTHER)
-        place = str(e.filename or "")
-        place = place if len(place) <= 200 else f"{place[:199]}…"
-        typer.echo(say(*(w.format(place, e.strerror or e) for w in words)), err=True)
+        typer.echo(of_the_system(e), err=True)
         sys.exit(1)
