@@ -83,7 +83,7 @@ def flower(*, out, run):
 
 @stage(version=1)
 def bouquet(*, of, out, run):
-    (out / "a").write_text((of / "a").read_text())
+    (out / "a").write_text((of / "a").read_text() + " bound")
 
 
 def test_what_a_named_model_was_made_from_stays_when_it_is_made_anew(tmp_path, monkeypatch, capsys):
