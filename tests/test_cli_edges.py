@@ -102,15 +102,6 @@ def test_a_bad_name_is_refused_before_anything_is_merged(tmp_path, monkeypatch, 
     assert "'a/b' cannot be a model's name" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_read_is_not_said_to_carry_nothing(tmp_path, monkeypatch, capsys):
-    (tmp_path / "dir.safetensors").mkdir()
-    for name, why in (("none", "No such file"), ("dir", "Is a directory")):
-        file = tmp_path / f"{name}.safetensors"
-        assert run(monkeypatch, "lineage", str(file)) == 1
-        said = capsys.readouterr().err
-        assert str(file) in said and why in said and "carries no onsil lineage" not in said
-
-
 def test_what_may_not_be_read_is_not_said_to_be_unwritable(monkeypatch, capsys):
     def refused(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/secret/model.safetensors")

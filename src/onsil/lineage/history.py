@@ -240,8 +240,7 @@ def file_lineage(path: Path) -> dict[str, Any]:
     """What a weights file says of itself, away from any workspace.
 
     Reads the safetensors header only (8 bytes little-endian length, then JSON; see the
-    safetensors format description). Raises OnsilError for another file or a header without it,
-    OSError where the file cannot be read.
+    safetensors format description). Raises OnsilError for another file or a header without it.
     """
     try:
         with path.open("rb") as f:
@@ -250,7 +249,7 @@ def file_lineage(path: Path) -> dict[str, Any]:
                 raise ValueError(f"header of {length} bytes")
             header = json.loads(f.read(length))
         said = header["__metadata__"][METADATA_KEY]
-    except (ValueError, KeyError, TypeError, struct.error) as e:
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as e:
         raise OnsilError(
             en=(
                 f"{path} carries no onsil lineage ({type(e).__name__}: {e}).",
